@@ -1,0 +1,45 @@
+"""Object detectors that know how tight their boxes are.
+
+>>> import tightbox
+>>> model = tightbox.create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False)
+>>> model.name
+'vfnet'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightbox.checkpoint import load as load
+    from tightbox.models import create_model as create_model
+    from tightbox.structures import Candidates as Candidates
+    from tightbox.structures import Detections as Detections
+    from tightbox.structures import ImageBatch as ImageBatch
+    from tightbox.structures import Targets as Targets
+
+__version__ = "0.1.0"
+
+# Loaded on first use, because torch takes seconds to import and `tightbox --help` must not.
+_HOMES = {
+    "create_model": "tightbox.models",
+    "load": "tightbox.checkpoint",
+    "Candidates": "tightbox.structures",
+    "Detections": "tightbox.structures",
+    "ImageBatch": "tightbox.structures",
+    "Targets": "tightbox.structures",
+}
+__all__ = ["Candidates", "Detections", "ImageBatch", "Targets", "create_model", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in ("assigners", "losses", "ops"):
+        return import_module(f"tightbox.{name}")
+    raise AttributeError(f"module 'tightbox' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "assigners", "losses", "ops"])

@@ -1,0 +1,8 @@
+"""Assigners: which anchor or point learns which true object."""
+
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
+from tightbox.assigners.atss import atss, atss_anchors
+from tightbox.assigners.fcos import fcos_assign
+from tightbox.assigners.points import level_points, per_point
+
+__all__ = ["BACKGROUND", "IGNORED", "Assignment", "atss", "atss_anchors", "fcos_assign", "level_points", "per_point"]

@@ -1,0 +1,23 @@
+"""The result of every assigner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """What each anchor or point of one image learns.
+
+    Attributes:
+        matched: (N,) int64 index of the true box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
+        ious: (N,) IoU of each anchor with its true box, 0 without one; None from an assigner without anchors.
+    """
+
+    matched: Tensor
+    ious: Tensor | None = None

@@ -1,0 +1,104 @@
+"""ATSS: an IoU threshold for every object, taken from the anchors nearest to it.
+
+Bridging the Gap Between Anchor-based and Anchor-free Detection, https://arxiv.org/abs/1912.02424, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
+from tightbox.boxes import area, at_least_float32, encode_distances, intersection_union, iou
+from tightbox.errors import UserError
+from tightbox.structures import Targets
+
+MIN_DISTANCE_INSIDE = 0.01  # pixels between a positive anchor's centre and every side of its object
+
+
+def atss_anchors(points: Tensor, point_strides: Tensor, scale: float = 8.0) -> Tensor:
+    """One square anchor (N, 4) around each of `points` (N, 2), with a side of `scale` strides (N,).
+
+    >>> atss_anchors(torch.tensor([[8.0, 0.0]]), torch.tensor([8.0]))
+    tensor([[-24., -32.,  40.,  32.]])
+    """
+    half = point_strides[:, None] * scale / 2
+    return torch.cat([points - half, points + half], dim=1)
+
+
+def atss(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    targets: Targets,
+    topk: int = 9,
+    ignore_iof: float | None = None,
+    valid: Tensor | None = None,
+) -> Assignment:
+    """Which true box each anchor learns.
+
+    The candidates of a true box are, on each level, the `topk` anchors whose centres are nearest to its own (all of
+    them on a smaller level). A candidate is positive if its IoU reaches the candidates' mean plus standard deviation
+    (unbiased; 0 for a single candidate) and its centre lies inside the box. An anchor that is positive for several
+    boxes learns the one of highest IoU. Which of several equally distant anchors are candidates is up to `torch.topk`.
+
+    Args:
+        anchors: (N, 4) anchors, level after level.
+        level_sizes: number of anchors on each level.
+        targets: the objects of one image.
+        topk: candidates a level.
+        ignore_iof: anchors of which more than this fraction lies in one region of `targets.ignore` are ignored and
+            are nobody's candidates; None leaves the regions out of it.
+        valid: (N,) bool; False for an anchor in the padding, which is nobody's candidate and stays background.
+
+    Raises:
+        UserError: if the levels do not add up to the anchors.
+
+    >>> anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [0.0, 0.0, 16.0, 16.0]])
+    >>> targets = Targets.of(torch.tensor([[7.0, 0.0, 15.0, 8.0]]), torch.tensor([0]))
+    >>> atss(anchors, [2, 1], targets)
+    Assignment(matched=tensor([-1,  0, -1]), ious=tensor([0.0000, 0.7778, 0.0000]))
+    """
+    if sum(level_sizes) != len(anchors):
+        raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
+    anchors, truths = at_least_float32(anchors), at_least_float32(targets.boxes)
+    usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
+    matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
+    ious = anchors.new_zeros(len(anchors))
+    if ignore_iof is not None:
+        intersections, _ = intersection_union(anchors[:, None], targets.ignore)  # (N, I)
+        ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
+        matched[ignored] = IGNORED
+        usable = usable & ~ignored
+    if len(truths) == 0:
+        return Assignment(matched, ious)
+
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    candidates = _nearest(centres, level_sizes, usable, truths, topk)  # (G, K)
+    overlaps = iou(anchors[candidates], truths[:, None])  # (G, K)
+    # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
+    spread = overlaps.std(dim=1) if overlaps.shape[1] > 1 else 0
+    reaches = overlaps >= (overlaps.mean(dim=1) + spread)[:, None]
+    inside = encode_distances(centres[candidates], truths[:, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
+
+    truth, column = (reaches & inside).nonzero().unbind(1)
+    anchor, overlap = candidates[truth, column], overlaps[truth, column]
+    ious = ious.scatter_reduce(0, anchor, overlap, "amax")
+    wins = overlap == ious[anchor]
+    # Where even the IoUs are equal the first of the true boxes has it, on every device.
+    matched = matched.scatter_reduce(0, anchor[wins], truth[wins], "amin", include_self=False)
+    return Assignment(matched, ious)
+
+
+def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, truths: Tensor, topk: int) -> Tensor:
+    """Indices (G, K) of the usable anchors nearest to each true box, at most `topk` from each level."""
+    true_centres = (truths[:, :2] + truths[:, 2:]) / 2
+    nearest, start = [], 0
+    for size in level_sizes:
+        level = start + usable[start : start + size].nonzero().squeeze(1)
+        # The matrix-product shortcut of cdist would lose the digits that tell two near anchors apart.
+        distances = torch.cdist(true_centres, centres[level], compute_mode="donot_use_mm_for_euclid_dist")
+        nearest.append(level[distances.topk(min(topk, len(level)), dim=1, largest=False).indices])
+        start += size
+    return torch.cat(nearest, dim=1)

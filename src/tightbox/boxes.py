@@ -1,0 +1,90 @@
+"""Geometry of `xyxy` boxes: area, IoU, distance coding and clipping, in float32 at least."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values as float32, or as float64 if they are that already."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area (...) of boxes (..., 4) in square pixels; 0 for an inverted box.
+
+    >>> area(torch.tensor([[0.0, 0.0, 4.0, 3.0], [5.0, 5.0, 2.0, 9.0]]))
+    tensor([12.,  0.])
+    """
+    boxes = at_least_float32(boxes)
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def intersection_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas (...) of the intersection and of the union of boxes `a` and `b`, (..., 4) each, which broadcast.
+
+    >>> intersection_union(torch.tensor([0.0, 0.0, 4.0, 4.0]), torch.tensor([2.0, 0.0, 6.0, 4.0]))
+    (tensor(8.), tensor(24.))
+    """
+    a, b = at_least_float32(a), at_least_float32(b)
+    top_left = torch.maximum(a[..., :2], b[..., :2])
+    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    intersection = width * height
+    return intersection, area(a) + area(b) - intersection
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (...) of each box of `a` with its box of `b`, (..., 4) each; 0, never NaN, where both have no area.
+
+    >>> iou(torch.tensor([0.0, 0.0, 4.0, 4.0]), torch.tensor([2.0, 0.0, 6.0, 4.0]))
+    tensor(0.3333)
+    """
+    intersection, union = intersection_union(a, b)
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (N, M) of every box of `a` (N, 4) with every box of `b` (M, 4).
+
+    >>> a = torch.tensor([[0.0, 0.0, 4.0, 4.0], [9.0, 9.0, 9.0, 9.0]])
+    >>> pairwise_iou(a, a)
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+    return iou(a[:, None], b[None])
+
+
+def decode_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """Boxes (..., 4) that reach `distances` (..., 4) to the left, top, right and bottom of `points` (..., 2).
+
+    >>> decode_distances(torch.tensor([10.0, 20.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    tensor([ 9., 18., 13., 24.])
+    """
+    points, distances = at_least_float32(points), at_least_float32(distances)
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def encode_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances l, t, r, b (..., 4) from `points` (..., 2) to the sides of `boxes` (..., 4), which broadcast.
+
+    A point is inside its box if all four are positive.
+
+    >>> encode_distances(torch.tensor([10.0, 20.0]), torch.tensor([9.0, 18.0, 13.0, 24.0]))
+    tensor([1., 2., 3., 4.])
+    """
+    points, boxes = at_least_float32(points), at_least_float32(boxes)
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Boxes (..., 4) with every side moved into an image of `size` (height, width).
+
+    >>> clip_boxes(torch.tensor([-3.0, 5.0, 40.0, 50.0]), (30, 20))
+    tensor([ 0.,  5., 20., 30.])
+    """
+    boxes = at_least_float32(boxes)
+    height_width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)
+    return torch.minimum(boxes.clamp(min=0), height_width.flip(0).repeat(2))

@@ -1,0 +1,105 @@
+"""Checkpoints: a folder with `weights.safetensors` and `card.json`; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+import tightbox
+from tightbox.errors import UserError
+from tightbox.files import atomic_path, write_json
+from tightbox.models import Detector, create_model
+from tightbox.options import BackboneOptions, Preprocess
+
+WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
+
+
+def save(model: Detector, folder: Path) -> Path:
+    """Write a model's weights and card into a folder; each file is replaced whole or not at all.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    card = {
+        "format": FORMAT,
+        "tightbox": tightbox.__version__,
+        "model": model.name,
+        "class_names": list(model.class_names),
+        "backbone": asdict(model.backbone.options),
+        "options": asdict(model.options),
+        "preprocess": asdict(model.preprocess),
+        "metrics": model.metrics,
+    }
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors))
+    write_json(folder / CARD, card)
+    return folder
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a checkpoint folder.
+
+    Raises:
+        UserError: if there is no checkpoint, or its card cannot be read.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise UserError(f"{folder} is not a checkpoint: it has no {CARD}; give the folder that `tightbox train` wrote")
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise UserError(f"{path} has format {card['format']}; this tightbox reads {FORMAT}: upgrade tightbox")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again") from error
+    return card
+
+
+def load(path: str | Path) -> Detector:
+    """A detector from the folder it was saved in, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, or card and weights do not fit each other.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    try:
+        backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
+        model = create_model(
+            card["model"],
+            class_names=card["class_names"],
+            backbone=backbone,
+            preprocess=Preprocess(**card["preprocess"]),
+            **card["options"],
+        )
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the checkpoint again") from error
+    load_weights(model, tensors, str(folder / WEIGHTS))
+    model.metrics = card.get("metrics", {})
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copy tensors into a model; every name and shape must fit.
+
+    Raises:
+        UserError: naming the first misfit.
+    """
+    own = model.state_dict()
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise UserError(f"{source} lacks {missing[0]} and {len(missing) - 1} more tensors that the model needs")
+    if surplus := sorted(tensors.keys() - own.keys()):
+        raise UserError(f"{source} holds {surplus[0]} and {len(surplus) - 1} more tensors that the model does not have")
+    for name, value in own.items():
+        if tensors[name].shape != value.shape:
+            raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}")
+    model.load_state_dict(tensors)

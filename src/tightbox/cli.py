@@ -1,0 +1,81 @@
+"""The command line: `tightbox train`, `eval`, `predict`, `doctor` and `demo`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from tightbox import __version__
+from tightbox.commands import demo, doctor, evaluate, predict, train
+from tightbox.errors import UserError
+
+COMMANDS = {"demo": demo, "doctor": doctor, "train": train, "eval": evaluate, "predict": predict}
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Options are shown with dashes, as they are usually typed."""
+
+    def _format_action_invocation(self, action: Any) -> str:
+        shown: str = super()._format_action_invocation(action)
+        return re.sub(r"--[\w.]+", lambda option: option[0].replace("_", "-"), shown)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and exit with status 2."""
+        text = re.sub(r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message))
+        print(f"tightbox: {' '.join(text.split())} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> Parser:
+    """The parser of all commands; none of it imports torch."""
+    parser = Parser(
+        prog="tightbox",
+        description="Object detectors that know how tight their boxes are.",
+        formatter_class=_HelpFormatter,
+        version=f"tightbox {__version__}",
+    )
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").split("\n")[0]
+        usage = f"tightbox {name} {module.USAGE}"
+        command = Parser(description=summary, usage=usage, formatter_class=_HelpFormatter)
+        module.add_arguments(command)
+        commands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Options as the parser knows them: `--batch-size=8` becomes `--batch_size=8`."""
+    return [re.sub(r"^--[\w.-]+", lambda option: "--" + option[0][2:].replace("-", "_"), a) for a in arguments]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 for findings of the doctor, 2 for mistakes, 130 for Ctrl-C."""
+    given = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    try:
+        if not given:
+            parser.print_help()
+            return 2
+        if given[0] == "train":
+            given = train.with_resumed_configuration(given)
+        parsed = parser.parse_args(given)
+        return int(COMMANDS[parsed.command].run(parsed[parsed.command]) or 0)
+    except UserError as error:
+        print(f"tightbox: {error}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except KeyboardInterrupt:
+        print("tightbox: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Train a detector on your own images; COCO, Pascal VOC and YOLO folders are recognised."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from tightbox.errors import UserError
+from tightbox.files import atomic_path
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
+
+USAGE = "--data DIR --out DIR [--config FILE] [--resume] [options]"
+CONFIGURATION = "config.yaml"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The folders, then every field of every options class."""
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
+    parser.add_argument("--data", required=True, help="folder of the data set")
+    parser.add_argument("--out", required=True, help="folder for checkpoints, metrics and the resolved configuration")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    parser.add_argument("--model", choices=["vfnet"], default="vfnet", help="which detector")
+    parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
+    parser.add_class_arguments(BackboneOptions, None, skip={"name"})
+    parser.add_class_arguments(Preprocess, None)
+    parser.add_class_arguments(TrainOptions, None)
+    parser.add_class_arguments(AugmentOptions, None)
+    parser.add_class_arguments(VFNetOptions, "vfnet")
+
+
+def with_resumed_configuration(arguments: list[str]) -> list[str]:
+    """For `train --resume --out DIR` alone, the options that the run in DIR was started with come first."""
+    if "--resume" not in arguments or "--config" in arguments:
+        return arguments
+    out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), None)
+    out = out or next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), None)
+    if out is None:
+        return arguments
+    path = Path(out) / CONFIGURATION
+    if not path.is_file():
+        raise UserError(f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume")
+    return [arguments[0], "--config", str(path), *arguments[1:]]
+
+
+def run(args: Namespace) -> int:
+    """Read the data, build the model, train it, and say what came out."""
+    out = Path(args.out)
+    backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
+    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
+    augment, head = AugmentOptions(**_pick(AugmentOptions, args)), VFNetOptions(**vars(args.vfnet))
+    if (out / "metrics.jsonl").exists() and not args.resume:
+        raise UserError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+
+    from tightbox.data.layout import read_data, splits
+
+    train = read_data(args.data, "train")
+    val = read_data(args.data, "val").with_classes(train.class_names) if "val" in splits(args.data) else None
+
+    from accelerate import PartialState
+    from accelerate.utils import set_seed
+
+    from tightbox.evaluation.coco import evaluate  # noqa: F401 - a missing evaluator should be found now, not later
+    from tightbox.models import create_model
+    from tightbox.training.fit import choose_precision, fit
+
+    state = PartialState()
+    state.print(f"found {train.layout}: {len(train.records)} training pictures, classes {', '.join(train.class_names)}")
+    if val is None:
+        state.print("found no validation split: nothing will be evaluated; add one to see how good the boxes are")
+    else:
+        state.print(f"found {val.layout}: {len(val.records)} validation pictures")
+    set_seed(options.seed)
+    model = create_model(
+        args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **vars(head)
+    )
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    state.print(
+        f"{args.model} on {backbone.name}, {million:.1f} million weights, {choose_precision(options.precision)} precision"
+    )
+    if state.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out / CONFIGURATION) as temporary:
+            temporary.write_text(_resolved(args), encoding="utf-8")
+    state.wait_for_everyone()
+    trained = fit(model, train, val, out, options, augment, resume=args.resume)
+    if val is not None and "ap" in trained.metrics:
+        state.print(f"best checkpoint: {out / 'best'}")
+    state.print(f"next: tightbox predict {out / 'best'} YOUR_PICTURES --out predictions")
+    return 0
+
+
+def _pick(kind: type[Any], args: Namespace, skip: str = "") -> dict[str, Any]:
+    return {field.name: args[field.name] for field in fields(kind) if field.name != skip}
+
+
+def _resolved(args: Namespace) -> str:
+    """The YAML that gives the same run again."""
+    import yaml
+
+    plain = {name: value for name, value in args.as_dict().items() if name not in ("config", "resume")}
+    text: str = yaml.safe_dump(plain, sort_keys=False)
+    return text

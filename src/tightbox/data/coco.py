@@ -1,0 +1,149 @@
+"""COCO JSON annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity
+
+_DOCTOR = "tightbox doctor lists every such case"
+
+
+def read_coco(json_path: Path, image_dir: Path, *, root: Path | None = None, split: str = "") -> DetectionData:
+    """The data set of one COCO JSON file; classes in order of their category ids, whatever those are.
+
+    Args:
+        json_path: the annotations.
+        image_dir: the folder that `file_name` starts from.
+        root: the data set's folder, to name in messages; the JSON file's own by default.
+        split: the split's name; the JSON file's stem by default.
+
+    Raises:
+        UserError: if the file is cut off, lacks a part, or an annotation makes no sense.
+    """
+    return parse_coco(json_path, [image_dir], root=root or json_path.parent, split=split or json_path.stem).data()
+
+
+def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split: str) -> Parsed:
+    """All that can be understood of a COCO JSON file; the pictures' folder is the likeliest of `image_dirs`."""
+    layout = json_path.relative_to(root) if json_path.is_relative_to(root) else json_path
+    parsed = Parsed(f"COCO ({layout})", root, split)
+    content = _load(json_path, parsed)
+    if content is None:
+        return parsed
+    label_of = _categories(content["categories"], json_path, parsed)
+    position_of = _images(content["images"], json_path, image_dirs, parsed)
+    seen: set[str] = set()
+    for number, annotation in enumerate(content["annotations"], 1):
+        if not isinstance(annotation, dict):
+            parsed.error("annotation", f"entry {number} of the annotations in {json_path} is no object", "remove it")
+            continue
+        image_id, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
+        own = str(annotation.get("id", f"number {number}"))
+        where = f"annotation {own} of image {image_id} in {json_path}"
+        if own in seen:
+            message = f"{json_path} has annotation id {own} more than once, and pycocotools would keep only the last"
+            parsed.findings.append(Finding(Severity.NOTE, "duplicate-annotation-id", "", message, "number them anew"))
+        seen.add(own)
+        position = position_of.get(image_id) if _is_id(image_id) else None
+        label = label_of.get(category) if _is_id(category) else None
+        box = _xyxy(bbox)
+        if position is None:
+            fix = f"remove the annotation or add its image; {_DOCTOR}"
+            parsed.error("unknown-image", f"{where} names an image id that is not in images", fix)
+            continue
+        path = parsed.images[position].path
+        if label is None:
+            message = f"{where} names category id {category}, which is not in categories"
+            parsed.error("unknown-category", message, f"add the category or correct the annotation; {_DOCTOR}", path)
+        elif box is None:
+            message = f"{where} has the bbox {bbox}, which is not 4 finite numbers"
+            parsed.error("bbox", message, f"give it [x, y, width, height] in pixels; {_DOCTOR}", path)
+        else:
+            crowd, area = bool(annotation.get("iscrowd")), _area(annotation.get("area"))
+            parsed.boxes.append(RawBox(position, label, box, crowd, area))
+    return parsed
+
+
+def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
+    try:
+        content = json.loads(json_path.read_bytes())
+    except OSError as error:
+        parsed.error("json", f"cannot read {json_path}: {error.strerror}", "check the path and its permissions")
+        return None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno} (character {error.pos} of {len(error.doc)})"
+        message = f"{json_path} is not valid JSON at {place}: {error.msg}"
+        parsed.error("json", message, "it may be cut off: copy or export it again")
+        return None
+    except UnicodeDecodeError as error:
+        parsed.error("json", f"{json_path} is not text at byte {error.start}", "copy or export it again")
+        return None
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
+        parsed.error("json", message, "export it again as COCO instances")
+        return None
+    return content  # type: ignore[no-any-return]
+
+
+def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, int]:
+    """Fills in the classes by ascending id; the label of each category id."""
+    whole = [
+        row for row in rows if isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("name"), str)
+    ]
+    if len(whole) < len(rows):
+        message = f"{len(rows) - len(whole)} categories of {json_path} lack a whole-number id or a name"
+        parsed.error("category", message, "give every category both")
+    whole.sort(key=lambda row: row["id"])
+    parsed.set_classes((row["id"] for row in whole), (row["name"] for row in whole), json_path)
+    return {number: label for label, number in enumerate(parsed.category_ids)}
+
+
+def _images(rows: list[Any], json_path: Path, image_dirs: Sequence[Path], parsed: Parsed) -> dict[int, int]:
+    """Fills in the pictures; the position of each image id."""
+    position_of: dict[int, int] = {}
+    names = [row["file_name"] for row in rows[:20] if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+    # Judged by several pictures, because the first may be the one that is missing; ties go to the usual folder.
+    folder = max(image_dirs, key=lambda folder: sum((folder / name).is_file() for name in names))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("file_name"), str):
+            message = f"entry {number} of the images in {json_path} lacks a whole-number id or a file_name"
+            parsed.error("image-entry", message, "give it both or remove it")
+            continue
+        path = folder / row["file_name"]
+        if row["id"] in position_of:
+            other = parsed.images[position_of[row["id"]]].path.name
+            message = f"{json_path} gives image id {row['id']} to both {other} and {path.name}"
+            parsed.error("duplicate-image-id", message, "number the images anew, and their annotations with them", path)
+        width, height = row.get("width"), row.get("height")
+        if not (_is_id(width) and _is_id(height) and width > 0 and height > 0):
+            width, height = parsed.size_of(path)
+        position_of.setdefault(row["id"], len(parsed.images))
+        parsed.images.append(RawImage(path, row["id"], width, height))
+    return position_of
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    # The bound also refuses nan, inf and what float32 areas cannot hold.
+    return isinstance(value, (int, float)) and abs(value) < 1e15
+
+
+def _xyxy(bbox: object) -> tuple[float, float, float, float] | None:
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        return None
+    x, y, width, height = bbox
+    return (x, y, x + width, y + height)
+
+
+def _area(value: object) -> float:
+    """The annotated area; nan, which stands for the box's own, if there is none worth the name."""
+    return value if _is_number(value) and value > 0 else float("nan")

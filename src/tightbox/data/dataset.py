@@ -1,0 +1,147 @@
+"""Records on disk to batches in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tightbox.data.records import DetectionData
+from tightbox.data.transforms import Sample, TrainTransform, resize
+from tightbox.errors import UserError
+from tightbox.images import UnreadableImage, open_image
+from tightbox.options import Preprocess
+from tightbox.structures import ImageBatch, Targets
+
+Item = tuple[Tensor, Targets, int]
+
+
+class DetectionDataset(Dataset[Item]):
+    """Pictures with their targets, resized for a model; with a transform, changed at random first.
+
+    Args:
+        data: the records.
+        preprocess: the size pictures are fitted into.
+        transform: the random changes; None for evaluation.
+        seed: of the changes.
+        epochs: length of the whole training, so that changes may depend on how far it is.
+        cache_mb: decoded pictures are kept in memory up to this size.
+        skip_unreadable: replace a picture that cannot be read by the next one that can, and note it in `skipped`.
+    """
+
+    def __init__(
+        self,
+        data: DetectionData,
+        preprocess: Preprocess,
+        *,
+        transform: TrainTransform | None = None,
+        seed: int = 0,
+        epochs: int = 1,
+        cache_mb: int = 0,
+        skip_unreadable: bool = False,
+    ) -> None:
+        self.data = data
+        self.preprocess = preprocess
+        self.transform = transform
+        self.seed = seed
+        self.epochs = epochs
+        self.skip_unreadable = skip_unreadable
+        self.skipped: set[str] = set()
+        self._cache: dict[int, Tensor] = {}
+        self._free = cache_mb * 2**20
+
+    def __len__(self) -> int:
+        return len(self.data.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Pixels (3, H, W) uint8, targets and index of the sample `key` = (epoch, index)."""
+        epoch, index = key
+        if self.transform is None:
+            sample = self._load(index)
+            sample = resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]))
+        else:
+            seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                sample = self.transform(self._load, index, len(self), epoch / self.epochs)
+        object_ = ~sample.crowd
+        targets = Targets.of(sample.boxes[object_], sample.labels[object_], sample.boxes[sample.crowd])
+        return sample.image, targets, index
+
+    def _load(self, index: int) -> Sample:
+        for step in range(len(self)):
+            record = self.data.records[(index + step) % len(self)]
+            try:
+                image = self._pixels((index + step) % len(self))
+            except UnreadableImage as error:
+                if not self.skip_unreadable:
+                    raise UserError(f"{error}, or train without such pictures: --train.skip_unreadable true") from error
+                if str(record.path) not in self.skipped:
+                    self.skipped.add(str(record.path))
+                    print(f"skipped: {error}", flush=True)
+                continue
+            boxes, labels, crowd = (torch.from_numpy(a) for a in (record.boxes, record.labels, record.crowd))
+            return Sample(image, boxes, labels, crowd)
+        raise UserError(f"not one picture of the {self.data.split} split of {self.data.root} can be read")
+
+    def _pixels(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        record = self.data.records[index]
+        image = open_image(record.path, (record.width, record.height))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        if pixels.nbytes <= self._free:
+            self._free -= pixels.nbytes
+            self._cache[index] = pixels
+        return pixels
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that is a function of seed and epoch alone.
+
+    Args:
+        count: number of samples.
+        batch_size: samples a batch; a last smaller batch is dropped unless it is the only one.
+        seed: of the order.
+
+    Attributes:
+        epoch: which epoch the next iteration gives.
+        start: how many batches of it to pass over, when a training is resumed in the middle of an epoch.
+    """
+
+    drop_last = True
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = min(batch_size, count)
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        for i in range(self.start, len(self)):
+            yield [(self.epoch, j) for j in order[i * self.batch_size : (i + 1) * self.batch_size]]
+
+
+def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Targets], list[int]]:
+    """Items to one batch."""
+    images, targets, indices = zip(*items, strict=True)
+    return ImageBatch.of(images), list(targets), list(indices)
+
+
+def evaluation_loader(
+    dataset: DetectionDataset, indices: Sequence[int], batch_size: int, workers: int
+) -> DataLoader[Item]:
+    """Batches of the given samples; pictures of like shape go together, so that little is padded."""
+    records = dataset.data.records
+    order = sorted(indices, key=lambda i: (records[i].width / max(records[i].height, 1), i))
+    batches = [[(0, i) for i in order[k : k + batch_size]] for k in range(0, len(order), batch_size)]
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)

@@ -1,0 +1,137 @@
+"""Pascal VOC folders, as downloaded or in that shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
+from tightbox.errors import UserError
+from tightbox.images import IMAGE_SUFFIXES
+
+
+def read_voc(root: Path, split: str) -> DetectionData:
+    """One split of Pascal VOC.
+
+    * `root` is the folder with VOCdevkit in it, VOCdevkit itself, or one folder with Annotations, ImageSets/Main and
+      JPEGImages.
+    * Where the annotated test pictures of VOC2007 lie there, the splits are the papers': "train" is trainval of every
+      year found (07+12), and "val" is VOC2007's test. Otherwise they are train.txt and val.txt of every year. Any
+      other name is that text file of ImageSets/Main.
+    * VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin only: a box from pixel 1 to
+      pixel 4 becomes (0, 4), which is 4 wide.
+    * Objects marked difficult become crowd: VOC's own protocol counts them neither as hit nor as miss.
+    * Classes are those of all annotation files of the years found, alphabetically, which is VOC's own order.
+
+    Raises:
+        UserError: if there is no such split, or an annotation file makes no sense.
+    """
+    parse = find_voc(root, split)
+    if parse is None:
+        raise UserError(f"{root} has no Pascal VOC split {split!r}; it takes ImageSets/Main/{split}.txt")
+    return parse().data()
+
+
+def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:
+    """The parser of the split, if `root` has Pascal VOC's layout and the split is there."""
+    parents = (root, root / "VOCdevkit")
+    years = [root] if _is_year(root) else [y for p in parents for y in sorted(p.glob("VOC*")) if _is_year(y)]
+    test2007 = [year for year in years if year.name == "VOC2007" and _has_test(year)]
+    if test2007 and split in ("train", "val"):
+        lists = (
+            _lists(test2007, ["test"]) if split == "val" else _lists(years, ["trainval"]) or _lists(years, ["train"])
+        )
+    elif split == "test":
+        lists = _lists([year for year in years if _has_test(year)], ["test"])
+    else:
+        lists = _lists(years, split_names(split))
+    return partial(_parse, root, split, years, lists) if lists else None
+
+
+def _is_year(folder: Path) -> bool:
+    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+
+
+def _lists(years: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    return [path for year in years for name in names if (path := year / "ImageSets" / "Main" / f"{name}.txt").is_file()]
+
+
+def _names(image_list: Path) -> list[str]:
+    return [line.strip() for line in image_list.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _has_test(year: Path) -> bool:
+    """Whether the test pictures and their annotations lie there: VOC2012's list comes without either."""
+    first = [name for path in _lists([year], ["test"]) for name in _names(path)[:1]]
+    return any((year / "Annotations" / f"{name}.xml").is_file() and name in _pictures(year) for name in first)
+
+
+def _pictures(year: Path) -> dict[str, Path]:
+    """The pictures of a year by their names without suffix."""
+    return {path.stem: path for path in (year / "JPEGImages").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path]) -> Parsed:
+    parsed = Parsed(f"Pascal VOC ({', '.join(f'{path.parents[2].name} {path.stem}' for path in lists)})", root, split)
+    trees = {path: _tree(path, parsed) for year in years for path in sorted((year / "Annotations").glob("*.xml"))}
+    objects = [o for tree in trees.values() if tree is not None for o in tree.iterfind("object")]
+    names = sorted({_text(o, "name") for o in objects} - {""})
+    parsed.set_classes(range(len(names)), names, root)
+    label_of = {name: label for label, name in enumerate(names)}
+    for image_list in lists:
+        year = image_list.parents[2]
+        picture_of = _pictures(year)
+        for name in _names(image_list):
+            picture = picture_of.get(name, year / "JPEGImages" / f"{name}.jpg")
+            xml = year / "Annotations" / f"{name}.xml"
+            if xml not in trees:
+                message = f"{image_list} lists {name}, but there is no {xml}"
+                parsed.error("missing-annotation", message, "add the file or take the name off the list", picture)
+                continue
+            tree = trees[xml]
+            if tree is None:
+                continue
+            _add_boxes(tree, xml, picture, label_of, parsed)
+            sides = [_text(tree, f"size/{side}") for side in ("width", "height")]
+            known = all(side.isdecimal() and int(side) > 0 for side in sides)
+            width, height = map(int, sides) if known else parsed.size_of(picture)
+            parsed.images.append(RawImage(picture, len(parsed.images) + 1, width, height))
+    return parsed
+
+
+def _tree(path: Path, parsed: Parsed) -> ElementTree.Element | None:
+    try:
+        return ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        message = f"{path} is not valid XML at line {error.position[0]}, column {error.position[1]}"
+        parsed.error("xml", message, "it may be cut off: copy or export it again")
+        return None
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _add_boxes(tree: ElementTree.Element, xml: Path, picture: Path, label_of: dict[str, int], parsed: Parsed) -> None:
+    for number, entry in enumerate(tree.iterfind("object"), 1):
+        name = _text(entry, "name")
+        corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        box = _numbers(corners)
+        if name and box is not None:
+            x1, y1, x2, y2 = box
+            difficult = _text(entry, "difficult") == "1"
+            parsed.boxes.append(RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult))
+            continue
+        message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {', '.join(corners)}"
+        parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", picture)
+
+
+def _numbers(texts: Sequence[str]) -> list[float] | None:
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        return None
+    return numbers if all(map(isfinite, numbers)) else None

@@ -1,0 +1,76 @@
+"""Running a detector over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from tightbox.boxes import clip_boxes
+from tightbox.data.dataset import DetectionDataset, evaluation_loader
+from tightbox.data.records import DetectionData
+from tightbox.evaluation.coco import CocoMetrics, evaluate
+from tightbox.models import Detector
+from tightbox.structures import Detections
+
+
+@torch.inference_mode()
+def detect_data(
+    model: Detector,
+    data: DetectionData,
+    *,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, Detections]:
+    """Detections of every record, by its index, in pixels of the original pictures; all processes get all of them.
+
+    Args:
+        model: used in evaluation mode; its mode is restored.
+        data: the records.
+        accelerator: shares the work among processes and names the device; without it, one process on the model's.
+        batch_size: pictures at a time.
+        workers: processes that load pictures.
+        progress: called with the number of pictures done and their total.
+    """
+    dataset = DetectionDataset(data, model.preprocess)
+    share = list(range(len(dataset)))
+    device = next(model.parameters()).device
+    if accelerator is not None:
+        share = share[accelerator.process_index :: accelerator.num_processes]
+    found: list[tuple[int, Detections]] = []
+    training = model.training
+    model.eval()
+    for images, _, indices in evaluation_loader(dataset, share, batch_size, workers):
+        for index, size, raw in zip(indices, images.sizes, model.detect(images.to(device)), strict=True):
+            record = data.records[index]
+            kept = raw.to("cpu")
+            scale = torch.tensor([record.width / size[1], record.height / size[0]] * 2)
+            boxes = clip_boxes(kept.boxes * scale, (record.height, record.width))
+            found.append((index, Detections(boxes, kept.scores, kept.labels, kept.ious)))
+        if progress is not None:
+            progress(len(found), len(share))
+    model.train(training)
+    if accelerator is not None and accelerator.num_processes > 1:
+        found = gather_object(found)
+    return dict(sorted(found, key=lambda pair: pair[0]))
+
+
+def to_results(found: dict[int, Detections], data: DetectionData) -> list[dict[str, Any]]:
+    """Rows of a COCO result file, with the data set's own image and category ids."""
+    rows = []
+    for index, detections in found.items():
+        rows += detections.to_coco(data.records[index].image_id, data.category_ids)
+    return rows
+
+
+def evaluate_model(
+    model: Detector, data: DetectionData, *, accelerator: Accelerator | None = None, batch_size: int = 8
+) -> CocoMetrics:
+    """COCO metrics of a detector on records with its classes."""
+    found = detect_data(model, data, accelerator=accelerator, batch_size=batch_size)
+    return evaluate(data.to_coco(), to_results(found, data))

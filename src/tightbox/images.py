@@ -1,0 +1,138 @@
+"""Opening any picture a person may have as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from tightbox.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+# How to turn the stored pixels upright, by the value of the EXIF orientation tag.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(UserError):
+    """A picture that is missing, cut off, or in no known format; `reason` says which."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot read the picture {path}: {reason}; replace the file or take it out of the data set")
+        self.reason = reason
+
+
+class ImageHeader(NamedTuple):
+    """What a picture's header says: upright (width, height), Pillow's mode, and the EXIF orientation (1 is upright)."""
+
+    size: tuple[int, int]
+    mode: str
+    orientation: int
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The header of a picture, without decoding it.
+
+    Raises:
+        UnreadableImage: if there is no such file or it is no picture.
+    """
+    with _reading(path), Image.open(path) as image:
+        # A PNG may keep its EXIF behind the pixels, and asking for it would decode them.
+        hidden = image.format == "PNG" and "exif" not in image.info
+        orientation = 1 if hidden else _orientation(image)
+        width, height = image.size
+        # Pillow reports, and loads, a TIFF already turned.
+        turned = orientation >= 5 and image.format != "TIFF"
+        return ImageHeader((height, width) if turned else (width, height), image.mode, orientation)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture once upright, from its header alone.
+
+    Raises:
+        UnreadableImage: if there is no such file or it is no picture.
+    """
+    return read_header(path).size
+
+
+def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture as RGB, fully loaded and turned upright as its EXIF orientation says.
+
+    Args:
+        path: a file in any format Pillow reads.
+        size: (width, height) that the annotation gives. If only the picture as stored has this size, its boxes were
+            drawn on the stored pixels, and the picture is left unturned.
+
+    Raises:
+        UnreadableImage: if the file is missing, cut off or no picture.
+        UserError: if the picture has another size than `size`, turned or not.
+    """
+    with _reading(path), Image.open(path) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        stored = to_rgb(image)
+    upright = stored if turn is None else stored.transpose(turn)
+    if size is None or size == upright.size:
+        return upright
+    if size == stored.size:
+        return stored
+    raise UserError(
+        f"the annotation says {size[0]}x{size[1]} but the picture {path} is {upright.width}x{upright.height}; "
+        "correct the width and height in the annotation, or restore the picture that the boxes were drawn on"
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB: transparency on white, 16 bits by their upper 8, floats from min..max."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """(H, W) grey of 16 bits, 32 bits or floats as 8 bits, without Pillow's clipping at 255."""
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(values)].astype(np.float64)
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+        return ((known - low) * (255 / (high - low) if high > low else 0)).round().astype(np.uint8)
+    if values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)
+    positive = values.astype(np.int64) - min(int(values.min()), 0)
+    bits = int(positive.max()).bit_length()
+    # A 32-bit image usually holds 8-bit or 16-bit values; only beyond those does the shift follow the content.
+    return (positive >> (0 if bits <= 8 else max(8, bits - 8))).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation) or 1)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UnreadableImage(path, "there is no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(path, "it is not a picture in a format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(path, f"it has too many pixels to open safely ({error})") from error
+    except Exception as error:  # Pillow's decoders raise whatever their parsers met
+        raise UnreadableImage(path, str(error) or type(error).__name__) from error

@@ -1,0 +1,7 @@
+"""Losses: pure functions of predictions and targets, computed in float32 at least."""
+
+from tightbox.losses.focal import focal_loss
+from tightbox.losses.iou import ciou_loss, diou_loss, giou_loss, iou_loss
+from tightbox.losses.varifocal import varifocal_loss
+
+__all__ = ["ciou_loss", "diou_loss", "focal_loss", "giou_loss", "iou_loss", "varifocal_loss"]

@@ -1,0 +1,59 @@
+"""The detectors, and the one function that builds any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from tightbox.errors import UserError
+from tightbox.models.backbone import Backbone
+from tightbox.models.detector import Detector
+from tightbox.models.vfnet import VFNet
+from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
+
+__all__ = ["Backbone", "Detector", "VFNet", "create_model"]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    backbone: str | BackboneOptions | Backbone = "resnet50",
+    pretrained_backbone: bool = True,
+    preprocess: Preprocess | None = None,
+    **options: Any,
+) -> Detector:
+    """A new detector.
+
+    Args:
+        name: "vfnet".
+        num_classes: how many classes; without `class_names` they are called "0", "1", ...
+        class_names: the classes, in the order of their labels.
+        backbone: a timm name, its full options, or a backbone that is already built.
+        pretrained_backbone: start from timm's published weights (only where `backbone` is a name).
+        preprocess: how pictures are resized.
+        options: fields of the model's own options, such as `channels=64`.
+
+    Raises:
+        UserError: if the name or an option is unknown, or the number of classes does not fit their names.
+
+    >>> create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False, channels=32).class_names
+    ('0', '1', '2')
+    """
+    if name != VFNet.name:
+        raise UserError(f"there is no model named {name!r}; there is: {VFNet.name}")
+    if class_names is None and num_classes is None:
+        raise UserError("say how many classes there are (num_classes) or what they are called (class_names)")
+    names = [str(i) for i in range(num_classes or 0)] if class_names is None else list(class_names)
+    if num_classes is not None and num_classes != len(names):
+        raise UserError(f"num_classes is {num_classes} but {len(names)} class names are given")
+    known = {field.name for field in fields(VFNetOptions)}
+    if unknown := sorted(set(options) - known):
+        raise UserError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    if isinstance(backbone, str):
+        backbone = BackboneOptions(name=backbone, pretrained=pretrained_backbone)
+    if isinstance(backbone, BackboneOptions):
+        backbone = Backbone(backbone)
+    return VFNet(backbone=backbone, class_names=names, options=VFNetOptions(**options), preprocess=preprocess)

@@ -1,0 +1,140 @@
+"""What every detector here can do: learn from a batch, give candidates, detect, predict on anything, save itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from tightbox.boxes import clip_boxes
+from tightbox.errors import UserError
+from tightbox.images import open_image, to_rgb
+from tightbox.models.backbone import Backbone
+from tightbox.options import Preprocess
+from tightbox.structures import Candidates, Detections, ImageBatch, Targets
+
+Images = ImageBatch | Sequence[Tensor]
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Detector(nn.Module, ABC):
+    """The surface shared by all four systems; a subclass supplies the paper.
+
+    Attributes:
+        class_names: what each label stands for.
+        preprocess: how pictures are resized for it.
+        metrics: figures of the run that made it, carried in its card.
+    """
+
+    name: ClassVar[str]
+    backbone: Backbone
+    options: Any
+
+    def __init__(self, *, class_names: Sequence[str], preprocess: Preprocess) -> None:
+        super().__init__()
+        if len(set(class_names)) != len(class_names) or not class_names:
+            raise UserError(f"class names must be given and all different, not {list(class_names)}")
+        self.class_names = tuple(class_names)
+        self.preprocess = preprocess
+        self.metrics: dict[str, Any] = {}
+
+    @abstractmethod
+    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The terms of the training loss, by name; their sum is minimised."""
+
+    @abstractmethod
+    def candidates(self, images: Images) -> list[Candidates]:
+        """Every box that may be ranked, image by image, in pixels of the given images."""
+
+    @abstractmethod
+    def select(self, candidates: Candidates) -> Detections:
+        """The system's own ranking and suppression, as published."""
+
+    @torch.inference_mode()
+    def detect(self, images: Images) -> list[Detections]:
+        """Detections of each image, best first, in pixels of the given images (which are not resized)."""
+        return [self.select(candidates) for candidates in self.candidates(images)]
+
+    @torch.inference_mode()
+    def predict(self, images: Picture | Sequence[Picture]) -> Any:
+        """Detections in anything a person has, in pixels of the original pictures.
+
+        Args:
+            images: a path, a PIL image, an (H, W, 3) uint8 array, a (3, H, W) tensor (uint8, or float in [0, 1]),
+                or a list of these.
+
+        Returns:
+            Detections for one picture, a list of Detections for a list.
+
+        Raises:
+            UserError: if a picture cannot be read or has an unusable shape; the sentence names it.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self._predict_one(image) for image in images]
+        return self._predict_one(images)  # type: ignore[arg-type]
+
+    def _predict_one(self, picture: Picture) -> Detections:
+        pixels = as_pixels(picture)
+        height, width = pixels.shape[-2:]
+        training = self.training
+        self.eval()
+        try:
+            resized = resize(pixels, self.preprocess).to(self.backbone.mean.device)
+            found = self.detect([resized])[0].to("cpu")
+        finally:
+            self.train(training)
+        new_height, new_width = resized.shape[-2:]
+        scale = torch.tensor([width / new_width, height / new_height] * 2)
+        return Detections(clip_boxes(found.boxes * scale, (height, width)), found.scores, found.labels, found.ious)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the checkpoint folder `path`: weights in safetensors and a readable card."""
+        from tightbox.checkpoint import save
+
+        return save(self, Path(path))
+
+    def _normalise(self, images: Images) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+        """Pixels by the backbone's statistics, the padding exactly zero, in channels-last layout (fast on CPU)."""
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
+        pixels = (batch.pixels - self.backbone.mean) / self.backbone.std
+        for picture, (height, width) in zip(pixels, batch.sizes, strict=True):
+            picture[:, height:] = 0
+            picture[:, :, width:] = 0
+        return pixels.contiguous(memory_format=torch.channels_last), batch.sizes
+
+
+def as_pixels(picture: Picture) -> Tensor:
+    """A (3, H, W) float tensor in [0, 1] from a path, PIL image, array or tensor.
+
+    Raises:
+        UserError: if it is none of these, or has an unusable shape.
+    """
+    if isinstance(picture, (str, Path)):
+        picture = open_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(to_rgb(picture))
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise UserError(f"an array must be (H, W, 3) uint8 RGB, not {picture.shape} {picture.dtype}")
+        picture = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if not isinstance(picture, Tensor):
+        raise UserError(f"cannot make a picture of a {type(picture).__name__}; give a path, PIL image, array or tensor")
+    if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
+        raise UserError(f"a picture tensor must be (3, H, W), not {tuple(picture.shape)}")
+    return picture.float() if picture.is_floating_point() else picture.float() / 255
+
+
+def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Pixels (3, H, W) resized into the model's size, keeping their shape."""
+    height, width = pixels.shape[-2:]
+    scale = preprocess.scale(width, height)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    resized: Tensor = TF.resize(pixels, size, antialias=True)
+    return resized

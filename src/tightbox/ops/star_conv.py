@@ -1,0 +1,228 @@
+"""VarifocalNet's star-shaped deformable convolution: nine taps at a box's corners, edge middles and centre."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import conv2d, pad
+from torch.nn.grad import conv2d_weight
+from torchvision.ops import deform_conv2d
+
+from tightbox.errors import UserError
+from tightbox.ops.row_bag import Bags, add_rows_gradient, bag_sum, weights_gradient
+
+# Along each axis a star reads five pixels: two around its first edge, its own, two around its last edge. The 5×5
+# pixels are all that bilinear interpolation of the nine taps needs: 4 for a corner, 2 for an edge, 1 for the centre.
+_TAP_OF_PIXEL = [3 * row + column for row in (0, 0, 1, 2, 2) for column in (0, 0, 1, 2, 2)]
+_PIXELS_BY_TAP = sorted(range(25), key=_TAP_OF_PIXEL.__getitem__)
+_PIXELS_PER_TAP = [_TAP_OF_PIXEL.count(tap) for tap in range(9)]
+
+# Locations are worked off in blocks whose samples (9·C numbers each) stay small enough for malloc to hand the same
+# memory out again, and whose 25 reads each are enough (32768) for torch.sort to take its fast parallel path.
+_BLOCK = 1536
+
+
+@dataclass(frozen=True, eq=False)
+class StarSampling:
+    """Where the stars of one feature map sample; made once for each forward pass and shared by its star convolutions.
+
+    Attributes:
+        distances: (B, 4, H, W), the l, t, r, b of each location's box in pixels of the image.
+        stride: pixels of the image between two locations.
+    """
+
+    distances: Tensor
+    stride: float
+
+    @property
+    def offsets(self) -> Tensor:
+        """`star_offsets`, in float32 at least."""
+        return star_offsets(_at_least_float32(self.distances), self.stride)
+
+    @cached_property
+    def reads(self) -> tuple[list[Bags], Tensor]:
+        """The bags of B·H·W·9 taps in blocks of locations, and the (B·H·W, 25) weights of their reads."""
+        distances = _at_least_float32(self.distances)
+        batch, _, height, width = distances.shape
+        left, top, right, bottom = distances.transpose(0, 1) / self.stride
+        rows, row_weights = _five_pixels(torch.arange(height).to(top).view(-1, 1), top, bottom)
+        columns, column_weights = _five_pixels(torch.arange(width).to(left), left, right)
+
+        image = torch.arange(batch, dtype=torch.int32).repeat_interleave(height * width)
+        rows = (image * height + rows) * width
+        # Pixels first, locations last up to here: the long axis innermost is what makes these small products fast.
+        indices = (rows[:, None] + columns).flatten(0, 1)[_PIXELS_BY_TAP].T.contiguous()
+        weights = (row_weights[:, None] * column_weights).flatten(0, 1)[_PIXELS_BY_TAP].T.contiguous()
+
+        sizes = torch.tensor(_PIXELS_PER_TAP).repeat(min(_BLOCK, len(indices)))
+        starts = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+        return [Bags(block.flatten(), starts[: 9 * len(block) + 1]) for block in torch.split(indices, _BLOCK)], weights
+
+
+def star_offsets(distances: Tensor, stride: float) -> Tensor:
+    """Offsets of the nine taps from the regular 3×3 grid, for a deformable convolution with padding 1.
+
+    Args:
+        distances: (B, 4, H, W), l, t, r, b in pixels of the image.
+        stride: pixels of the image between two locations.
+
+    Returns:
+        (B, 18, H, W) in steps of the feature map: taps row by row, y before x for each.
+    """
+    left, top, right, bottom = (distances / stride).unbind(1)
+    zero = torch.zeros_like(left)
+    y = torch.stack((1 - top, zero, bottom - 1), dim=1)  # (B, 3, H, W): one for each row of taps
+    x = torch.stack((1 - left, zero, right - 1), dim=1)  # (B, 3, H, W): one for each column of taps
+    return torch.stack((y.repeat_interleave(3, dim=1), x.repeat(1, 3, 1, 1)), dim=2).flatten(1, 2)
+
+
+def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
+    """3×3 convolution whose taps lie on the box of each location (VarifocalNet, section 3.2).
+
+    Equals `torchvision.ops.deform_conv2d(input, star.offsets, weight, padding=1)`, many times faster on a CPU, where
+    it is sampling as weighted bags of rows followed by one matrix product. Computes in float32 at least.
+
+    Args:
+        input: (B, C, H, W); fastest in channels_last memory format.
+        star: the sampling of a (B, 4, H, W) map of distances.
+        weight: (O, C, 3, 3).
+
+    Returns:
+        (B, O, H, W) of the dtype of `input`; channels_last on a CPU. Samples outside the map are 0 and those of a
+        distance that is not a number are NaN.
+
+    Raises:
+        UserError: if the shapes do not fit together.
+    """
+    batch, channels, height, width = input.shape
+    if star.distances.shape != (batch, 4, height, width):
+        raise UserError(
+            f"distances of shape {tuple(star.distances.shape)} do not fit an input of shape {tuple(input.shape)}; "
+            f"they must be {(batch, 4, height, width)}"
+        )
+    if weight.shape[1:] != (channels, 3, 3):
+        raise UserError(
+            f"a weight of shape {tuple(weight.shape)} does not fit {channels} channels; "
+            f"it must be (O, {channels}, 3, 3)"
+        )
+    features = _at_least_float32(input)
+    weight = weight.to(features.dtype)
+    # Bags are the fast way on a CPU only, and no exporter can trace them.
+    if input.device.type != "cpu" or torch.compiler.is_compiling():
+        output = deform_conv2d(features, star.offsets.to(features.dtype), weight, padding=1)
+        return cast(Tensor, output).to(input.dtype)
+    bags, read_weights = star.reads
+    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    taps = weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels)
+    output = _StarConv.apply(rows, taps, bags, read_weights.to(features.dtype))
+    return cast(Tensor, output).view(batch, height, width, len(weight)).permute(0, 3, 1, 2).to(input.dtype)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _five_pixels(own: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels along one axis that interpolate at `own - before`, `own` and `own + after`.
+
+    Args:
+        own: the coordinate of each location, 0 to its maximum; broadcasts with the next two.
+        before: (B, H, W), distance to the first edge in steps of the map.
+        after: (B, H, W), distance to the last edge.
+
+    Returns:
+        (5, B·H·W) int32 coordinates, clamped to the map, and (5, B·H·W) weights, 0 for pixels outside the map.
+    """
+    size = own.numel()
+    # Nothing is read beyond one step outside; the clamp only keeps huge distances within what an integer holds.
+    edges = torch.stack((own - before, own + after)).clamp(-2, size)
+    low = edges.detach().floor()
+    fraction = edges - low
+    pixels = torch.stack((low[0], low[0] + 1, own.expand_as(before), low[1], low[1] + 1))
+    weights = torch.stack((1 - fraction[0], fraction[0], torch.ones_like(before), 1 - fraction[1], fraction[1]))
+    # A product and not a choice, so that NaN stays NaN.
+    weights = weights * ((pixels >= 0) & (pixels < size))
+    return pixels.nan_to_num().clamp(0, size - 1).int().flatten(1), weights.flatten(1)
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """(N, C) rows as a (1, C, 1, N) channels-last image, for the convolutions that stand for matrix products.
+
+    PyTorch's convolution runs on oneDNN, about twice as fast as its matrix product (MKL) on processors not by Intel.
+    """
+    return rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)
+
+
+def _multiply(rows: Tensor, matrix: Tensor) -> Tensor:
+    """(N, O): `rows` (N, I) times `matrix` (O, I) transposed."""
+    with torch.autocast("cpu", enabled=False):
+        return conv2d(_as_image(rows), matrix[:, :, None, None])[0, :, 0].T
+
+
+class _StarConv(torch.autograd.Function):
+    """Bags of rows, then one matrix product, block by block; the samples are computed again for the gradients.
+
+    Keeping them would cost nine feature maps for each convolution, and new memory is dearer than the sampling.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, taps: Tensor, bags: list[Bags], weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, taps, weights)
+        ctx.bags = bags
+        output = rows.new_empty(len(weights), len(taps))
+        for locations, block, block_weights in _blocks(bags, weights):
+            output[locations] = _multiply(_samples(rows, block, block_weights), taps)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        rows, taps, weights = ctx.saved_tensors
+        rows_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        to_rows, to_taps, to_weights = torch.zeros_like(rows), torch.zeros_like(taps), torch.empty_like(weights)
+        tap_rows = taps.T.contiguous()
+        for locations, block, block_weights in _blocks(ctx.bags, weights):
+            if rows_needed or weights_needed:
+                to_samples = _multiply(gradient[locations], tap_rows).reshape(-1, rows.shape[1])
+                if rows_needed:
+                    add_rows_gradient(to_rows, to_samples, block, block_weights)
+                if weights_needed:
+                    to_weights[locations] = weights_gradient(to_samples, rows, block).view(-1, 25)
+                del to_samples  # before the samples, so that they take its place in memory
+            if taps_needed:
+                samples = _samples(rows, block, block_weights)
+                to_taps += _product_over_locations(gradient[locations], samples)
+                del samples
+        return (
+            to_rows if rows_needed else None,
+            to_taps if taps_needed else None,
+            None,
+            to_weights if weights_needed else None,
+        )
+
+
+def _blocks(bags: list[Bags], weights: Tensor) -> Iterator[tuple[slice, Bags, Tensor]]:
+    """The locations, bags and flat weights of each block that has any location."""
+    for number, block_weights in enumerate(torch.split(weights, _BLOCK)):
+        if len(block_weights):
+            start = number * _BLOCK
+            yield slice(start, start + len(block_weights)), bags[number], block_weights.flatten()
+
+
+def _samples(rows: Tensor, bags: Bags, weights: Tensor) -> Tensor:
+    """(N, 9·C): the nine samples of each location side by side."""
+    return bag_sum(rows, bags, weights).view(-1, 9 * rows.shape[1])
+
+
+def _product_over_locations(gradient: Tensor, samples: Tensor) -> Tensor:
+    """(O, I): `gradient` (N, O) transposed times `samples` (N, I)."""
+    shape = (gradient.shape[1], samples.shape[1], 1, 1)
+    product: Tensor = conv2d_weight(_as_image(samples), shape, _as_image(gradient))  # type: ignore[no-untyped-call]
+    return product[:, :, 0, 0]

@@ -1,0 +1,186 @@
+"""Every choice a user can make, as frozen dataclasses: the command line, YAML files and checkpoint cards all use these.
+
+Nothing here imports torch, so that `tightbox --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tightbox.errors import UserError
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture becomes the network's input.
+
+    Args:
+        long_side: the picture is resized, keeping its shape, so that its longer side has at most this many pixels ...
+        short_side: ... and its shorter side at most this many; the published models use 1333 and 800.
+    """
+
+    long_side: int = 1333
+    short_side: int = 800
+
+    def __post_init__(self) -> None:
+        _require(min(self.long_side, self.short_side) >= 32, "long_side and short_side must be at least 32 pixels")
+
+    def scale(self, width: int, height: int) -> float:
+        """The factor by which a picture of this size is resized."""
+        return min(self.long_side / max(width, height), self.short_side / min(width, height))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VFNetOptions:
+    """VarifocalNet; the defaults are the published ResNet-50 model.
+
+    Args:
+        channels: width of the feature pyramid and of the head.
+        tower_depth: 3x3 convolutions in each of the two towers.
+        varifocal: varifocal loss on the IoU-aware class score; off, focal loss on plain classes.
+        star: star-shaped deformable convolution on the initial box; off, a plain convolution.
+        refine: a second box branch that scales the initial box.
+        centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
+        iou_weighted: weigh each positive of the varifocal loss by its IoU.
+        assigner: which points learn an object: ATSS, or FCOS by distance ranges.
+        center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
+        distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
+        normaliser: box losses divided by the sum of their IoU weights (released code) or the number of positives (paper).
+        offset_gradient: share of the gradient that flows through the star's offsets into the initial box.
+        ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
+        top_k: candidates kept per pyramid level before suppression.
+        top_k_of: rank whole locations (released code, paper) or single (location, class) pairs above score_threshold
+            (later mmdetection).
+        score_threshold: lowest score that is reported.
+        nms_iou: boxes of one class that overlap more than this are suppressed.
+        max_detections: most boxes reported per picture.
+    """
+
+    channels: int = 256
+    tower_depth: int = 3
+    varifocal: bool = True
+    star: bool = True
+    refine: bool = True
+    centerness: bool = False
+    iou_weighted: bool = True
+    assigner: Literal["atss", "fcos"] = "atss"
+    center_sampling: bool = False
+    distance_unit: Literal["range", "stride"] = "range"
+    normaliser: Literal["code", "paper"] = "code"
+    offset_gradient: float = 0.1
+    ignore_crowds: bool = False
+    top_k: int = 1000
+    top_k_of: Literal["locations", "pairs"] = "locations"
+    score_threshold: float = 0.05
+    nms_iou: float = 0.6
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        _require(self.channels % 32 == 0, f"channels is {self.channels}; group norm needs a multiple of 32")
+        _require(not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false")
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """The network that turns pixels into features.
+
+    Args:
+        name: any timm model that gives features at strides 8, 16 and 32.
+        pretrained: start from timm's published weights (downloaded once); off, from random numbers.
+        frozen_stages: how many of the first stages (the stem counts with the first) are not trained.
+        frozen_norm: batch norms keep their stored statistics.
+    """
+
+    name: str = "resnet50"
+    pretrained: bool = True
+    frozen_stages: int = 0
+    frozen_norm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions:
+    """Random changes to training pictures; each probability is per picture.
+
+    Args:
+        flip: probability of a left-right flip.
+        vertical_flip: probability of a top-bottom flip; for pictures without an up and down, such as microscopy.
+        scale_min: smallest factor of the random resize.
+        scale_max: largest factor of the random resize.
+        crop: probability of a crop that keeps at least one object, chosen by overlap (SSD's).
+        color: strength of random brightness, contrast, saturation and hue; 0 is off.
+        mosaic: probability that four pictures are joined into one.
+        mosaic_until: share of the training after which mosaics stop, so that the end sees real pictures.
+    """
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    scale_min: float = 0.7
+    scale_max: float = 1.4
+    crop: float = 0.0
+    color: float = 0.3
+    mosaic: float = 0.0
+    mosaic_until: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "vertical_flip", "crop", "mosaic", "mosaic_until"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} is a probability: it must be between 0 and 1")
+        _require(0 < self.scale_min <= self.scale_max, "scale_min must be positive and at most scale_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The schedule and the engine.
+
+    Args:
+        epochs: passes over the training pictures.
+        batch_size: pictures per step and process.
+        accumulate: steps whose gradients are added up before the weights change.
+        optimizer: AdamW, or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
+        lr: highest learning rate.
+        weight_decay: pull towards zero on weights, not on biases and norms.
+        warmup: steps of linear warm-up; a number below 1 is a share of all steps.
+        schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the epochs (1x, 2x).
+        ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
+        clip: gradients are scaled down to this norm; 0 is off.
+        precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
+        eval_every: epochs between evaluations on the validation split.
+        patience: stop after this many evaluations without a better AP; 0 is never.
+        workers: processes that load pictures; 0 loads in the training process.
+        cache: keep decoded pictures in memory, up to this many megabytes.
+        skip_unreadable: go on past pictures that cannot be read, naming each, instead of stopping.
+        seed: of weights, order and augmentation.
+        tensorboard: also log for TensorBoard (needs the extra `track`).
+    """
+
+    epochs: int = 100
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    schedule: Literal["cosine", "step"] = "cosine"
+    ema: float = 0.998
+    clip: float = 10.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    eval_every: int = 5
+    patience: int = 0
+    workers: int = 1
+    cache: int = 2000
+    skip_unreadable: bool = False
+    seed: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(self.lr > 0, "lr must be positive")
+        _require(0 <= self.ema < 1, "ema must be in [0, 1)")

@@ -1,0 +1,165 @@
+"""What passes between the parts: `ImageBatch` and `Targets` in, `Candidates` in the middle, `Detections` out.
+
+Boxes are `xyxy`, float, in pixels of the image they belong to: (0, 0, 4, 4) is 4 wide. Labels are 0-based.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from tightbox.errors import missing_extra
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class _Tensors:
+    """Moving and counting, shared by the three frozen dataclasses of tensors."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same values on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    def __len__(self) -> int:
+        return len(self.boxes)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Pictures of different sizes as one tensor.
+
+    Attributes:
+        pixels: (B, 3, H, W) RGB in [0, 1], each picture at the top left, zeros below and to the right of it.
+        sizes: the true (height, width) of each picture.
+    """
+
+    pixels: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
+        """A batch from (3, h, w) tensors (float in [0, 1], or uint8), H and W rounded up to the divisor.
+
+        Raises:
+            ValueError: if there is no picture, or one is not (3, h, w).
+        """
+        if not images:
+            raise ValueError("a batch needs at least one picture")
+        for i, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+                raise ValueError(f"picture {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)")
+        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        dtype = images[0].dtype if images[0].is_floating_point() else torch.float32
+        pixels = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
+        for slot, image in zip(pixels, images, strict=True):
+            slot[:, : image.shape[1], : image.shape[2]] = image if image.is_floating_point() else image / 255
+        return cls(pixels, sizes)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The same batch on another device."""
+        return ImageBatch(self.pixels.to(device, non_blocking=True), self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets(_Tensors):
+    """What is in one image, for training.
+
+    Attributes:
+        boxes: (G, 4) true boxes.
+        labels: (G,) int64 class of each.
+        ignore: (I, 4) regions that are neither object nor background, such as COCO's crowds.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+    @classmethod
+    def of(cls, boxes: Tensor, labels: Tensor, ignore: Tensor | None = None) -> Targets:
+        """Targets from tensors of any float dtype; without `ignore` there are no such regions."""
+        boxes = boxes.reshape(-1, 4).float()
+        ignore = boxes.new_zeros(0, 4) if ignore is None else ignore.reshape(-1, 4).float()
+        return cls(boxes, labels.reshape(-1).long(), ignore)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(_Tensors):
+    """Every box a detector would consider in one image, before any ranking: the seam of the package.
+
+    Attributes:
+        boxes: (K, 4) decoded boxes, clipped to the image.
+        class_scores: (K, C) probability-like score of each class.
+        ious: (K,) or (K, C) the detector's own estimate of each box's IoU with its object; None if it makes none.
+        centerness: (K,) FCOS's centerness, a stand-in for localisation quality that is no IoU; None if absent.
+    """
+
+    boxes: Tensor
+    class_scores: Tensor
+    ious: Tensor | None = None
+    centerness: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(_Tensors):
+    """The final boxes of one image, best first.
+
+    Attributes:
+        boxes: (N, 4) boxes.
+        scores: (N,) what they are ranked by.
+        labels: (N,) int64 class of each.
+        ious: (N,) predicted IoU of each box with its object; None if the detector makes no estimate.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    ious: Tensor | None = None
+
+    def __getitem__(self, keep: Tensor | slice) -> Detections:
+        """The detections selected by a boolean mask, an index tensor or a slice."""
+        ious = None if self.ious is None else self.ious[keep]
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], ious)
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Rows of a COCO result file: `bbox` is [x, y, width, height], and `iou` the predicted IoU where there is one.
+
+        Args:
+            image_id: the image's id in the data set.
+            category_ids: the data set's own id of each label; without it, the label itself.
+        """
+        boxes = self.boxes.detach().cpu().double()
+        boxes[:, 2:] -= boxes[:, :2]
+        ids = self.labels.tolist() if category_ids is None else [category_ids[i] for i in self.labels.tolist()]
+        ious: Sequence[float | None] = [None] * len(self) if self.ious is None else self.ious.tolist()
+        rows = []
+        for box, score, category, iou in zip(boxes.tolist(), self.scores.tolist(), ids, ious, strict=True):
+            row = {"image_id": image_id, "category_id": category, "bbox": [round(v, 3) for v in box], "score": score}
+            rows.append(row if iou is None else row | {"iou": iou})
+        return rows
+
+    def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
+        """The same as `supervision.Detections`, the predicted IoUs in `data["iou"]` (needs the extra `viz`)."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise missing_extra("supervision", "viz") from error
+        labels = self.labels.cpu().numpy()
+        data: dict[str, Any] = {} if self.ious is None else {"iou": self.ious.detach().cpu().numpy()}
+        if class_names is not None:
+            data["class_name"] = [class_names[i] for i in labels]
+        return supervision.Detections(
+            xyxy=self.boxes.detach().cpu().numpy().reshape(-1, 4),
+            confidence=self.scores.detach().cpu().numpy(),
+            class_id=labels,
+            data=data,
+        )

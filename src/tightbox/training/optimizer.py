@@ -1,0 +1,71 @@
+"""The optimiser, its learning rate over time, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from tightbox.options import TrainOptions
+
+
+def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
+    """AdamW without decay on vectors, or SGD as the papers' code has it: biases at twice the rate without decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if options.optimizer == "adamw":
+        groups = [
+            {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for _, p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=options.lr)
+    biases = _convolution_biases(model)
+    groups = [
+        {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
+    ]
+    return SGD(groups, lr=options.lr, momentum=0.9)
+
+
+def _convolution_biases(model: nn.Module) -> set[str]:
+    # The published rule spares the biases of norms.
+    convolutions = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    return {f"{name}.bias" for name, m in convolutions if m.bias is not None}
+
+
+def learning_rate_factor(options: TrainOptions, steps_per_epoch: int) -> Callable[[int], float]:
+    """The factor on the learning rate as a function of the step: linear warm-up, then cosine or two drops."""
+    total = options.epochs * steps_per_epoch
+    warmup = int(options.warmup if options.warmup >= 1 else options.warmup * total)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return 0.1 + 0.9 * step / warmup
+        if options.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+        epoch = step / steps_per_epoch
+        drops = sum(epoch >= round(options.epochs * share) for share in (2 / 3, 11 / 12))
+        return float(0.1**drops)
+
+    return factor
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An average of the weights over time, quick to forget at first; buffers such as batch norm's are averaged too."""
+
+    def update(
+        averages: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], steps: Tensor | int
+    ) -> None:
+        share = 1 - min(decay, (1 + float(steps)) / (10 + float(steps)))
+        with torch.no_grad():
+            pairs: Iterable[tuple[Tensor, Tensor]] = zip(averages, values, strict=True)
+            for average, value in pairs:
+                if average.is_floating_point():
+                    average.lerp_(value, share)
+                else:
+                    average.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

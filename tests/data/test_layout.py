@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tightbox.data.layout import read_data, splits
+from tightbox.errors import UserError
+
+
+def coco(json_path: Path, pictures: Path, name: str = "a.png") -> None:
+    pictures.mkdir(parents=True, exist_ok=True)
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(pictures / name)
+    content = {
+        "images": [{"id": 1, "file_name": name, "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    json_path.write_text(json.dumps(content))
+
+
+def yolo(root: Path, pictures: str, labels: str) -> None:
+    (root / pictures).mkdir(parents=True)
+    (root / labels).mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(root / pictures / "a.png")
+    (root / labels / "a.txt").write_text("0 .5 .5 1 1")
+    (root / "data.yaml").write_text("names: [cat]")
+
+
+def voc(root: Path, split: str) -> None:
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.png")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox>"
+    (root / "Annotations" / "a.xml").write_text(f"<annotation><object><name>cat</name>{box}</object></annotation>")
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("a\n")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "pictures"),
+    [
+        ("val.json", "images"),
+        ("val.json", "val"),  # in a folder named like the split
+        ("val.json", ""),  # beside the file
+        ("val.json", "images/val"),
+        ("valid.json", "images"),
+        ("annotations/val.json", "val"),
+        ("annotations/instances_val2017.json", "val2017"),  # as downloaded
+        ("annotations/instances_val2014.json", "images/val2014"),
+        ("annotations/instances_val.json", "val"),
+        ("valid/_annotations.coco.json", "valid"),  # Roboflow
+    ],
+)
+def test_coco_layouts(tmp_path: Path, annotations: str, pictures: str) -> None:
+    coco(tmp_path / annotations, tmp_path / pictures)
+    data = read_data(str(tmp_path), "val")
+    assert data.records[0].path == tmp_path / pictures / "a.png"
+    assert data.records[0].boxes.tolist() == [[0, 0, 4, 4]]
+    assert (data.layout, data.root, data.split) == (f"COCO ({annotations})", tmp_path, "val")
+    assert splits(tmp_path) == ["val"]
+
+
+def test_the_latest_year_of_coco_is_taken(tmp_path: Path) -> None:
+    for year in (2014, 2017):
+        coco(tmp_path / "annotations" / f"instances_val{year}.json", tmp_path / f"val{year}")
+    (tmp_path / "annotations" / "instances_valminusminival2014.json").write_text("{}")
+    assert read_data(tmp_path, "val").layout == "COCO (annotations/instances_val2017.json)"
+
+
+def test_folder_of_pictures_is_found_though_the_first_is_missing(tmp_path: Path) -> None:
+    coco(tmp_path / "val.json", tmp_path / "val")
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["images"].insert(0, {"id": 9, "file_name": "gone.png", "width": 40, "height": 30})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"needs the picture .*/val/gone\.png, which does not exist"):
+        read_data(tmp_path, "val")
+
+
+def test_yolo_and_voc_layouts(tmp_path: Path) -> None:
+    yolo(tmp_path / "yolo", "images/val", "labels/val")
+    yolo(tmp_path / "roboflow", "valid/images", "valid/labels")
+    voc(tmp_path / "voc" / "VOCdevkit" / "VOC2012", "val")
+    for name, layout in (("yolo", "YOLO"), ("roboflow", "YOLO"), ("voc", "Pascal VOC")):
+        data = read_data(tmp_path / name, "val")
+        assert data.layout.startswith(layout)
+        assert data.class_names == ("cat",)
+        assert len(data.records[0].boxes) == 1
+        assert splits(tmp_path / name) == ["val"]
+
+
+def test_one_layout_serves_all_splits(tmp_path: Path) -> None:
+    # A COCO set with a folder of pictures to predict on, which looks like a YOLO split.
+    coco(tmp_path / "train.json", tmp_path / "images" / "train")
+    coco(tmp_path / "val.json", tmp_path / "images" / "val")
+    (tmp_path / "images" / "test").mkdir()
+    assert splits(tmp_path) == ["train", "val"]
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the data folder .*none does not exist; check the path"):
+        read_data(tmp_path / "none", "train")
+    with pytest.raises(UserError, match=r"no data set was recognised in .*; looked for COCO .*Pascal VOC .*YOLO"):
+        read_data(tmp_path, "train")
+    coco(tmp_path / "train.json", tmp_path / "images")
+    coco(tmp_path / "valid.json", tmp_path / "images")
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train, val: choose one of these or add test"):
+        read_data(tmp_path, "test")
+
+
+def test_missing_pictures_are_said_at_once(tmp_path: Path) -> None:
+    coco(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
+    shutil.rmtree(tmp_path / "val2017")
+    with pytest.raises(UserError, match=r"needs the folder of pictures .*/val2017, which does not exist"):
+        read_data(tmp_path, "val")
+
+
+def test_coco_mini_as_the_real_coco_2017(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "coco-mini"
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        shutil.copy(source / f"{split}.json", tmp_path / "annotations" / f"instances_{split}2017.json")
+        (tmp_path / f"{split}2017").symlink_to(source / "images")
+    train, val = read_data(tmp_path, "train"), read_data(tmp_path, "val")
+    assert (len(val.records), sum(len(record.boxes) for record in val.records)) == (52, 388)
+    assert val.records[0].path == tmp_path / "val2017" / "000000000285.jpg"
+    assert val.layout == "COCO (annotations/instances_val2017.json)"
+    assert val.with_classes(train.class_names).category_ids == train.category_ids
+
+
+def test_reading_needs_neither_torch_nor_rich() -> None:
+    modules = "tightbox.data.layout, tightbox.data.doctor, tightbox.images"
+    check = f"import sys, {modules}; print([m for m in ('torch', 'rich', 'yaml') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"

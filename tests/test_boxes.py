@@ -1,0 +1,106 @@
+"""Box geometry against hand-derived numbers and a slow reference."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tightbox.boxes import area, clip_boxes, decode_distances, encode_distances, intersection_union, iou, pairwise_iou
+
+coordinate = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, 1e-30])
+box = st.tuples(coordinate, coordinate, coordinate, coordinate)
+
+
+def iou_of_two(a, b) -> float:
+    """One pair in plain Python."""
+    sides = [max(0.0, box[i + 2] - box[i]) for box in (a, b) for i in (0, 1)]
+    overlap = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
+    intersection = overlap[0] * overlap[1]
+    union = sides[0] * sides[1] + sides[2] * sides[3] - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 4, 4), (0, 0, 4, 4), 1.0),  # identical
+        ((0, 0, 4, 4), (2, 0, 6, 4), 1 / 3),  # 8 shared of 16 + 16 - 8
+        ((0, 0, 4, 4), (1, 1, 3, 3), 0.25),  # nested: 4 of 16
+        ((0, 0, 4, 4), (4, 0, 8, 4), 0.0),  # touching
+        ((0, 0, 4, 4), (9, 9, 10, 10), 0.0),  # apart in both directions: two negative sides make no area
+        ((1, 1, 1, 1), (1, 1, 1, 1), 0.0),  # both points
+        ((0, 0, 4, 4), (3, 3, 1, 1), 0.0),  # inverted inside
+        ((0, 0, 1e-4, 1e-4), (0, 0, 1e-4, 1e-4), 1.0),  # tiny is still tight
+    ],
+)
+def test_iou_by_hand(a, b, expected):
+    a, b = torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)
+    assert iou(a, b).item() == pytest.approx(expected)
+    assert iou(b, a).item() == pytest.approx(expected)
+
+
+@given(st.lists(box, min_size=1, max_size=4), st.lists(box, min_size=1, max_size=3))
+def test_pairwise_iou_is_that_of_each_pair(a, b):
+    found = pairwise_iou(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
+    expected = torch.tensor([[iou_of_two(x, y) for y in b] for x in a], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@given(box, box)
+def test_float32_iou_stays_in_range(a, b):
+    found = iou(torch.tensor(a), torch.tensor(b))
+    assert 0 <= found <= 1
+
+
+def test_pairwise_iou_of_nothing():
+    assert pairwise_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
+    assert pairwise_iou(torch.zeros(3, 4), torch.zeros(0, 4)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    # 300 * 300 = 90000 is beyond float16's largest number, 65504.
+    boxes = torch.tensor([[0.0, 0.0, 300.0, 300.0]], dtype=dtype)
+    assert area(boxes).dtype == torch.float32
+    assert area(boxes).item() == 90000
+    assert pairwise_iou(boxes, boxes).item() == 1
+    assert clip_boxes(boxes, (200, 200)).dtype == torch.float32
+
+
+def test_double_stays_double():
+    boxes = torch.rand(3, 4, dtype=torch.float64)
+    assert {t.dtype for t in (area(boxes), iou(boxes, boxes), clip_boxes(boxes, (1, 1)))} == {torch.float64}
+    assert {t.dtype for t in intersection_union(boxes, boxes)} == {torch.float64}
+
+
+def test_distances_go_to_boxes_and_back():
+    points = torch.rand(5, 1, 2, dtype=torch.float64) * 100
+    distances = torch.rand(5, 3, 4, dtype=torch.float64) * 50
+    boxes = decode_distances(points.expand(5, 3, 2), distances)
+    torch.testing.assert_close(encode_distances(points, boxes.reshape(5, 3, 4)), distances)
+
+
+def test_distances_by_hand():
+    # From (10, 20): left 10 - 4 = 6, top 20 - 5 = 15, right 12 - 10 = 2, bottom 50 - 20 = 30.
+    assert encode_distances(torch.tensor([10, 20]), torch.tensor([4, 5, 12, 50])).tolist() == [6, 15, 2, 30]
+
+
+@pytest.mark.parametrize("size", [(30, 20), torch.tensor([30, 20])])
+def test_clip_takes_height_first(size):
+    boxes = torch.tensor([[-5.0, -5.0, 50.0, 50.0], [25.0, 35.0, 26.0, 36.0], [1.0, 2.0, 3.0, 4.0]])
+    # A box wholly outside becomes a point on the border.
+    expected = [[0, 0, 20, 30], [20, 30, 20, 30], [1, 2, 3, 4]]
+    assert clip_boxes(boxes, size).tolist() == expected
+    assert clip_boxes(boxes[None], size).tolist() == [expected]
+
+
+def test_clip_exports_with_the_size_as_an_input():
+    class Clip(torch.nn.Module):
+        def forward(self, boxes, size):
+            return clip_boxes(boxes, size)
+
+    inputs = torch.rand(4, 4) * 50, torch.tensor([30, 20])
+    exported = torch.export.export(Clip(), inputs).module()
+    other = torch.tensor([10, 5])
+    torch.testing.assert_close(exported(inputs[0], other), clip_boxes(inputs[0], (10, 5)))

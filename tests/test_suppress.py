@@ -1,0 +1,143 @@
+"""Greedy suppression against a plain-Python loop, reference values, and hand-made cases."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tightbox.structures import Candidates
+from tightbox.suppress import greedy_nms
+
+
+def iou_of_two(a, b) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(0.0, width) * max(0.0, height)
+    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+
+
+def reference(boxes, scores, iou_threshold, score_threshold, max_detections, class_agnostic):
+    """(row, label) of each detection, best first."""
+    pairs = [(s, k, c) for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold]
+    kept = []
+    for _, k, c in sorted(pairs, reverse=True):
+        rivals = [boxes[j] for j, d in kept if class_agnostic or c == d]
+        if all(iou_of_two(boxes[k], rival) <= iou_threshold for rival in rivals):
+            kept.append((k, c))
+    return kept[:max_detections]
+
+
+def random_candidates(count, classes, origin=0.0):
+    corner = torch.rand(count, 2) * 60 + origin
+    boxes = torch.cat([corner, corner + 10 + torch.rand(count, 2) * 40], dim=1)
+    return Candidates(boxes, torch.rand(count, classes), ious=torch.rand(count, classes))
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize(
+    ("count", "classes", "origin"),
+    [
+        (40, 3, 0.0),  # few boxes
+        (40, 3, -108.0),  # unclipped: from far below zero to about zero
+        (450, 3, 0.0),  # more than 1000 pairs, where torchvision changes its method
+    ],
+)
+def test_equals_the_reference(count, classes, origin, class_agnostic):
+    candidates = random_candidates(count, classes, origin)
+    scores = candidates.class_scores
+    expected = reference(candidates.boxes.tolist(), scores.tolist(), 0.5, 0.1, 60, class_agnostic)
+    found = greedy_nms(candidates, scores, 0.5, 0.1, 60, class_agnostic)
+    rows, labels = torch.tensor(expected).unbind(1)
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert torch.equal(found.scores, scores[rows, labels])
+    assert torch.equal(found.ious, candidates.ious[rows, labels])
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_reference_values(shared, case):
+    golden = load_file(shared / "goldens" / "nms_seed0.safetensors")
+    boxes, scores, labels = (golden[f"{case}/{name}"] for name in ("boxes", "scores", "labels"))
+    keep = golden[f"{case}/keep"]
+    # One row for each box, its score in the column of its label; the estimate carries the index through.
+    by_class = torch.zeros(len(boxes), int(labels.max()) + 1).scatter(1, labels[:, None], scores[:, None])
+    candidates = Candidates(boxes, by_class, ious=torch.arange(len(boxes)))
+    found = greedy_nms(candidates, by_class, 0.6, score_threshold=0.0, max_detections=len(boxes))
+    assert torch.equal(found.ious, keep)
+    assert torch.equal(found.labels, labels[keep])
+    assert torch.equal(torch.cat([found.boxes, found.scores[:, None]], dim=1), golden[f"{case}/dets"])
+
+
+def test_classes_far_apart_keep_their_accuracy():
+    # IoU is 0.6001, then 0.5999, of a threshold of 0.6. Class offsets in float32 would put label 5000 at 5 million
+    # pixels, where the numbers are 0.5 apart: the second box's side would be 60.0 both times.
+    boxes = torch.tensor([[0.0, 0.0, 1000.0, 100.0], [0.0, 0.0, 1000.0, 60.01]])
+    scores = torch.zeros(2, 5001)
+    scores[:, 5000] = torch.tensor([0.9, 0.8])
+    assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.6)) == 1
+    boxes[1, 3] = 59.99
+    assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.6)) == 2
+
+
+def test_ranking_scores_decide_and_are_reported():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    candidates = Candidates(boxes, class_scores=torch.tensor([[0.9], [0.8]]), ious=torch.tensor([0.2, 0.9]))
+    found = greedy_nms(candidates, scores=torch.tensor([[0.42], [0.85]]))
+    assert found.boxes.tolist() == [[0, 0, 10, 9]]
+    assert found.scores.tolist() == pytest.approx([0.85])
+    assert found.ious.tolist() == pytest.approx([0.9])
+
+
+def test_one_box_may_be_two_classes():
+    candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[0.6, 0.7]]))
+    found = greedy_nms(candidates, candidates.class_scores)
+    assert found.labels.tolist() == [1, 0]
+    assert found.ious is None
+    assert greedy_nms(candidates, candidates.class_scores, class_agnostic=True).labels.tolist() == [1]
+
+
+def test_thresholds_are_exclusive():
+    # IoU is exactly 0.5, and so is the second score.
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 8.0], [0.0, 0.0, 4.0, 4.0]])
+    scores = torch.tensor([[0.9], [0.5]])
+    assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.5)) == 2
+    assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.49)) == 1
+    assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.5, score_threshold=0.5)) == 1
+
+
+def test_boxes_without_area_and_nan_are_never_detected():
+    boxes = torch.tensor(
+        [
+            [0.0, 0.0, 10.0, 10.0],  # the one good box, but its first score is NaN
+            [20.0, 0.0, 20.0, 10.0],  # no width
+            [20.0, 5.0, 30.0, 5.0],  # no height
+            [30.0, 0.0, 20.0, 10.0],  # inverted
+            [math.nan, 0.0, 20.0, 10.0],  # NaN
+        ]
+    )
+    scores = torch.full((5, 2), 0.9)
+    scores[0, 0] = math.nan
+    found = greedy_nms(Candidates(boxes, scores), scores)
+    assert found.boxes.tolist() == [[0, 0, 10, 10]]
+    assert found.labels.tolist() == [1]
+
+
+def test_one_pixel_is_enough():
+    candidates = Candidates(torch.tensor([[5.0, 5.0, 6.0, 6.0]]), torch.tensor([[0.9]]))
+    assert len(greedy_nms(candidates, candidates.class_scores)) == 1
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_to_detect(count):
+    candidates = Candidates(torch.zeros(count, 4), torch.zeros(count, 2), ious=torch.zeros(count))
+    found = greedy_nms(candidates, candidates.class_scores)
+    assert found.boxes.shape == (0, 4)
+    assert found.labels.dtype == torch.int64
+    assert found.ious.shape == (0,)
+
+
+def test_half_precision_gives_float32_detections():
+    candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]).half(), torch.tensor([[0.5]]).half())
+    found = greedy_nms(candidates, candidates.class_scores)
+    assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
