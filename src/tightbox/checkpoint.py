@@ -21,7 +21,7 @@ WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
 
 
 def save(model: Detector, folder: Path) -> Path:
-    """Write a model's weights and card into a folder; each file is replaced whole or not at all.
+    """Write a model's weights and card into a folder; if the disk refuses, an earlier checkpoint there stays whole.
 
     Raises:
         UserError: if the disk refuses.
@@ -39,7 +39,7 @@ def save(model: Detector, folder: Path) -> Path:
     }
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors))
-    write_json(folder / CARD, card)
+        write_json(folder / CARD, card)  # within the block: if it fails, the old weights stay beside the old card
     return folder
 
 

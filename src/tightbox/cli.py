@@ -29,7 +29,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""
-        text = re.sub(r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message))
+        text = re.sub(
+            r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message)
+        )
         print(f"tightbox: {' '.join(text.split())} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -57,6 +59,11 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
     return [re.sub(r"^--[\w.-]+", lambda option: "--" + option[0][2:].replace("-", "_"), a) for a in arguments]
 
 
+def _sentence(error: UserError) -> str:
+    """The error's own sentence, of which a DataLoader's process makes the last line of a traceback."""
+    return re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).strip()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for findings of the doctor, 2 for mistakes, 130 for Ctrl-C."""
     given = with_underscores(sys.argv[1:] if arguments is None else arguments)
@@ -70,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(given)
         return int(COMMANDS[parsed.command].run(parsed[parsed.command]) or 0)
     except UserError as error:
-        print(f"tightbox: {error}", file=sys.stderr)
+        print(f"tightbox: {_sentence(error)}", file=sys.stderr)
         return 130 if type(error).__name__ == "Interrupted" else 2
     except KeyboardInterrupt:
         print("tightbox: stopped", file=sys.stderr)

@@ -1,9 +1,22 @@
-"""The one thing the losses need to know of other processes: a mean over all of them."""
+"""Several processes, by way of accelerate and torch.distributed."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
+
+
+def new_accelerator(**options: Any) -> Accelerator:
+    """An accelerator with these options, on a GPU or whatever else speeds up torch, else on the CPU."""
+    # A second training of one Python session may want another precision than the first.
+    AcceleratorState._reset_state()
+    # Processes on CPUs find each other only if told that they are meant to be on CPUs.
+    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

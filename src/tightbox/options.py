@@ -51,7 +51,7 @@ class VFNetOptions:
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
         distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
-        normaliser: box losses divided by the sum of their IoU weights (released code) or the number of positives (paper).
+        normaliser: box losses divided by the sum of IoU weights (released code) or the number of positives (paper).
         offset_gradient: share of the gradient that flows through the star's offsets into the initial box.
         ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
         top_k: candidates kept per pyramid level before suppression.
@@ -82,8 +82,12 @@ class VFNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require(self.channels % 32 == 0, f"channels is {self.channels}; group norm needs a multiple of 32")
-        _require(not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false")
+        positive = self.channels > 0 and self.channels % 32 == 0
+        _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
+        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(
+            not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
+        )
         _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
         _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
 
@@ -132,6 +136,7 @@ class AugmentOptions:
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "crop", "mosaic", "mosaic_until"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a probability: it must be between 0 and 1")
+        _require(0 <= self.color <= 1, "color is a strength: it must be between 0 and 1")
         _require(0 < self.scale_min <= self.scale_max, "scale_min must be positive and at most scale_max")
 
 
@@ -182,5 +187,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative")
         _require(self.lr > 0, "lr must be positive")
         _require(0 <= self.ema < 1, "ema must be in [0, 1)")

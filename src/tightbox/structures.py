@@ -53,7 +53,9 @@ class ImageBatch:
             raise ValueError("a batch needs at least one picture")
         for i, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise ValueError(f"picture {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)")
+                raise ValueError(
+                    f"picture {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)"
+                )
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
         dtype = images[0].dtype if images[0].is_floating_point() else torch.float32
@@ -137,8 +139,8 @@ class Detections(_Tensors):
             image_id: the image's id in the data set.
             category_ids: the data set's own id of each label; without it, the label itself.
         """
-        boxes = self.boxes.detach().cpu().double()
-        boxes[:, 2:] -= boxes[:, :2]
+        corners = self.boxes.detach().cpu().double()
+        boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
         ids = self.labels.tolist() if category_ids is None else [category_ids[i] for i in self.labels.tolist()]
         ious: Sequence[float | None] = [None] * len(self) if self.ious is None else self.ious.tolist()
         rows = []

@@ -98,9 +98,7 @@ def test_features(shared: Path, golden: dict[str, Tensor], weights: dict[str, Te
         torch.testing.assert_close(ours, features[f"neck/{name}"], rtol=1e-3, atol=1e-3)
 
 
-def test_losses_and_gradients(
-    golden: dict[str, Tensor], weights: dict[str, Tensor], metadata: dict[str, str]
-) -> None:
+def test_losses_and_gradients(golden: dict[str, Tensor], weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
     model = build(weights)
     losses = model.loss(batch(golden), targets(golden))
     assert_losses(losses, golden, "loss")

@@ -6,9 +6,8 @@ from tightbox.ops.row_bag import Bags, row_bag
 
 
 def make_bags(*bags: list[int]) -> Bags:
-    sizes = torch.tensor([0] + [len(bag) for bag in bags])
     indices = torch.tensor([row for bag in bags for row in bag], dtype=torch.int32)
-    return Bags(indices, sizes.cumsum(0, dtype=torch.int32))
+    return Bags.of_sizes(indices, torch.tensor([len(bag) for bag in bags], dtype=torch.int32))
 
 
 def test_sums_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tightbox.files import write_json
 
@@ -17,8 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--split", default="val", help="which split of it")
     parser.add_argument("--out", default=None, help="folder for metrics.json and the detections in results.json")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load pictures")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
+    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
 
 
 def run(args: Namespace) -> int:
@@ -27,16 +28,15 @@ def run(args: Namespace) -> int:
 
     data = read_data(args.data, args.split)
 
-    from accelerate import Accelerator
-
     from tightbox.checkpoint import load
+    from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
     from tightbox.evaluation.run import detect_data, to_results
     from tightbox.progress import counting
 
     model = load(args.checkpoint)
     data = data.with_classes(model.class_names)
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     accelerator.print(f"found {data.layout}: {len(data.records)} pictures")
     with counting("detecting", shown=accelerator.is_main_process) as progress:
         found = detect_data(

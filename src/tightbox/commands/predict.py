@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3]"
@@ -21,7 +23,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 def add_arguments(parser: ArgumentParser) -> None:
     """With what, on what, and where to."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, patterns such as 'a/*.jpg', or videos")
+    parser.add_argument(
+        "source", nargs="+", help="pictures, folders of pictures, patterns such as 'a/*.jpg', or videos"
+    )
     parser.add_argument("--out", required=True, help="folder for the annotated pictures and results.json")
     parser.add_argument("--score_threshold", type=float, default=0.3, help="leave out boxes with a lower score")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto takes a GPU if there is one")
@@ -31,20 +35,17 @@ def run(args: Namespace) -> int:
     """Draw every picture; the status is 1 if some of them could not be read."""
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
-    sources = find_sources(args.source)
-
-    import torch
+    sources, out = find_sources(args.source), Path(args.out)
+    originals = {path.resolve() for path, _ in sources}
+    if any((out / name).resolve() in originals for _, name in sources):
+        raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
     from tightbox.checkpoint import load
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
     from tightbox.progress import counting
 
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(args.checkpoint).to(device)
-    out = Path(args.out)
+    model = load(args.checkpoint).to(find_device(args.device))
     rows: list[dict[str, object]] = []
     unreadable = []
     with counting("pictures") as progress:
@@ -63,6 +64,23 @@ def run(args: Namespace) -> int:
     if unreadable:
         print(f"{len(unreadable)} files could not be read", file=sys.stderr)
     return int(bool(unreadable))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); choose auto or cpu") from error
 
 
 def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -84,7 +102,8 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
         else:
             import glob
 
-            matches = {Path(p): Path(Path(p).name) for p in sorted(glob.glob(str(path), recursive=True))}
+            files = (Path(p) for p in sorted(glob.glob(str(path), recursive=True)))
+            matches = {p: Path(p.name) for p in files if p.is_file()}
         if not matches:
             raise UserError(f"there is no picture or video at {text}; give a file, a folder or a pattern in quotes")
         found |= matches
@@ -129,7 +148,7 @@ def predict_video(model: Detector, path: Path, target: Path, threshold: float) -
         raise missing_extra("PyAV, which reads videos,", "video") from error
     rows: list[dict[str, object]] = []
     try:
-        with atomic_path(target) as temporary, av.open(str(path)) as video:
+        with av.open(str(path)) as video, atomic_path(target) as temporary:
             source = video.streams.video[0]
             with av.open(str(temporary), "w", format="mp4") as written:
                 stream = written.add_stream("libx264", rate=source.average_rate or 25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def with_resumed_configuration(arguments: list[str]) -> list[str]:
     """For `train --resume --out DIR` alone, the options that the run in DIR was started with come first."""
     if "--resume" not in arguments or "--config" in arguments:
         return arguments
-    out = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--out"), None)
+    out = next((b for a, b in pairwise(arguments) if a == "--out"), None)
     out = out or next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), None)
     if out is None:
         return arguments
@@ -59,14 +60,13 @@ def run(args: Namespace) -> int:
     train = read_data(args.data, "train")
     val = read_data(args.data, "val").with_classes(train.class_names) if "val" in splits(args.data) else None
 
-    from accelerate import PartialState
     from accelerate.utils import set_seed
 
-    from tightbox.evaluation.coco import evaluate  # noqa: F401 - a missing evaluator should be found now, not later
+    from tightbox.distributed import new_accelerator
     from tightbox.models import create_model
     from tightbox.training.fit import choose_precision, fit
 
-    state = PartialState()
+    state = new_accelerator()
     state.print(f"found {train.layout}: {len(train.records)} training pictures, classes {', '.join(train.class_names)}")
     if val is None:
         state.print("found no validation split: nothing will be evaluated; add one to see how good the boxes are")
@@ -76,10 +76,8 @@ def run(args: Namespace) -> int:
     model = create_model(
         args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **vars(head)
     )
-    million = sum(p.numel() for p in model.parameters()) / 1e6
-    state.print(
-        f"{args.model} on {backbone.name}, {million:.1f} million weights, {choose_precision(options.precision)} precision"
-    )
+    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
+    state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out / CONFIGURATION) as temporary:

@@ -1,0 +1,1 @@
+"""Data sets on disk, synthetic scenes, random changes, and batches."""

@@ -78,7 +78,8 @@ class DetectionDataset(Dataset[Item]):
                 image = self._pixels((index + step) % len(self))
             except UnreadableImage as error:
                 if not self.skip_unreadable:
-                    raise UserError(f"{error}, or train without such pictures: --train.skip_unreadable true") from error
+                    instead = ", or train without such pictures: --skip-unreadable true" if self.transform else ""
+                    raise UserError(f"{error}{instead}") from error
                 if str(record.path) not in self.skipped:
                     self.skipped.add(str(record.path))
                     print(f"skipped: {error}", flush=True)

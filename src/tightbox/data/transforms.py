@@ -117,11 +117,13 @@ class TrainTransform:
         return Sample(image, *(torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "labels", "crowd")))
 
     def _iou_crop(self, sample: Sample) -> Sample:
-        boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=sample.size)  # type: ignore[call-arg]
+        boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=sample.size)
         params = self.iou_crop.make_params([tv_tensors.Image(sample.image), boxes])
         if not params:  # the draw was to leave the picture whole
             return sample
-        return _window(sample, params["top"], params["left"], params["height"], params["width"])
+        cropped = _window(sample, params["top"], params["left"], params["height"], params["width"])
+        # SSD asks only that the centre of an object remains, which may be less than MIN_VISIBLE of it.
+        return cropped if len(cropped.boxes) else sample
 
 
 def _chance(probability: float) -> bool:
@@ -139,12 +141,12 @@ def _cut(sample: Sample, canvas: tuple[int, int]) -> Sample:
 
 
 def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The part of a sample in a window; objects of which too little remains are dropped."""
+    """The part of a sample in a window; objects of which too little remains are dropped, crowds are not."""
     moved = sample.boxes - sample.boxes.new_tensor([left, top] * 2)
     limits = moved.new_tensor([width, height] * 2)
     clipped = torch.minimum(moved.clamp(min=0), limits)
     area, whole = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (clipped, moved))
-    keep = (area >= MIN_VISIBLE * whole) & (area > 0)
+    keep = (sample.crowd | (area >= MIN_VISIBLE * whole)) & (area > 0)
     image = sample.image[:, top : top + height, left : left + width]
     return Sample(image, clipped[keep], sample.labels[keep], sample.crowd[keep])
 

@@ -40,10 +40,10 @@ def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:
     parents = (root, root / "VOCdevkit")
     years = [root] if _is_year(root) else [y for p in parents for y in sorted(p.glob("VOC*")) if _is_year(y)]
     test2007 = [year for year in years if year.name == "VOC2007" and _has_test(year)]
-    if test2007 and split in ("train", "val"):
-        lists = (
-            _lists(test2007, ["test"]) if split == "val" else _lists(years, ["trainval"]) or _lists(years, ["train"])
-        )
+    if test2007 and split == "train":
+        lists = _lists(years, ["trainval"]) or _lists(years, ["train"])
+    elif test2007 and split == "val":
+        lists = _lists(test2007, ["test"])
     elif split == "test":
         lists = _lists([year for year in years if _has_test(year)], ["test"])
     else:

@@ -69,7 +69,7 @@ def to_results(found: dict[int, Detections], data: DetectionData) -> list[dict[s
 
 
 def evaluate_model(
-    model: Detector, data: DetectionData, *, accelerator: Accelerator | None = None, batch_size: int = 8
+    model: Detector, data: DetectionData, accelerator: Accelerator | None = None, *, batch_size: int = 8
 ) -> CocoMetrics:
     """COCO metrics of a detector on records with its classes."""
     found = detect_data(model, data, accelerator=accelerator, batch_size=batch_size)

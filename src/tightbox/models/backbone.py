@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Self
+from typing import Any, Self
 
 import timm
 import torch
@@ -26,6 +26,7 @@ class Backbone(nn.Module):
         UserError: if timm does not know the name, the network has no such features, or the weights cannot be had.
     """
 
+    body: Any  # timm says of its feature networks only that they are modules
     mean: Tensor
     std: Tensor
 
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
         for module in _first_stages(self.body, options.frozen_stages):
             module.requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except for what is frozen."""
@@ -56,23 +58,24 @@ class Backbone(nn.Module):
         return features
 
 
-def _timm_features(options: BackboneOptions) -> nn.Module:
+def _timm_features(options: BackboneOptions) -> Any:
     if not timm.is_model(options.name):
         close = difflib.get_close_matches(options.name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"timm has no model named {options.name!r}; {hint}")
     try:
         with torch.device("meta"):  # only its table of features is wanted
-            reductions = timm.create_model(options.name, features_only=True).feature_info.reduction()
+            features = timm.create_model(options.name, features_only=True)
+        reductions = features.feature_info.reduction()
     except RuntimeError as error:
-        raise UserError(f"{options.name} gives no feature maps, so it cannot be a backbone: {error}") from error
+        raise UserError(f"timm cannot make a network of feature maps of {options.name}: {error}") from error
     if not set(STRIDES) <= set(reductions):
         raise UserError(f"{options.name} has features at strides {reductions}, but a detector needs 8, 16 and 32")
+    if getattr(features, "output_fmt", None) == "NHWC":
+        raise UserError(f"{options.name} gives features channels last, which no detector here takes; choose another")
     indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
     try:
-        body: nn.Module = timm.create_model(
-            options.name, pretrained=options.pretrained, features_only=True, out_indices=indices
-        )
+        return timm.create_model(options.name, pretrained=options.pretrained, features_only=True, out_indices=indices)
     except Exception as error:  # timm passes on whatever the hub's client raises
         if not options.pretrained:
             raise
@@ -80,10 +83,9 @@ def _timm_features(options: BackboneOptions) -> nn.Module:
             f"the pretrained weights of {options.name} cannot be had ({type(error).__name__}); "
             "without a network, train from random weights with --pretrained false"
         ) from error
-    return body
 
 
-def _first_stages(body: nn.Module, count: int) -> list[nn.Module]:
+def _first_stages(body: Any, count: int) -> list[nn.Module]:
     """The stem and the first `count` stages of a timm feature network, in order of use."""
     if count == 0:
         return []

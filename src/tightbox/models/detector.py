@@ -128,6 +128,8 @@ def as_pixels(picture: Picture) -> Tensor:
         raise UserError(f"cannot make a picture of a {type(picture).__name__}; give a path, PIL image, array or tensor")
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
         raise UserError(f"a picture tensor must be (3, H, W), not {tuple(picture.shape)}")
+    if not picture.is_floating_point() and picture.dtype != torch.uint8:
+        raise UserError(f"a picture tensor must be uint8, or float in [0, 1], not {picture.dtype}")
     return picture.float() if picture.is_floating_point() else picture.float() / 255
 
 

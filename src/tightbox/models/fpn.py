@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,5 +38,9 @@ class FPN(nn.Module):
         for lower, upper in zip(reversed(laterals[:-1]), reversed(laterals[1:]), strict=True):
             lower += F.interpolate(upper, size=lower.shape[-2:], mode="nearest")
         levels = [conv(lateral) for conv, lateral in zip(self.output, laterals, strict=True)]
-        p6 = self.p6(levels[-1])
-        return [*levels, p6, self.p7(F.relu(p6))]
+        # In bf16, oneDNN 3.13 returns uninitialised memory as the weight gradient of a strided 3x3 convolution on a 1x1
+        # map. These two maps are small: float32 costs nothing.
+        with torch.autocast(levels[-1].device.type, enabled=False):
+            p6 = self.p6(levels[-1].float())
+            p7 = self.p7(F.relu(p6))
+        return [*levels, p6, p7]

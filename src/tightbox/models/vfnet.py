@@ -143,7 +143,12 @@ class VFNet(Detector):
         centerness = None if output.centerness is None else output.centerness.sigmoid()
         return [
             self._image_candidates(
-                points, scores[i], output.distances[i], None if centerness is None else centerness[i], output.sizes, size
+                points,
+                scores[i],
+                output.distances[i],
+                None if centerness is None else centerness[i],
+                output.sizes,
+                size,
             )
             for i, size in enumerate(sizes)
         ]
@@ -254,14 +259,19 @@ class VFNetHead(nn.Module):
         """Raw outputs for the pyramid's five maps (B, channels, h, w)."""
         units = DISTANCE_RANGES if self.options.distance_unit == "range" else STRIDES
         outputs = [self._level(x, i, units[i]) for i, x in enumerate(levels)]
+        # The centerness map has no channels where there is no such branch.
         logits, distances, initial, centerness = (
-            None if parts[0] is None else torch.cat([_rows(part) for part in parts], dim=1)
-            for parts in zip(*outputs, strict=True)
+            torch.cat([_rows(part) for part in parts], dim=1) for parts in zip(*outputs, strict=True)
         )
-        sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
-        return DenseOutput(logits, distances, initial, None if centerness is None else centerness[..., 0], sizes)
+        return DenseOutput(
+            logits=logits,
+            distances=distances,
+            initial=initial,
+            centerness=centerness[..., 0] if self.options.centerness else None,
+            sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
+        )
 
-    def _level(self, x: Tensor, level: int, unit: float) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _level(self, x: Tensor, level: int, unit: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         class_features, box_features = self.class_tower(x), self.box_tower(x)
         initial_features = self.box_conv(box_features)
         # Distances are computed in float32: exp() of a half-precision number is a coarse box.
@@ -276,17 +286,17 @@ class VFNetHead(nn.Module):
             factor = (self.refine(features).float() * self.refine_scale[level]).exp()
             distances = factor * initial.detach()
         logits = self.classes(self.class_conv(class_features, sampling)).float()
-        centerness = self.centerness(initial_features).float() if self.options.centerness else None
+        centerness = self.centerness(initial_features).float() if self.options.centerness else logits[:, :0]
         return logits, distances, initial, centerness
 
 
 class ConvNormReLU(nn.Module):
-    """3x3 convolution without bias, group norm over 32 groups, ReLU."""
+    """3x3 convolution without bias, group norm over 32 groups (of at least two channels), ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = nn.GroupNorm(min(32, channels // 2), channels)
 
     def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
         """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""

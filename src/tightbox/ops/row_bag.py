@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,11 @@ class Bags:
     indices: Tensor
     starts: Tensor
 
+    @classmethod
+    def of_sizes(cls, indices: Tensor, sizes: Tensor) -> Bags:
+        """The bags that take `sizes` (M,) reads each, one after another."""
+        return cls(indices, pad(sizes.cumsum(0, dtype=torch.int32), (1, 0)))
+
     @cached_property
     def bag_of_read(self) -> Tensor:
         """(T,) int32: the bag each read belongs to."""
@@ -36,9 +41,8 @@ class Bags:
         """The reads grouped by row: the rows from first to last, the order of the reads, and their bags."""
         rows, order = self.indices.sort()
         first, end = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        edges = torch.arange(first, end + 1, dtype=torch.int32, device=rows.device)
-        starts = torch.searchsorted(rows, edges, out_int32=True)
-        return slice(first, end), order, Bags(self.bag_of_read[order], starts)
+        bags = self.bag_of_read.index_select(0, order)
+        return slice(first, end), order, Bags.of_sizes(bags, (rows - first).bincount())
 
 
 def row_bag(rows: Tensor, bags: Bags, weights: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def bag_sum(rows: Tensor, bags: Bags, weights: Tensor) -> Tensor:
 def add_rows_gradient(total: Tensor, gradient: Tensor, bags: Bags, weights: Tensor) -> None:
     """Adds to `total` (R, C) the gradient of the rows for the bags' `gradient` (M, C): the transposed bags."""
     touched, order, transposed = bags.transposed
-    total[touched] += bag_sum(gradient, transposed, weights[order])
+    total[touched] += bag_sum(gradient, transposed, weights.index_select(0, order))
 
 
 def weights_gradient(gradient: Tensor, rows: Tensor, bags: Bags) -> Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,14 +21,17 @@ from tightbox.checkpoint import save
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
+from tightbox.distributed import new_accelerator
 from tightbox.errors import UserError, missing_extra
 from tightbox.evaluation.run import evaluate_model
 from tightbox.files import atomic_path
 from tightbox.models import Detector
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.structures import ImageBatch, Targets
+from tightbox.training.interrupt import interruptible
 from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
 from tightbox.training.progress import Progress
+from tightbox.training.state import load_state, save_state
 
 RESUME = "resume"
 
@@ -55,6 +56,11 @@ class _Position:
     best_ap: float = -1.0
     since_best: int = 0
     seconds: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)  # over the epoch's batches so far
+
+    def mean_losses(self) -> dict[str, float]:
+        """Of the epoch so far."""
+        return {name: round(total / self.batch, 5) for name, total in self.loss_sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,105 +98,87 @@ def fit(
         UserError: if the loss stops being finite, a picture cannot be read, or the disk refuses.
         Interrupted: after Ctrl-C, once the state is saved.
     """
-    accelerator = Accelerator(
+    accelerator = new_accelerator(
         mixed_precision=choose_precision(options.precision),
         gradient_accumulation_steps=options.accumulate,
         log_with=_tracker() if options.tensorboard else None,
         project_dir=str(out),
     )
     set_seed(options.seed)
-    dataset = DetectionDataset(
-        train,
-        model.preprocess,
-        transform=TrainTransform(augment, model.preprocess),
-        seed=options.seed,
-        epochs=options.epochs,
-        cache_mb=options.cache // max(1, options.workers),
-        skip_unreadable=options.skip_unreadable,
-    )
-    batches = EpochBatches(len(dataset), options.batch_size, options.seed)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    batches = EpochBatches(len(train.records), options.batch_size, options.seed)
+    batches_per_epoch = len(batches) // accelerator.num_processes
+    if batches_per_epoch == 0:
+        raise UserError(f"{batches.count} training pictures do not give a batch to each process; add some")
+    loader = _loader(model, train, batches, options, augment)
     optimizer = build_optimizer(model, options)
-    steps_per_epoch = -(-(len(batches) // accelerator.num_processes) // options.accumulate)
-    if steps_per_epoch == 0:
-        raise UserError(f"{len(dataset)} pictures do not fill one batch for each of {accelerator.num_processes} processes")
-    scheduler = LambdaLR(optimizer, learning_rate_factor(options, steps_per_epoch))
-    loss_of, optimizer, loader = accelerator.prepare(_Loss(model), optimizer, loader, device_placement=[True, True, False])
+    scheduler = LambdaLR(optimizer, learning_rate_factor(options, -(-batches_per_epoch // options.accumulate)))
+    loss_of, optimizer, loader = accelerator.prepare(
+        _Loss(model), optimizer, loader, device_placement=[True, True, False]
+    )
     average = moving_average(model, options.ema) if options.ema > 0 else None
-    result: Detector = average.module if average is not None else model
+    result = model if average is None else cast(Detector, average.module)
     position = _Position()
     accelerator.register_for_checkpointing(scheduler, position, *([average] if average is not None else []))
     if resume:
-        _load_state(accelerator, out / RESUME)
+        load_state(accelerator, out / RESUME)
     if options.tensorboard:
         accelerator.init_trackers("tensorboard")
-    _keep_rows(out / "metrics.jsonl", position.epoch)
+    log = _Log(out / "metrics.jsonl", accelerator, epochs_done=position.epoch)
 
-    with Progress(options.epochs, len(batches) // accelerator.num_processes, shown=accelerator.is_main_process) as bar:
-        for epoch in range(position.epoch, options.epochs):
-            batches.epoch, batches.start = epoch, position.batch * accelerator.num_processes
-            started = time.monotonic()
+    with Progress(options.epochs, batches_per_epoch, shown=accelerator.is_main_process) as bar, interruptible() as stop:
+        while position.epoch < options.epochs:
+            batches.epoch, batches.start = position.epoch, position.batch * accelerator.num_processes
+            bar.start_epoch(position.epoch, position.batch)
             loss_of.train()
-            bar.start_epoch(epoch, position.batch)
-            with _interruptible() as interrupted:
-                for images, targets, _ in loader:
-                    images = images.to(accelerator.device)
-                    targets = [target.to(accelerator.device) for target in targets]
-                    with accelerator.accumulate(loss_of):
-                        losses = loss_of(images, targets)
-                        total = torch.stack(list(losses.values())).sum()
-                        if not torch.isfinite(total):
-                            raise UserError(_diverged(epoch, position.batch, losses))
-                        accelerator.backward(total)
-                        if accelerator.sync_gradients and options.clip > 0:
-                            accelerator.clip_grad_norm_(loss_of.parameters(), options.clip)
-                        optimizer.step()
-                        optimizer.zero_grad()
-                    if accelerator.sync_gradients:
-                        scheduler.step()
-                        if average is not None:
-                            average.update_parameters(model)
-                    position.batch += 1
-                    bar.step({name: v.item() for name, v in losses.items()}, len(images) * accelerator.num_processes)
-                    if interrupted():
-                        position.seconds += time.monotonic() - started
-                        _save_state(accelerator, out / RESUME)
-                        raise Interrupted(f"stopped in epoch {epoch + 1}, and saved; go on with --resume")
-            position.epoch, position.batch = epoch + 1, 0
-            position.seconds += time.monotonic() - started
-
-            row: dict[str, Any] = {"epoch": epoch + 1, "lr": scheduler.get_last_lr()[0], **bar.means()}
+            for images, targets, _ in loader:
+                started = time.monotonic()
+                images = images.to(accelerator.device)
+                targets = [target.to(accelerator.device) for target in targets]
+                with accelerator.accumulate(loss_of):
+                    losses = loss_of(images, targets)
+                    total = torch.stack(list(losses.values())).sum()
+                    if not torch.isfinite(total):
+                        raise UserError(_diverged(position, losses))
+                    accelerator.backward(total)
+                    if accelerator.sync_gradients and options.clip > 0:
+                        accelerator.clip_grad_norm_(loss_of.parameters(), options.clip)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    scheduler.step()
+                    if average is not None:
+                        average.update_parameters(model)
+                position.batch += 1
+                position.seconds += time.monotonic() - started
+                for name, value in losses.items():
+                    position.loss_sums[name] = position.loss_sums.get(name, 0.0) + value.item()
+                bar.step(position.mean_losses(), len(images) * accelerator.num_processes)
+                if stop():
+                    save_state(accelerator, out / RESUME)
+                    raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
+            row = {"epoch": position.epoch + 1, "lr": scheduler.get_last_lr()[0], **position.mean_losses()}
+            position.epoch, position.batch, position.loss_sums = position.epoch + 1, 0, {}
             row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(bar.rate(), 2)}
-            last = epoch + 1 == options.epochs
-            if val is not None and (last or (epoch + 1) % options.eval_every == 0):
-                metrics = evaluate_model(result, val, accelerator=accelerator, batch_size=options.batch_size)
-                figures = metrics.to_dict()
-                result.metrics = {"epoch": epoch + 1, "train_seconds": round(position.seconds, 1), **figures}
+            if val is not None and (position.epoch % options.eval_every == 0 or position.epoch == options.epochs):
+                figures = evaluate_model(result, val, accelerator, batch_size=options.batch_size).to_dict()
+                result.metrics = {"epoch": position.epoch, "train_seconds": row["train_seconds"], **figures}
                 row |= {name: value for name, value in figures.items() if name != "per_class"}
-                bar.print(f"epoch {epoch + 1}: AP {metrics.ap or 0:.3f}  AP50 {metrics.ap50 or 0:.3f}  AP75 {metrics.ap75 or 0:.3f}")
+                ap = figures["ap"] or 0.0
+                bar.print(
+                    f"epoch {position.epoch}: AP {ap:.3f}  AP50 {row['ap50'] or 0:.3f}  AP75 {row['ap75'] or 0:.3f}"
+                )
                 position.since_best += 1
-                if (metrics.ap or 0.0) > position.best_ap:
-                    position.best_ap, position.since_best = metrics.ap or 0.0, 0
-                    if accelerator.is_main_process:
-                        save(result, out / "best")
-            if accelerator.is_main_process:
-                with open(out / "metrics.jsonl", "a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                save(result, out / "last")
-            accelerator.log({k: v for k, v in row.items() if isinstance(v, float)}, step=epoch + 1)
-            _save_state(accelerator, out / RESUME)
+                if ap > position.best_ap:
+                    position.best_ap, position.since_best = ap, 0
+                    _save(accelerator, result, out / "best")
+            log.write(row)
+            _save(accelerator, result, out / "last")
+            save_state(accelerator, out / RESUME)
             if options.patience and position.since_best >= options.patience:
-                bar.print(f"stopped: no better AP in the last {options.patience} evaluations")
+                bar.print(f"stopped early: no better AP in the last {options.patience} evaluations")
                 break
-    if val is None and accelerator.is_main_process:
-        save(result, out / "best")
+    if val is None:
+        _save(accelerator, result, out / "best")
     accelerator.end_training()
     return result
 
@@ -208,75 +196,64 @@ def choose_precision(precision: str) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-@contextmanager
-def _interruptible() -> Iterator[Any]:
-    """Turn the first Ctrl-C into a question that the loop asks between steps; a second one is immediate."""
-    pressed: list[int] = []
+def _loader(
+    model: Detector, train: DetectionData, batches: EpochBatches, options: TrainOptions, augment: AugmentOptions
+) -> DataLoader[Any]:
+    dataset = DetectionDataset(
+        train,
+        model.preprocess,
+        transform=TrainTransform(augment, model.preprocess),
+        seed=options.seed,
+        epochs=options.epochs,
+        cache_mb=options.cache // max(1, options.workers),
+        skip_unreadable=options.skip_unreadable,
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=options.workers,
+        persistent_workers=options.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
-    def note(number: int, frame: Any) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
 
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: leave signals to whoever owns them
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _save(accelerator: Accelerator, model: Detector, folder: Path) -> None:
+    if accelerator.is_main_process:
+        save(model, folder)
 
 
-def _diverged(epoch: int, batch: int, losses: dict[str, Tensor]) -> str:
+def _diverged(position: _Position, losses: dict[str, Tensor]) -> str:
     terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
     return (
-        f"the loss stopped being a finite number in epoch {epoch + 1}, batch {batch + 1} ({terms}); "
-        "lower --train.lr, lengthen --train.warmup or use --train.precision fp32; earlier checkpoints are intact"
+        f"the loss stopped being a finite number in epoch {position.epoch + 1}, batch {position.batch + 1} ({terms}); "
+        "lower --lr, lengthen --warmup or use --precision fp32; earlier checkpoints are intact"
     )
 
 
 def _tracker() -> str:
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("tensorboard", "track") from error
+    if find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "track")
     return "tensorboard"
 
 
-def _save_state(accelerator: Accelerator, folder: Path) -> None:
-    """Everything needed to go on exactly; the previous state stays until the new one is whole."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    if accelerator.is_main_process:
-        shutil.rmtree(fresh, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(fresh))
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error}; free some space, then go on with --resume") from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+class _Log:
+    """One row of figures an epoch, as JSON lines and to the tracker."""
 
+    def __init__(self, path: Path, accelerator: Accelerator, *, epochs_done: int) -> None:
+        self.path = path
+        self.accelerator = accelerator
+        if not accelerator.is_main_process:
+            return
+        rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        # A resumed training runs the rest again.
+        kept = [row for row in rows if json.loads(row)["epoch"] <= epochs_done]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
 
-def _load_state(accelerator: Accelerator, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
-    if not folder.is_dir() and old.is_dir():  # the machine died between two renames
-        folder = old
-    if not folder.is_dir():
-        raise UserError(f"there is nothing to resume in {folder.parent}; start without --resume")
-    accelerator.load_state(str(folder))
-
-
-def _keep_rows(log: Path, epochs: int) -> None:
-    """Drop rows of epochs that a resumed training will run again."""
-    rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [row for row in rows if json.loads(row)["epoch"] <= epochs]
-    with atomic_path(log) as temporary:
-        temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+    def write(self, row: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        self.accelerator.log(numbers, step=row["epoch"])

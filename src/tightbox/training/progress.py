@@ -34,8 +34,7 @@ class Progress:
         )
         self._bar = RichProgress(*columns, console=Console(), disable=not shown, refresh_per_second=4)
         self._task = self._bar.add_task("epoch 1", total=epochs * batches, note="")
-        self._sums: dict[str, float] = {}
-        self._steps = self._pictures = 0
+        self._pictures = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -46,24 +45,17 @@ class Progress:
         self._bar.stop()
 
     def start_epoch(self, epoch: int, batch: int) -> None:
-        """Forget the means of the epoch before."""
-        self._sums, self._steps, self._pictures = {}, 0, 0
+        """Count pictures anew, and go to this batch of this epoch."""
+        self._pictures = 0
         self._started = time.monotonic()
         description = f"epoch {epoch + 1}/{self.epochs}"
         self._bar.update(self._task, description=description, completed=epoch * self.batches + batch)
 
     def step(self, losses: dict[str, float], pictures: int) -> None:
-        """One more step with these losses."""
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
+        """One more step; `losses` are shown."""
         self._pictures += pictures
-        terms = "  ".join(f"{name} {value:.3f}" for name, value in self.means().items())
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self._bar.update(self._task, advance=1, note=f"{terms}  {self.rate():.1f} img/s")
-
-    def means(self) -> dict[str, float]:
-        """Mean of each loss since the epoch began."""
-        return {name: round(total / self._steps, 5) for name, total in self._sums.items()}
 
     def rate(self) -> float:
         """Pictures per second since the epoch began."""

@@ -1,0 +1,134 @@
+"""Times the star convolution against torchvision's deform_conv2d, which it equals, and a plain 3×3 convolution."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tightbox.errors import UserError
+from tightbox.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAPS = [(1, 64, 64), (1, 100, 168), (2, 40, 40)]  # batch, height, width
+CHANNELS = [256, 64]
+STRIDE = 8.0
+REACH = 64.0  # distances are uniform up to this many pixels, eight steps of the map
+
+HEADER = (
+    "| map | channels | pass | conv2d, ms | deform_conv2d, ms | star_conv2d, ms "
+    "| star is faster than deform by | star takes, of conv2d |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds through each row; the fastest counts")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch; left out, what PyTorch chooses")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
+    options = parser.parse_args()
+    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
+        parser.error("--repeats and --threads must be 1 or more")
+
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    command = shlex.join(["python", "benchmarks/star_conv.py", *sys.argv[1:]])
+    machine = f"{cpu_name()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    lines = [
+        f"Measured {datetime.date.today()} with `{command}` on {machine}, PyTorch {torch.__version__}.",
+        "",
+        HEADER,
+    ]
+    print("\n".join(lines), flush=True)
+    for channels in CHANNELS:
+        for batch, height, width in MAPS:
+            for backward in (False, True):
+                plain, deform, star = time_row(batch, channels, height, width, backward, options.repeats)
+                lines.append(
+                    f"| {batch}×{height}×{width} | {channels} | {'forward + backward' if backward else 'forward'} "
+                    f"| {1e3 * plain:.1f} | {1e3 * deform:.1f} | {1e3 * star:.1f} "
+                    f"| {deform / star:.1f}× | {star / plain:.2f}× |"
+                )
+                print(lines[-1], flush=True)
+    if options.markdown:
+        try:
+            with atomic_path(options.markdown) as path:
+                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except UserError as error:
+            parser.error(str(error))
+
+
+def time_row(batch: int, channels: int, height: int, width: int, backward: bool, repeats: int) -> list[float]:
+    """Seconds of conv2d, deform_conv2d and star_conv2d, each in the memory format it likes best."""
+    import torch
+    from torch.nn.functional import conv2d
+    from torchvision.ops import deform_conv2d
+
+    from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
+
+    torch.manual_seed(0)
+    features = torch.randn(batch, channels, height, width)
+    weight = torch.randn(channels, channels, 3, 3) / (3 * channels**0.5)
+    distances = (REACH * torch.rand(batch, 4, height, width)).requires_grad_(backward)
+
+    def step(layout: torch.memory_format, operator: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        leaves = [tensor.to(memory_format=layout).detach().requires_grad_(backward) for tensor in (features, weight)]
+        cotangent = features.to(memory_format=layout)
+
+        def run() -> None:
+            output = operator(*leaves)
+            if backward:
+                for leaf in (*leaves, distances):
+                    leaf.grad = None
+                torch.autograd.backward(output, cotangent)
+
+        return run
+
+    def deform(x: Tensor, w: Tensor) -> Tensor:
+        output: Tensor = deform_conv2d(x, star_offsets(distances, STRIDE), w, padding=1)
+        return output
+
+    steps = [
+        step(torch.channels_last, lambda x, w: conv2d(x, w, padding=1)),
+        step(torch.contiguous_format, deform),
+        step(torch.channels_last, lambda x, w: star_conv2d(x, StarSampling(distances, STRIDE), w)),
+    ]
+    return fastest_interleaved(steps, repeats)
+
+
+def fastest_interleaved(steps: list[Callable[[], None]], repeats: int) -> list[float]:
+    """Seconds of each step at its fastest; taking turns lets a busy moment of the machine fall on all of them."""
+    fastest = [float("inf")] * len(steps)
+    for step in steps:
+        step()
+    for _ in range(repeats):
+        for number, step in enumerate(steps):
+            start = time.perf_counter()
+            step()
+            fastest[number] = min(fastest[number], time.perf_counter() - start)
+    return fastest
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tightbox.errors import UserError
+from tightbox.models.backbone import Backbone
+from tightbox.options import BackboneOptions
+
+
+def backbone(name: str, **options: object) -> Backbone:
+    return Backbone(BackboneOptions(name=name, pretrained=False, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet.r160_in1k", "convnext_atto", "mobilenetv3_small_100"])
+def test_features_at_strides_8_16_and_32(name: str) -> None:
+    network = backbone(name).eval()
+    with torch.no_grad():
+        maps = network(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, width, 64 // stride, 96 // stride) for width, stride in zip(network.channels, (8, 16, 32), strict=True)
+    ]
+    config = timm.get_pretrained_cfg(name)
+    assert network.mean.flatten().tolist() == pytest.approx(config.mean)
+    assert network.std.flatten().tolist() == pytest.approx(config.std)
+    assert "mean" not in network.state_dict()
+
+
+def test_a_level_is_the_last_of_its_stride() -> None:
+    """resnet18's layer2 gives stride 8; its 128 channels are in the feature table only once."""
+    assert backbone("resnet18").channels == [128, 256, 512]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("resnet81", r"no model named 'resnet81'; did you mean .*resnet18"),
+        ("qqqqqqqq", r"no model named 'qqqqqqqq'; see timm.list_models\(\)"),
+        ("vit_tiny_patch16_224", r"strides \[16, 16, 16\], but a detector needs 8, 16 and 32"),
+        ("swin_tiny_patch4_window7_224", "features channels last"),
+        ("resnet18.no_such_tag", "no_such_tag"),
+    ],
+)
+def test_what_cannot_be_a_backbone_is_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        backbone(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2])
+def test_frozen_stages_are_the_stem_and_the_first_ones(stages: int) -> None:
+    network = backbone("resnet18", frozen_stages=stages)
+    frozen = {name.split(".")[0] for name, p in network.body.named_parameters() if not p.requires_grad}
+    assert frozen == [set(), {"conv1", "bn1", "layer1"}, {"conv1", "bn1", "layer1", "layer2"}][stages]
+    for _ in range(2):  # as built, and after a switch to evaluation and back
+        training = {
+            name.split(".")[0]
+            for name, m in network.body.named_modules()
+            if m.training and isinstance(m, nn.BatchNorm2d)
+        }
+        assert training == {"bn1", "layer1", "layer2", "layer3", "layer4"} - frozen
+        network.eval().train()
+
+
+def test_frozen_stages_do_not_change_in_training() -> None:
+    network = backbone("resnet18", frozen_stages=1).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.stack([m.sum() for m in network(torch.rand(2, 3, 64, 64))]).sum().backward()
+    torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1).step()
+    moved = {name.split(".")[1] for name, value in network.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"layer2", "layer3", "layer4"}  # running means count as moving
+
+
+def test_frozen_norm_keeps_statistics_but_trains_weights() -> None:
+    network = backbone("test_resnet", frozen_norm=True).train()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert network.body.training
+    before = norms[0].running_mean.clone()
+    network(torch.rand(2, 3, 64, 64))
+    assert norms[0].running_mean.equal(before)
+    assert norms[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(("name", "stages"), [("resnet18", 5), ("resnet18", -1), ("mobilenetv3_small_100", 1)])
+def test_stages_that_cannot_be_told_are_one_sentence(name: str, stages: int) -> None:
+    with pytest.raises(UserError, match=f"cannot tell where stage {stages} .*frozen_stages=0"):
+        backbone(name, frozen_stages=stages)
+
+
+def test_no_network_for_pretrained_weights_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+
+    def offline(*args: object, pretrained: bool = False, **kwargs: object) -> object:
+        if pretrained:
+            raise ConnectionError("a long story\nin several lines")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"weights of resnet18 cannot be had .*--pretrained false") as caught:
+        Backbone(BackboneOptions(name="resnet18", pretrained=True))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tightbox.models.fpn import FPN, STRIDES
+
+
+def features(height: int, width: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
+    """What a backbone gives: sides divided by 8, 16 and 32, rounded up."""
+    return [torch.randn(2, c, -(-height // s), -(-width // s)) for c, s in zip(channels, (8, 16, 32), strict=True)]
+
+
+def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
+    """The pyramid written out, the upsampling as an index: row y of a finer map reads row floor(y·h / H)."""
+    c3, c4, c5 = maps
+
+    def raised(coarse: Tensor, fine: Tensor) -> Tensor:
+        rows = [y * coarse.shape[2] // fine.shape[2] for y in range(fine.shape[2])]
+        columns = [x * coarse.shape[3] // fine.shape[3] for x in range(fine.shape[3])]
+        return coarse[:, :, rows][:, :, :, columns]
+
+    m5 = fpn.lateral[2](c5)
+    m4 = fpn.lateral[1](c4)
+    m4 = m4 + raised(m5, m4)
+    m3 = fpn.lateral[0](c3)
+    m3 = m3 + raised(m4, m3)
+    p3, p4, p5 = (conv(m) for conv, m in zip(fpn.output, (m3, m4, m5), strict=True))
+    p6 = fpn.p6(p5)
+    return [p3, p4, p5, p6, fpn.p7(p6.clamp(min=0))]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 300), (40, 100), (1, 1)])
+def test_equals_the_pyramid_written_out(size: tuple[int, int]) -> None:
+    fpn = FPN([4, 6, 8], 16)
+    maps = features(*size)
+    with torch.no_grad():
+        for ours, theirs in zip(fpn([m.clone() for m in maps]), plain(fpn, maps), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_sides_of_a_300_pixel_picture() -> None:
+    levels = FPN([4, 6, 8], 16)(features(300, 300))
+    assert [tuple(level.shape) for level in levels] == [(2, 16, side, side) for side in (38, 19, 10, 5, 3)]
+    assert [math.ceil(300 / stride) for stride in STRIDES] == [38, 19, 10, 5, 3]
+
+
+def test_weights_start_as_xavier_says_and_there_are_no_norms() -> None:
+    fpn = FPN([32, 64, 128], 64)
+    assert all(isinstance(m, (FPN, nn.ModuleList, nn.Conv2d)) for m in fpn.modules())
+    convolutions = [m for m in fpn.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 8
+    for conv in convolutions:
+        kernel = conv.kernel_size[0] * conv.kernel_size[1]
+        # Glorot: uniform within ±sqrt(6 / (fan in + fan out)).
+        bound = math.sqrt(6 / (kernel * (conv.in_channels + conv.out_channels)))
+        assert 0.95 * bound < conv.weight.abs().max() <= bound
+        assert conv.bias is not None
+        assert not conv.bias.any()
+
+
+def test_the_inputs_are_left_alone() -> None:
+    fpn, maps = FPN([4, 6, 8], 16), features(64, 64)
+    copies = [m.clone() for m in maps]
+    fpn(maps)
+    assert all(a.equal(b) for a, b in zip(maps, copies, strict=True))

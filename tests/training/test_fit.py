@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import tightbox
+from tests.training.conftest import tiny_model
+from tightbox.data.records import DetectionData
+from tightbox.errors import UserError
+from tightbox.models import Detector
+from tightbox.options import AugmentOptions, TrainOptions
+from tightbox.training import fit as fit_module
+from tightbox.training.fit import Interrupted, choose_precision, fit
+
+NewModel = Callable[[], Detector]
+OPTIONS = TrainOptions(epochs=3, batch_size=2, eval_every=3, workers=0, precision="fp32", lr=1e-3, warmup=2)
+AUGMENT = AugmentOptions(mosaic=0.5, crop=0.5, vertical_flip=0.5)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_second")} for row in rows(out)]
+
+
+def stop_after(steps: int) -> Any:
+    """Stands in for `interruptible`: Ctrl-C comes during the given step."""
+    count = iter(range(10**9))
+
+    @contextmanager
+    def interruptible() -> Iterator[Callable[[], bool]]:
+        yield lambda: next(count) + 1 >= steps
+
+    return interruptible
+
+
+def assert_same_weights(a: Detector, b: Detector) -> None:
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+def test_a_training_leaves_checkpoints_metrics_and_state(
+    tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel
+) -> None:
+    trained = fit(new_model(), train, val, tmp_path, OPTIONS, AUGMENT)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert set(rows(tmp_path)[-1]) >= {"lr", "box", "initial_box", "class", "images_per_second", "ap", "ap75"}
+    assert "ap" not in rows(tmp_path)[0]  # evaluated every third epoch only
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "last", "metrics.jsonl", "resume"}
+    assert_same_weights(tightbox.load(tmp_path / "last"), trained)
+    card = json.loads((tmp_path / "best" / "card.json").read_text())
+    assert card["class_names"] == list(train.class_names)
+    assert card["metrics"]["epoch"] == 3
+    assert set(card["metrics"]["per_class"]) == set(train.class_names)
+
+
+def test_box_losses_fall(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    # Always the same two pictures, unchanged: whatever learns at all must learn these.
+    two = replace(train, records=train.records[:2])
+    options = replace(OPTIONS, epochs=30, lr=3e-3, ema=0)
+    fit(new_model(), two, None, tmp_path, options, AugmentOptions(flip=0, scale_min=1, scale_max=1, color=0))
+    first, last = rows(tmp_path)[0], rows(tmp_path)[-1]
+    assert last["box"] < 0.7 * first["box"]
+    assert last["initial_box"] < 0.7 * first["initial_box"]
+    # The varifocal loss rises at first, as its targets, the IoUs, do.
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])  # first step; at the end of an epoch; inside the second
+def test_resuming_is_exact(
+    steps: int, tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    options = replace(OPTIONS, accumulate=1, eval_every=1)
+    whole = fit(new_model(), train, val, tmp_path / "whole", options, AUGMENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "interruptible", stop_after(steps))
+        with pytest.raises(Interrupted, match="--resume"):
+            fit(new_model(), train, val, tmp_path / "parts", options, AUGMENT)
+    torch.manual_seed(99)  # whatever happened in between
+    resumed = fit(tiny_model(train.class_names, seed=5), train, val, tmp_path / "parts", options, AUGMENT, resume=True)
+    assert_same_weights(resumed, whole)
+    assert timeless(tmp_path / "parts")[1:] == timeless(tmp_path / "whole")[1:]
+
+
+def test_resuming_with_nothing_there(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        fit(new_model(), train, None, tmp_path, OPTIONS, AUGMENT, resume=True)
+
+
+def test_a_state_is_found_after_dying_between_two_renames(
+    tmp_path: Path, train: DetectionData, new_model: NewModel
+) -> None:
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=1), AUGMENT)
+    (tmp_path / "resume").rename(tmp_path / "resume.old")
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=2), AUGMENT, resume=True)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_same_seed_same_weights_whatever_the_workers(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    options = replace(OPTIONS, epochs=1)
+    alone = fit(new_model(), train, None, tmp_path / "a", options, AUGMENT)
+    helped = fit(new_model(), train, None, tmp_path / "b", replace(options, workers=2), AUGMENT)
+    other = fit(new_model(), train, None, tmp_path / "c", replace(options, seed=1), AUGMENT)
+    assert_same_weights(alone, helped)
+    with pytest.raises(AssertionError):
+        assert_same_weights(alone, other)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(
+    tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    model = new_model()
+    original, calls = model.loss, iter(range(100))
+
+    def loss(*args: Any) -> dict[str, Tensor]:
+        losses = original(*args)
+        return losses | {"box": losses["box"] * math.nan} if next(calls) == 5 else losses
+
+    monkeypatch.setattr(model, "loss", loss)
+    with pytest.raises(UserError, match=r"epoch 2, batch 2 \(box nan, .*--lr.*earlier checkpoints are intact"):
+        fit(model, train, None, tmp_path, OPTIONS, AUGMENT)
+    assert tightbox.load(tmp_path / "last").class_names == train.class_names
+
+
+def test_a_full_disk_keeps_the_earlier_state(
+    tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=1), AUGMENT)
+
+    def full(self: Accelerator, folder: str) -> None:
+        Path(folder).mkdir()
+        raise RuntimeError("PytorchStreamWriter failed writing file: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", full)
+        with pytest.raises(UserError, match=r"cannot write .*no space left.*free some space"):
+            fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=2), AUGMENT, resume=True)
+    assert not (tmp_path / "resume.new").exists()
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=2), AUGMENT, resume=True)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_early_stopping(tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel) -> None:
+    # A learning rate of next to nothing: no evaluation is better than the first, so two more are waited for.
+    options = replace(OPTIONS, epochs=9, eval_every=1, patience=2, lr=1e-12)
+    fit(new_model(), train, val, tmp_path, options, AUGMENT)
+    assert len(rows(tmp_path)) == 3
+
+
+def test_accumulation_changes_the_weights_less_often(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    # 4 batches an epoch, 3 epochs: 12 changes, or 6 with two batches each. After the warm-up of 2 changes the
+    # learning rate of a cosine over n changes ends at 0 only if all n were counted.
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, accumulate=2), AUGMENT)
+    assert rows(tmp_path)[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    # After the first epoch 2 of 6 changes are done: the warm-up is just over, at full rate.
+    assert rows(tmp_path)[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_bf16(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    trained = fit(new_model(), train, None, tmp_path, replace(OPTIONS, precision="bf16", epochs=1), AUGMENT)
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert all(math.isfinite(value) for value in rows(tmp_path)[0].values())
+
+
+def test_precision_by_hardware(monkeypatch: Any) -> None:
+    assert choose_precision("fp32") == "no"
+    assert choose_precision("fp16") == "fp16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for supported, expected in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        assert choose_precision("auto") == expected
+
+
+def test_tensorboard(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `track` is not installed")
+    fit(new_model(), train, None, tmp_path, replace(OPTIONS, epochs=1, tensorboard=True), AUGMENT)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_tensorboard_missing(tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any) -> None:
+    monkeypatch.setattr(fit_module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tightbox\[track\]"):
+        fit(new_model(), train, None, tmp_path, replace(OPTIONS, tensorboard=True), AUGMENT)
+
+
+def test_fewer_pictures_than_a_batch(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    one = replace(train, records=train.records[:1])
+    fit(new_model(), one, None, tmp_path, replace(OPTIONS, batch_size=8, epochs=1), AUGMENT)
+    assert len(rows(tmp_path)) == 1
+
+
+def run_processes(count: int, scenes: Path, out: Path, batch_size: int) -> None:
+    """`fit` in one or two gloo processes, as `accelerate launch` starts them."""
+    program = Path(__file__).with_name("two_processes.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    command = [sys.executable, *launch, str(program), str(scenes), str(out), str(batch_size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_end_in_the_weights_of_one(tmp_path: Path, scenes: Path) -> None:
+    run_processes(1, scenes, tmp_path / "one", batch_size=4)
+    run_processes(2, scenes, tmp_path / "two", batch_size=2)
+    one, two = (tightbox.load(tmp_path / name / "last") for name in ("one", "two"))
+    start = tiny_model(one.class_names).state_dict()
+    moved = 0.0
+    for name, value in one.state_dict().items():
+        # Sums in another order differ by float32's rounding; the steps themselves are a thousand times as large.
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        moved = max(moved, (value - start[name]).abs().max().item())
+    assert moved > 1e-3
+    ours, theirs = rows(tmp_path / "two")[-1], rows(tmp_path / "one")[-1]
+    assert ours["ap"] == pytest.approx(theirs["ap"], abs=1e-3)
+    assert len(rows(tmp_path / "two")) == len(rows(tmp_path / "one"))  # one process writes
+
+
+def test_ctrl_c_saves_and_the_command_resumes(tmp_path: Path, scenes: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tightbox", "train", "--data", str(scenes), "--out", str(out)]
+    options = ["--backbone", "test_efficientnet", "--pretrained", "false", "--long-side", "64", "--epochs", "400"]
+    options += ["--batch-size", "2", "--workers", "1", "--vfnet.channels", "32", "--eval-every", "400"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "last" / "card.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1].startswith("tightbox: stopped in epoch")
+    assert "Traceback" not in error
+    done = rows(out)[-1]["epoch"]
+    resumed = [*command[:4], "--out", str(out), "--resume", "--epochs", str(done + 1)]
+    finished = subprocess.run(resumed, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert [row["epoch"] for row in rows(out)] == list(range(1, done + 2))
+
+
+def test_the_run_folder_can_be_moved(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+    fit(new_model(), train, None, tmp_path / "a", replace(OPTIONS, epochs=1), AUGMENT)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    fit(new_model(), train, None, tmp_path / "b", replace(OPTIONS, epochs=2), AUGMENT, resume=True)
+    assert len(rows(tmp_path / "b")) == 2

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tightbox.options import TrainOptions
+from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
+
+
+def test_cosine_after_warm_up() -> None:
+    # 10 epochs of 10 steps, 20 of them warm-up from a tenth: halfway up at step 10, 0.1 + 0.9 / 2.
+    factor = learning_rate_factor(TrainOptions(epochs=10, warmup=20), steps_per_epoch=10)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(10) == pytest.approx(0.55)
+    assert factor(20) == pytest.approx(1)
+    assert factor(60) == pytest.approx(0.5)  # the middle of the 80 steps of the cosine
+    assert factor(100) == pytest.approx(0, abs=1e-12)
+    assert factor(101) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"),
+    [
+        (12, (8, 11)),  # the papers' 1x schedule
+        (24, (16, 22)),  # and 2x
+    ],
+)
+def test_step_schedule(epochs: int, drops: tuple[int, int]) -> None:
+    factor = learning_rate_factor(TrainOptions(epochs=epochs, schedule="step", warmup=0), steps_per_epoch=7)
+    for drop, before in zip(drops, (1, 0.1), strict=True):
+        assert factor(7 * drop - 1) == pytest.approx(before)
+        assert factor(7 * drop) == pytest.approx(before / 10)
+
+
+def test_warm_up_as_a_share() -> None:
+    factor = learning_rate_factor(TrainOptions(epochs=10, warmup=0.1), steps_per_epoch=10)
+    assert factor(9) < 1
+    assert factor(10) == pytest.approx(1)
+
+
+def test_moving_average_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    average = moving_average(model, decay=0.15)
+    nn.init.constant_(model.weight, 1.0)
+    average.update_parameters(model)  # the first update copies
+    assert average.module.weight.item() == 1
+    nn.init.constant_(model.weight, 3.0)
+    # One update so far: decay is min(0.15, (1 + 1) / (10 + 1)) = 0.15, so 0.15 · 1 + 0.85 · 3 = 2.7.
+    average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(2.7)
+    slow = moving_average(model, decay=0.999)
+    slow.update_parameters(model)
+    nn.init.constant_(model.weight, 0.0)
+    slow.update_parameters(model)  # decay min(0.999, 2 / 11): quick to forget at first
+    assert slow.module.weight.item() == pytest.approx(3 * 2 / 11)
+
+
+def test_moving_average_takes_buffers_along() -> None:
+    model = nn.BatchNorm1d(2)
+    average = moving_average(model, decay=0.9)
+    average.update_parameters(model)
+    model.running_mean.fill_(1.0)
+    model.num_batches_tracked.fill_(7)
+    average.update_parameters(model)
+    assert average.module.running_mean[0].item() == pytest.approx(1 - 2 / 11)
+    assert average.module.num_batches_tracked.item() == 7
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+
+def test_adamw_spares_vectors_from_decay() -> None:
+    decayed, spared = build_optimizer(network(), TrainOptions(weight_decay=0.1)).param_groups
+    assert [p.ndim for p in decayed["params"]] == [4, 4]
+    assert decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1, 1]
+    assert spared["weight_decay"] == 0
+
+
+def test_sgd_as_published() -> None:
+    options = TrainOptions(optimizer="sgd", lr=0.01, weight_decay=1e-4)
+    rest, biases = build_optimizer(network(), options).param_groups
+    assert len(biases["params"]) == 2  # of the convolutions; the norm's bias is with the rest
+    assert (biases["lr"], biases["weight_decay"]) == (0.02, 0)
+    assert len(rest["params"]) == 4
+    assert (rest["lr"], rest["weight_decay"], rest["momentum"]) == (0.01, 1e-4, 0.9)
+
+
+def test_frozen_weights_are_left_out() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    count = sum(len(group["params"]) for group in build_optimizer(model, TrainOptions()).param_groups)
+    assert count == len(list(model[1:].parameters()))
+
+
+def test_buffers_and_weights_are_copies() -> None:
+    model = network()
+    average = moving_average(model, 0.9)
+    average.update_parameters(model)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert not torch.equal(average.module[0].weight, model[0].weight)
