@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/tightbox demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .

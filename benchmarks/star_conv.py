@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from machine import measured
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torchvision.ops import deform_conv2d
 
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
 
 MAPS = [(1, 64, 64), (1, 100, 168), (2, 40, 40)]  # batch, height, width
 CHANNELS = [256, 64]
@@ -39,17 +37,9 @@ def main() -> None:
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):
         parser.error("--repeats and --threads must be 1 or more")
 
-    import torch
-
     if options.threads:
         torch.set_num_threads(options.threads)
-    command = shlex.join(["python", "benchmarks/star_conv.py", *sys.argv[1:]])
-    machine = f"{cpu_name()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    lines = [
-        f"Measured {datetime.date.today()} with `{command}` on {machine}, PyTorch {torch.__version__}.",
-        "",
-        HEADER,
-    ]
+    lines = [measured(), "", HEADER]
     print("\n".join(lines), flush=True)
     for channels in CHANNELS:
         for batch, height, width in MAPS:
@@ -71,12 +61,6 @@ def main() -> None:
 
 def time_row(batch: int, channels: int, height: int, width: int, backward: bool, repeats: int) -> list[float]:
     """Seconds of conv2d, deform_conv2d and star_conv2d, each in the memory format it likes best."""
-    import torch
-    from torch.nn.functional import conv2d
-    from torchvision.ops import deform_conv2d
-
-    from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
-
     torch.manual_seed(0)
     features = torch.randn(batch, channels, height, width)
     weight = torch.randn(channels, channels, 3, 3) / (3 * channels**0.5)
@@ -118,16 +102,6 @@ def fastest_interleaved(steps: list[Callable[[], None]], repeats: int) -> list[f
             step()
             fastest[number] = min(fastest[number], time.perf_counter() - start)
     return fastest
-
-
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

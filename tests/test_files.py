@@ -30,9 +30,14 @@ def test_the_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
 def test_an_exception_in_the_block_passes_and_keeps_the_old_file(tmp_path: Path, mistake: BaseException) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
-    with pytest.raises(type(mistake)), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise mistake
+
+    def write() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise mistake
+
+    with pytest.raises(type(mistake)):
+        write()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
@@ -45,8 +50,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(
     target.write_text("old")
     monkeypatch.setattr(os, call, full_disk)
     with pytest.raises(UserError, match=r"^cannot write .*file\.txt: No space left on device; free some space"):
-        with atomic_path(target) as temporary:
-            temporary.write_text("new")
+        write_json(target, "new")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 

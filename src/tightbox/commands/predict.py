@@ -153,9 +153,11 @@ def predict_video(model: Detector, path: Path, target: Path, threshold: float) -
             with av.open(str(temporary), "w", format="mp4") as written:
                 stream = written.add_stream("libx264", rate=source.average_rate or 25)
                 stream.pix_fmt = "yuv420p"
-                for number, frame in enumerate(video.decode(source)):
+                frames = 0
+                for frame in video.decode(source):
                     image = frame.to_image()
-                    stream.width, stream.height = image.width // 2 * 2, image.height // 2 * 2
+                    if frames == 0:  # H.264 takes even sides only, and they are fixed by the first frame
+                        stream.width, stream.height = image.width // 2 * 2, image.height // 2 * 2
                     found = model.predict(image)
                     found = found[found.scores >= threshold]
                     drawn = draw_boxes(
@@ -165,9 +167,12 @@ def predict_video(model: Detector, path: Path, target: Path, threshold: float) -
                     written.mux(stream.encode(av.VideoFrame.from_image(drawn)))
                     names = [model.class_names[label] for label in found.labels.tolist()]
                     for row, name in zip(
-                        found.to_coco(number, range(1, len(model.class_names) + 1)), names, strict=True
+                        found.to_coco(frames, range(1, len(model.class_names) + 1)), names, strict=True
                     ):
-                        rows.append(row | {"file_name": str(path), "frame": number, "class": name})
+                        rows.append(row | {"file_name": str(path), "frame": frames, "class": name})
+                    frames += 1
+                if frames == 0:
+                    raise UnreadableImage(path, "not one of its frames can be decoded")
                 written.mux(stream.encode())
     except (av.error.FFmpegError, IndexError) as error:
         raise UnreadableImage(path, f"it is not a video that can be decoded ({error})") from error

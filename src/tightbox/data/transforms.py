@@ -117,6 +117,8 @@ class TrainTransform:
         return Sample(image, *(torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "labels", "crowd")))
 
     def _iou_crop(self, sample: Sample) -> Sample:
+        if min(sample.size) < 4:  # three tenths of it, the smallest crop, would be nothing
+            return sample
         boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=sample.size)
         params = self.iou_crop.make_params([tv_tensors.Image(sample.image), boxes])
         if not params:  # the draw was to leave the picture whole

@@ -1,0 +1,513 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import ExifTags, Image
+
+from tests.tiny import tiny_model
+from tightbox.cli import COMMANDS, build_parser, main, with_underscores
+
+TINY = [
+    *("--backbone", "test_resnet", "--pretrained", "false", "--vfnet.channels", "32", "--vfnet.tower-depth", "1"),
+    *("--long-side", "64", "--short-side", "64", "--epochs", "1", "--batch-size", "3", "--workers", "0"),
+    *("--precision", "fp32"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the settings of a process's first run, and here one process runs many commands."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model().save(tmp_path_factory.mktemp("checkpoint"))
+
+
+def picture(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **save)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A COCO folder with three training and two validation pictures of cats and dogs."""
+    root = tmp_path / "data"
+    for split, numbers in {"train": range(3), "val": range(3, 5)}.items():
+        for i in numbers:
+            picture(root / "images" / f"{i}.png", seed=i)
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 40} for i in numbers],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": i,
+                    "category_id": 1 + i % 2,
+                    "bbox": [5, 5, 40, 30],
+                    "area": 1200,
+                    "iscrowd": 0,
+                }
+                for i in numbers
+            ],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def status(arguments: list[str]) -> int:
+    """The exit status, whether returned or raised."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+# The help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from tightbox.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = sorted({'torch', 'torchvision', 'timm', 'accelerate', 'PIL', 'numpy'} & set(sys.modules))\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tightbox" in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_command_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status([]) == 2
+    assert "train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help_text(command: str) -> None:
+    parser = build_parser()._subcommands_action._name_parser_map[command]
+    bare = [action.dest for action in parser._actions if not (action.help or "").strip()]
+    assert bare == []
+
+
+def test_help_shows_options_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--batch-size" in text
+    assert "--vfnet.top-k" in text
+    assert "--batch_size" not in text
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    given = ["train", "--batch-size=8", "--vfnet.top-k", "3", "--data", "my-data", "--out=my-out", "a--b-c"]
+    assert with_underscores(given) == [
+        "train", "--batch_size=8", "--vfnet.top_k", "3", "--data", "my-data", "--out=my-out", "a--b-c",
+    ]  # fmt: skip
+    parser = build_parser()
+    dashed, underscored = (
+        parser.parse_args(with_underscores(["train", "--data", "d", "--out", "o", *rest]))
+        for rest in (["--batch-size", "3", "--frozen-stages", "1"], ["--batch_size", "3", "--frozen_stages", "1"])
+    )
+    assert dashed.as_dict() == underscored.as_dict()
+    assert dashed["train"]["batch_size"] == 3
+
+
+# Mistakes
+
+
+def _cut_json(root: Path) -> None:
+    path = root / "train.json"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _lose_picture(root: Path) -> None:
+    (root / "images" / "1.png").unlink()
+
+
+def _leave(root: Path) -> None:
+    pass
+
+
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert error.startswith("tightbox: ")
+    assert "Traceback" not in error
+    for part in parts:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "parts"),
+    [
+        (_leave, ["--data", "nowhere"], ["the data folder nowhere does not exist"]),
+        (_leave, ["--data", "{out}"], ["no data set was recognised"]),
+        (_cut_json, [], ["train.json is not valid JSON at line", "cut off"]),
+        (_lose_picture, [], ["1.png", "there is no such file", "--skip-unreadable true"]),
+        (_lose_picture, ["--workers", "1"], ["1.png", "there is no such file", "--skip-unreadable true"]),
+        (_leave, ["--resume"], ["nothing to resume", "start without --resume"]),
+        (_leave, ["--schedule", "linear"], ["--schedule", "cosine"]),
+        (_leave, ["--lr", "fast"], ["--lr"]),
+        (_leave, ["--lr", "0"], ["lr must be positive"]),
+        (_leave, ["--epochs", "0"], ["epochs must be at least 1"]),
+        (_leave, ["--workers", "-1"], ["workers must not be negative"]),
+        (_leave, ["--seed", "-1"], ["seed must not be negative"]),
+        (_leave, ["--flip", "1.5"], ["flip is a probability"]),
+        (_leave, ["--color", "-1"], ["color is a strength"]),
+        (_leave, ["--long-side", "8"], ["at least 32 pixels"]),
+        (_leave, ["--vfnet.channels", "40"], ["channels is 40; group norm needs a multiple of 32"]),
+        (_leave, ["--vfnet.top-k", "0"], ["top_k and max_detections must be at least 1"]),
+        (_leave, ["--vfnet.assigner", "best"], ["--vfnet.assigner", "atss"]),
+        (_leave, ["--backbone", "resnet81"], ["no model named 'resnet81'; did you mean"]),
+        (_leave, ["--frozen-stages", "7"], ["cannot tell where stage 7"]),
+        (_leave, ["--no-such-option", "1"], ["no_such_option"]),
+        (_leave, ["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_mistakes_in_training_are_one_sentence(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    damage(data)
+    out = tmp_path / "out"
+    given = ["train", "--data", str(data), "--out", str(out), *TINY, *arguments]
+    (tmp_path / "empty").mkdir()
+    assert status([a.format(out=tmp_path / "empty") for a in given]) == 2
+    assert_one_sentence(capsys, *parts)
+    assert not (out / "last").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("epochs: [1", "config"),  # not YAML
+        ("epochz: 1", "epochz"),  # an unknown option
+        ("epochs: many", "epochs"),  # of a wrong type
+        ("- 1\n- 2", "config"),  # a list
+    ],
+)
+def test_mistakes_in_a_configuration_are_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, part: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    arguments = ["train", "--config", str(tmp_path / "bad.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert status(arguments) == 2
+    assert_one_sentence(capsys, part)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["--data", "--out"])
+def test_required_options(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"--data": "d", "--out": "o"}
+    del given[missing]
+    assert status(["train", *(part for pair in given.items() for part in pair)]) == 2
+    assert_one_sentence(capsys, missing[2:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["explode"], ["explode"]),
+        (["eval", "{checkpoint}", "--data", "nowhere"], ["nowhere does not exist"]),
+        (["eval", "nowhere", "--data", "{data}"], ["nowhere is not a checkpoint: it has no card.json"]),
+        (["eval", "{checkpoint}", "--data", "{data}", "--split", "test"], ["has no split 'test'; it has train, val"]),
+        (["eval", "{checkpoint}", "--data", "{data}", "--batch-size", "0"], ["--batch-size"]),
+        (["eval", "{checkpoint}", "--data", "{data}", "--workers", "-1"], ["--workers"]),
+        (["predict", "nowhere", "{data}/images", "--out", "{out}"], ["nowhere is not a checkpoint"]),
+        (["predict", "{checkpoint}", "no/*.jpg", "--out", "{out}"], ["there is no picture or video at no/*.jpg"]),
+        (["predict", "{checkpoint}", "{out}/nothing.jpg", "--out", "{out}"], ["there is no picture or video at"]),
+        (["predict", "{checkpoint}", "{checkpoint}", "--out", "{out}"], ["there is no picture or video at"]),
+        (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "2"], ["between 0 and 1"]),
+        (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "x"], ["threshold"]),
+        (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--device", "abacus"], ["--device abacus"]),
+        (["predict", "{checkpoint}", "{data}/images", "--out", "{data}/train.json"], ["cannot write", "train.json"]),
+        (["doctor", "nowhere"], ["nowhere does not exist"]),
+    ],
+)
+def test_mistakes_in_other_commands_are_one_sentence(
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    out = tmp_path / "out"
+    assert status([a.format(checkpoint=checkpoint, data=data, out=out) for a in arguments]) == 2
+    assert_one_sentence(capsys, *parts)
+    assert not out.exists()
+
+
+def test_evaluating_unknown_classes_is_one_sentence(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = data / "val.json"
+    path.write_text(path.read_text().replace('"dog"', '"cow"'))
+    assert status(["eval", str(checkpoint), "--data", str(data)]) == 2
+    assert_one_sentence(capsys, "classes that were not trained: cow; rename or remove them there")
+
+
+# Training
+
+
+def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_repeats_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert status(["train", "--data", str(data), "--out", str(first), *TINY, "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "found COCO (train.json): 3 training pictures, classes cat, dog" in " ".join(shown.split())
+    configuration = yaml.safe_load((first / "config.yaml").read_text())
+    assert configuration["seed"] == 3
+    assert configuration["vfnet"]["channels"] == 32
+    assert configuration["backbone"] == "test_resnet"
+    assert configuration["optimizer"] == "adamw"  # what was not given is there too
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert status(["train", "--config", str(first / "config.yaml"), "--out", str(second)]) == 0
+    same = ("last/weights.safetensors", "last/card.json")
+    assert (first / same[0]).read_bytes() == (second / same[0]).read_bytes()
+    assert yaml.safe_load((second / "config.yaml").read_text()) == configuration | {"out": str(second)}
+
+    capsys.readouterr()
+    assert status(["train", "--data", str(data), "--out", str(first), *TINY]) == 2
+    assert_one_sentence(capsys, "already holds a run; continue it with --resume, or choose another --out")
+
+    assert status(["eval", str(first / "last"), "--data", str(data), "--out", str(tmp_path / "eval")]) == 0
+    assert "all classes" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert set(metrics["per_class"]) == {"cat", "dog"}
+    assert isinstance(json.loads((tmp_path / "eval" / "results.json").read_text()), list)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert status(["train", "--resume", "--out", str(first), "--epochs", "2"]) == 0
+    rows = [json.loads(row) for row in (first / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert yaml.safe_load((first / "config.yaml").read_text()) == configuration | {"epochs": 2}
+
+
+def test_training_passes_over_unreadable_pictures_if_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _lose_picture(data)
+    arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, "--skip-unreadable", "true"]
+    assert status(arguments) == 0
+    assert "1.png" in "".join(capsys.readouterr().out.split("\n"))
+
+
+# Predicting
+
+
+def predict(checkpoint: Path, out: Path, *sources: Path | str, threshold: str = "0.0") -> int:
+    arguments = ["predict", str(checkpoint), *map(str, sources), "--out", str(out), "--score-threshold", threshold]
+    return status([*arguments, "--device", "cpu"])
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    return rows
+
+
+def test_predicting_a_folder(checkpoint: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    picture(source / "a.jpg", 60, 40)
+    picture(source / "a.png", 200, 100, seed=1)  # the same stem
+    picture(source / "deep" / "b.BMP", 30, 90, seed=2)
+    (source / "notes.txt").write_text("no picture")
+    assert predict(checkpoint, out, source) == 0
+    written = sorted(str(p.relative_to(out)) for p in out.rglob("*.jpg"))
+    assert written == ["a.jpg", "a_png_1.jpg", "deep/b.jpg"]
+    sizes = {"a.jpg": (60, 40), "a_png_1.jpg": (200, 100), "deep/b.jpg": (30, 90)}
+    for name, size in sizes.items():
+        with Image.open(out / name) as drawn:
+            assert drawn.width == size[0]
+            assert drawn.height >= size[1]  # with a legend below where there are many boxes
+    rows = rows_of(out)
+    names = {str(source / "a.jpg"): (60, 40), str(source / "a.png"): (200, 100), str(source / "deep/b.BMP"): (30, 90)}
+    assert {row["file_name"] for row in rows} == set(names)
+    assert len({(row["file_name"], row["image_id"]) for row in rows}) == 3
+    for row in rows:
+        x, y, width, height = row["bbox"]
+        limit = names[row["file_name"]]
+        assert min(x, y) >= 0
+        assert x + width <= limit[0] + 0.01
+        assert y + height <= limit[1] + 0.01
+        assert row["class"] == ["cat", "dog"][row["category_id"] - 1]
+        assert row["iou"] == pytest.approx(row["score"])  # VFNet's score is its estimate
+    assert max(row["bbox"][2] for row in rows if row["file_name"].endswith("a.png")) > 60  # not in network pixels
+
+
+def test_predicting_patterns_and_files(checkpoint: Path, tmp_path: Path) -> None:
+    first, second = picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "folder.png").mkdir()
+    other = picture(tmp_path / "elsewhere" / "a.png", seed=4)
+    out = tmp_path / "out"
+    assert predict(checkpoint, out, tmp_path / "in" / "*.png", first, other) == 0
+    assert {row["file_name"] for row in rows_of(out)} == {str(first), str(second), str(other)}
+    assert len(list(out.glob("*.jpg"))) == 3
+
+
+def test_the_threshold_leaves_boxes_out(checkpoint: Path, tmp_path: Path) -> None:
+    source, out = picture(tmp_path / "a.png"), tmp_path / "out"
+    assert predict(checkpoint, out, source, threshold="0.9") == 0
+    assert rows_of(out) == []
+    with Image.open(out / "a.jpg") as drawn:
+        assert drawn.size == (60, 40)
+
+
+def test_a_cut_off_picture_is_named_and_the_rest_is_done(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        picture(source / name)
+    broken = source / "b.jpg"
+    broken.write_bytes(broken.read_bytes()[:900])
+    assert predict(checkpoint, out, source) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 2
+    assert error[0].startswith(f"tightbox: cannot read the picture {broken}: ")
+    assert error[1] == "1 files could not be read"
+    assert {row["file_name"] for row in rows_of(out)} == {str(source / "a.jpg"), str(source / "c.jpg")}
+    assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "c.jpg", "results.json"]
+
+
+def test_a_picture_that_is_stored_turned_is_drawn_upright(checkpoint: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    source = picture(tmp_path / "in" / "a.jpg", 60, 40, exif=exif)
+    assert predict(checkpoint, tmp_path / "out", source, threshold="1.0") == 0
+    with Image.open(tmp_path / "out" / "a.jpg") as drawn:
+        assert drawn.size == (40, 60)
+
+
+def test_sources_are_never_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "in" / "a.jpg")
+    before = source.read_bytes()
+    assert predict(checkpoint, source.parent, source) == 2
+    assert_one_sentence(capsys, "would be overwritten; choose another folder")
+    assert source.read_bytes() == before
+
+
+def film(path: Path, frames: int, width: int = 64, height: int = 48) -> Path:
+    av = pytest.importorskip("av", reason="needs the extra video")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            pixels = np.full((height, width, 3), i * 20, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def test_predicting_a_video(checkpoint: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs the extra video")
+    source, out = film(tmp_path / "film.mp4", 5), tmp_path / "out"
+    still = picture(tmp_path / "film.jpg")
+    assert predict(checkpoint, out, source, still) == 0
+    with av.open(str(out / "film.mp4")) as written:
+        frames = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
+        assert written.streams.video[0].average_rate == 10
+    assert len(frames) == 5
+    assert all(frame.shape == (48, 64, 3) for frame in frames)
+    rows = [row for row in rows_of(out) if "frame" in row]
+    assert {row["frame"] for row in rows} == set(range(5))
+    assert {row["file_name"] for row in rows} == {str(source)}
+    assert (out / "film.jpg").is_file()
+
+
+def test_odd_sides_lose_a_pixel(checkpoint: Path, tmp_path: Path) -> None:
+    """H.264 has even sides only, unlike other codecs."""
+    av = pytest.importorskip("av", reason="needs the extra video")
+    source = tmp_path / "film.avi"
+    with av.open(str(source), "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 63, 47, "bgr0"
+        for i in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((47, 63, 3), i, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    assert predict(checkpoint, tmp_path / "out", source) == 0
+    with av.open(str(tmp_path / "out" / "film.mp4")) as written:
+        assert [(f.width, f.height) for f in written.decode(video=0)] == [(62, 46)] * 3
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_cut_off_video_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cut: float
+) -> None:
+    source = film(tmp_path / "film.mp4", 5)
+    content = source.read_bytes()
+    source.write_bytes(content[: int(cut * len(content))])
+    assert predict(checkpoint, tmp_path / "out", source) == 1
+    assert f"cannot read the picture {source}: " in capsys.readouterr().err.splitlines()[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
+def test_what_is_no_video_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    pytest.importorskip("av", reason="needs the extra video")
+    (tmp_path / "bad.mp4").write_bytes(content)
+    still = picture(tmp_path / "a.jpg")
+    assert predict(checkpoint, tmp_path / "out", tmp_path / "bad.mp4", still) == 1
+    assert "bad.mp4" in capsys.readouterr().err.splitlines()[0]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "results.json"]
+
+
+def test_a_video_without_the_extra_says_how_to_get_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    assert predict(checkpoint, tmp_path / "out", tmp_path / "film.mp4") == 2
+    assert_one_sentence(capsys, "pip install 'tightbox[video]'")
+
+
+# The doctor
+
+
+def test_doctor_of_a_sound_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(["doctor", str(data), "--json", str(tmp_path / "findings.json")]) == 0
+    assert "train: 3 pictures, 3 boxes" in capsys.readouterr().out
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    assert all(finding["severity"] != "error" for finding in findings)
+
+
+@pytest.mark.parametrize("damage", [_cut_json, _lose_picture])
+def test_doctor_of_a_broken_data_set(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    damage(data)
+    assert status(["doctor", str(data), "--json", str(tmp_path / "findings.json")]) == 1
+    assert "ERROR" in capsys.readouterr().out
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    assert any(finding["severity"] == "error" for finding in findings)
+
+
+def test_module_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "tightbox", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tightbox ")

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor, nn
+
+from tests.tiny import tiny_model
+from tightbox.errors import UserError
+from tightbox.models import Detector, create_model
+from tightbox.models.detector import as_pixels, resize
+from tightbox.options import Preprocess, VFNetOptions
+from tightbox.structures import Candidates, Detections, Targets
+
+
+class Known(Detector):
+    """Finds one box, given in shares of the picture that it is shown, and remembers that picture's size."""
+
+    name = "known"
+
+    def __init__(self, box: tuple[float, ...], preprocess: Preprocess) -> None:
+        super().__init__(class_names=["thing"], preprocess=preprocess)
+        self.backbone = nn.Module()  # type: ignore[assignment]
+        self.backbone.mean = torch.zeros(1)
+        self.box = box
+        self.seen: list[tuple[int, ...]] = []
+
+    def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def candidates(self, images: Any) -> list[Candidates]:
+        assert not self.training
+        self.seen += [tuple(image.shape) for image in images]
+        sides = [torch.tensor([image.shape[2], image.shape[1]] * 2) for image in images]
+        return [Candidates((torch.tensor(self.box) * side)[None], torch.ones(1, 1)) for side in sides]
+
+    def select(self, candidates: Candidates) -> Detections:
+        return Detections(candidates.boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    return tiny_model().eval()
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+
+
+def same(a: Detections, b: Detections) -> bool:
+    return len(a) > 0 and a.boxes.equal(b.boxes) and a.scores.equal(b.scores) and a.labels.equal(b.labels)
+
+
+def test_every_kind_of_picture_gives_the_same_boxes(model: Detector, array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(array).save(path)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = model.predict(array)
+    for kind in (path, str(path), Image.fromarray(array), tensor, tensor / 255, tensor.double() / 255):
+        assert same(model.predict(kind), expected), type(kind)
+    several = model.predict([path, array, tensor])
+    assert len(several) == 3
+    assert all(same(found, expected) for found in several)
+    assert model.predict([]) == []
+    assert isinstance(model.predict((array,)), list)
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    assert same(model.predict(read_only), expected)
+    assert same(model.predict(np.ascontiguousarray(array[:, ::-1])[:, ::-1]), expected)  # negative strides
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_pictures_of_any_mode(model: Detector, mode: str) -> None:
+    assert as_pixels(Image.new(mode, (9, 7))).shape == (3, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("picture", "sentence"),
+    [
+        (np.zeros((4, 4), np.uint8), r"an array must be \(H, W, 3\) uint8 RGB, not \(4, 4\) uint8"),  # grey
+        (np.zeros((4, 4, 3)), "not .* float64"),
+        (np.zeros((3, 4, 5), np.uint8), "not"),  # channels first
+        (np.zeros((0, 4, 3), np.uint8), r"must be \(3, H, W\), not \(3, 0, 4\)"),
+        (torch.zeros(4, 4), r"a picture tensor must be \(3, H, W\), not \(4, 4\)"),
+        (torch.zeros(1, 3, 4, 4), "must be"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8, or float in .* not torch.int64"),
+        (None, "cannot make a picture of a NoneType; give a path"),
+        (7, "cannot make a picture of a int"),
+        ("no/such/file.jpg", "cannot read the picture no/such/file.jpg: there is no such file"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: [p]])
+def test_what_is_no_picture_is_one_sentence(
+    model: Detector, picture: Any, sentence: str, wrap: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        model.predict(wrap(picture))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_restores_the_mode(array: np.ndarray, training: bool) -> None:
+    known = Known((0, 0, 1, 1), Preprocess())
+    known.train(training).predict(array)  # `Known` insists on evaluation mode
+    assert known.training is training
+    known.candidates = lambda images: 1 / 0  # type: ignore[assignment, method-assign]
+    with pytest.raises(ZeroDivisionError):
+        known.predict(array)
+    assert known.training is training
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"),
+    [
+        (100, 200, (3, 50, 100)),  # the longer side meets its limit
+        (100, 100, (3, 64, 64)),  # the shorter one
+        (10, 10, (3, 64, 64)),  # small pictures are enlarged
+        (33, 35, (3, 64, 68)),  # rounded: 35 * 64 / 33 = 67.9
+        (1, 1000, (3, 1, 100)),  # never less than a pixel
+    ],
+)
+def test_boxes_come_back_in_pixels_of_the_original(height: int, width: int, shown: tuple[int, ...]) -> None:
+    known = Known((0.25, 0.5, 0.75, 1.0), Preprocess(long_side=100, short_side=64))
+    found = known.predict(np.zeros((height, width, 3), np.uint8))
+    assert known.seen == [shown]
+    expected = torch.tensor([[0.25 * width, 0.5 * height, 0.75 * width, height]])
+    torch.testing.assert_close(found.boxes, expected)
+
+
+def test_boxes_are_clipped_to_the_original() -> None:
+    known = Known((-0.5, -0.1, 1.5, 1.2), Preprocess(long_side=64, short_side=64))
+    assert known.predict(torch.zeros(3, 30, 40)).boxes.tolist() == [[0, 0, 40, 30]]
+
+
+def test_a_file_that_is_stored_turned_is_seen_upright(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (200, 100)).save(path, exif=exif)
+    known = Known((0, 0, 1, 0.5), Preprocess(long_side=64, short_side=64))
+    assert known.predict(path).boxes.tolist() == [[0, 0, 100, 100]]  # upright it is 100 wide and 200 high
+    assert known.seen == [(3, 64, 32)]
+
+
+def test_resize_keeps_a_picture_that_fits() -> None:
+    pixels = torch.rand(3, 64, 64)
+    assert resize(pixels, Preprocess(long_side=64, short_side=64)).equal(pixels)
+
+
+def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detector, array: np.ndarray) -> None:
+    found = model.predict(array)
+    assert not found.boxes.requires_grad
+    assert found.boxes.device.type == "cpu"
+    assert found.to_coco(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"name": "yolo", "num_classes": 2}, "no model named 'yolo'; there is: vfnet"),
+        ({"name": "vfnet"}, "how many classes"),
+        ({"name": "vfnet", "num_classes": 3, "class_names": ["a"]}, "num_classes is 3 but 1 class names"),
+        ({"name": "vfnet", "class_names": ["a", "a"]}, "all different"),
+        ({"name": "vfnet", "num_classes": 0}, "class names must be given"),
+        ({"name": "vfnet", "num_classes": 2, "chanels": 3}, "vfnet has no option chanels; it has .*channels"),
+        ({"name": "vfnet", "num_classes": 2, "channels": 40}, "channels is 40; group norm needs a multiple of 32"),
+        ({"name": "vfnet", "num_classes": 2, "centerness": True}, "also set varifocal=false"),
+    ],
+)
+def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        create_model(**({"backbone": "test_resnet", "pretrained_backbone": False} | arguments))
+
+
+def test_create_model_names_classes_by_their_number() -> None:
+    model = create_model("vfnet", num_classes=3, backbone="test_resnet", pretrained_backbone=False, channels=32)
+    assert model.class_names == ("0", "1", "2")
+    assert model.preprocess == Preprocess()
+    assert model.options == VFNetOptions(channels=32)
