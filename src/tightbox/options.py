@@ -85,6 +85,7 @@ class VFNetOptions:
         positive = self.channels > 0 and self.channels % 32 == 0
         _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         _require(
             not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
         )

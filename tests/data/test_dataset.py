@@ -149,25 +149,33 @@ def test_an_unreadable_picture_is_named_with_the_way_out(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"1\.png: .*--skip-unreadable true") as caught:
         dataset(data)[0, 1]
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"1\.png: ") as caught:
-        dataset(data, transform=None)[0, 1]
-    assert "--skip-unreadable" not in str(caught.value)  # an option of the training alone
 
 
 def test_unreadable_pictures_are_passed_over_and_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_of(tmp_path, 4)
     damage(tmp_path / "1.png")
     (tmp_path / "2.png").unlink()
-    skipping = dataset(data, transform=None, skip_unreadable=True)
+    still = TrainTransform(AugmentOptions(flip=0, scale_min=1, scale_max=1, color=0), Preprocess())
+    skipping = dataset(data, transform=still, skip_unreadable=True)
     image, targets, _ = skipping[0, 1]
     assert image.equal(skipping[0, 3][0])  # the next one that can be read,
     assert targets.labels.equal(skipping[0, 3][1].labels)  # with its own objects
     _ = skipping[1, 1]
-    assert skipping.skipped == {str(tmp_path / "1.png"), str(tmp_path / "2.png")}
+    assert skipping.skipped == {1, 2}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "1.png" in lines[0]
     assert "2.png: there is no such file" in lines[1]
+
+
+def test_an_unreadable_picture_is_grey_in_evaluation(tmp_path: Path) -> None:
+    data = data_of(tmp_path, 2)
+    damage(tmp_path / "1.png")
+    skipping = dataset(data, transform=None, skip_unreadable=True)
+    image, targets, index = skipping[0, 1]
+    assert image.unique().tolist() == [114]
+    assert index == 1
+    assert len(targets) == len(data.records[1].boxes)  # which now count as missed
 
 
 def test_not_one_readable_picture(tmp_path: Path) -> None:

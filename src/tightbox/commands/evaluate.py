@@ -20,6 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", default=None, help="folder for metrics.json and the detections in results.json")
     parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
     parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
+    parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such pictures as missed")
 
 
 def run(args: Namespace) -> int:
@@ -45,6 +46,7 @@ def run(args: Namespace) -> int:
             accelerator=accelerator,
             batch_size=args.batch_size,
             workers=args.workers,
+            skip_unreadable=args.skip_unreadable,
             progress=progress,
         )
     if accelerator.is_main_process:

@@ -14,8 +14,6 @@ from tightbox.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from tightbox.models import Detector
-
 USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3]"
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 
@@ -40,30 +38,36 @@ def run(args: Namespace) -> int:
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
+    from tightbox.annotate import Annotator
     from tightbox.checkpoint import load
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
     from tightbox.progress import counting
 
-    model = load(args.checkpoint).to(find_device(args.device))
-    rows: list[dict[str, object]] = []
-    unreadable = []
-    with counting("pictures") as progress:
-        for done, (path, name) in enumerate(sources, 1):
+    annotator = Annotator(load(args.checkpoint).to(find_device(args.device)), args.score_threshold)
+    unreadable = 0
+    pictures = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
+    with counting("pictures", shown=bool(pictures)) as progress:
+        for done, (path, name) in enumerate(pictures, 1):
             try:
-                if path.suffix.lower() in VIDEO_SUFFIXES:
-                    rows += predict_video(model, path, out / name, args.score_threshold)
-                else:
-                    rows += predict_picture(model, path, out / name, args.score_threshold, image_id=done)
+                annotator.picture(path, out / name)
             except UnreadableImage as error:
-                unreadable.append(error)
+                unreadable += 1
                 print(f"tightbox: {error}", file=sys.stderr)
-            progress(done, len(sources))
-    write_json(out / "results.json", rows)
-    print(f"{len(rows)} boxes in {len(sources) - len(unreadable)} files; see {out}")
+            progress(done, len(pictures))
+    for path, name in sources:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            try:
+                with counting(f"frames of {path.name}") as progress:
+                    annotator.video(path, out / name, progress)
+            except UnreadableImage as error:
+                unreadable += 1
+                print(f"tightbox: {error}", file=sys.stderr)
+    write_json(out / "results.json", annotator.rows)
+    print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:
-        print(f"{len(unreadable)} files could not be read", file=sys.stderr)
-    return int(bool(unreadable))
+        print(f"{unreadable} files could not be read", file=sys.stderr)
+    return int(unreadable > 0)
 
 
 def find_device(name: str) -> torch.device:
@@ -114,66 +118,3 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
             output = output.with_name(f"{path.stem}_{path.suffix[1:]}_{len(taken)}{output.suffix}")
         taken[output] = path
     return [(path, output) for output, path in taken.items()]
-
-
-def predict_picture(
-    model: Detector, path: Path, target: Path, threshold: float, *, image_id: int
-) -> list[dict[str, object]]:
-    """Write the annotated picture, and return its rows of the result file."""
-    from tightbox.draw import draw_boxes
-    from tightbox.files import atomic_path
-    from tightbox.images import open_image
-
-    image = open_image(path)
-    found = model.predict(image)
-    found = found[found.scores >= threshold]
-    drawn = draw_boxes(image, found.boxes, found.labels, model.class_names, scores=found.scores, ious=found.ious)
-    with atomic_path(target) as temporary:
-        drawn.save(temporary, format="JPEG", quality=92)
-    rows = found.to_coco(image_id, range(1, len(model.class_names) + 1))
-    names = [model.class_names[label] for label in found.labels.tolist()]
-    return [row | {"file_name": str(path), "class": name} for row, name in zip(rows, names, strict=True)]
-
-
-def predict_video(model: Detector, path: Path, target: Path, threshold: float) -> list[dict[str, object]]:
-    """Write the annotated video, and return its rows of the result file; `frame` counts from 0."""
-    from tightbox.draw import draw_boxes
-    from tightbox.errors import missing_extra
-    from tightbox.files import atomic_path
-    from tightbox.images import UnreadableImage
-
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("PyAV, which reads videos,", "video") from error
-    rows: list[dict[str, object]] = []
-    try:
-        with av.open(str(path)) as video, atomic_path(target) as temporary:
-            source = video.streams.video[0]
-            with av.open(str(temporary), "w", format="mp4") as written:
-                stream = written.add_stream("libx264", rate=source.average_rate or 25)
-                stream.pix_fmt = "yuv420p"
-                frames = 0
-                for frame in video.decode(source):
-                    image = frame.to_image()
-                    if frames == 0:  # H.264 takes even sides only, and they are fixed by the first frame
-                        stream.width, stream.height = image.width // 2 * 2, image.height // 2 * 2
-                    found = model.predict(image)
-                    found = found[found.scores >= threshold]
-                    drawn = draw_boxes(
-                        image, found.boxes, found.labels, model.class_names, scores=found.scores, ious=found.ious
-                    )
-                    drawn = drawn.crop((0, 0, stream.width, stream.height))
-                    written.mux(stream.encode(av.VideoFrame.from_image(drawn)))
-                    names = [model.class_names[label] for label in found.labels.tolist()]
-                    for row, name in zip(
-                        found.to_coco(frames, range(1, len(model.class_names) + 1)), names, strict=True
-                    ):
-                        rows.append(row | {"file_name": str(path), "frame": frames, "class": name})
-                    frames += 1
-                if frames == 0:
-                    raise UnreadableImage(path, "not one of its frames can be decoded")
-                written.mux(stream.encode())
-    except (av.error.FFmpegError, IndexError) as error:
-        raise UnreadableImage(path, f"it is not a video that can be decoded ({error})") from error
-    return rows

@@ -57,6 +57,8 @@ def run(args: Namespace) -> int:
     augment, head = AugmentOptions(**_pick(AugmentOptions, args)), VFNetOptions(**vars(args.vfnet))
     if (out / "metrics.jsonl").exists() and not args.resume:
         raise UserError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+    if args.resume and not (out / "metrics.jsonl").exists():
+        raise UserError(f"there is nothing to resume in {out}; start without --resume")
 
     from tightbox.data.layout import read_data, splits
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tightbox.data.records import DetectionData
-from tightbox.data.transforms import Sample, TrainTransform, resize
+from tightbox.data.transforms import GREY, Sample, TrainTransform, resize
 from tightbox.errors import UserError
 from tightbox.images import UnreadableImage, open_image
 from tightbox.options import Preprocess
@@ -29,7 +29,8 @@ class DetectionDataset(Dataset[Item]):
         seed: of the changes.
         epochs: length of the whole training, so that changes may depend on how far it is.
         cache_mb: decoded pictures are kept in memory up to this size.
-        skip_unreadable: replace a picture that cannot be read by the next one that can, and note it in `skipped`.
+        skip_unreadable: go on past a picture that cannot be read, and note its index in `skipped`: in training the next
+            one that can be read takes its place; in evaluation a grey one, so that its objects count as missed.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class DetectionDataset(Dataset[Item]):
         self.seed = seed
         self.epochs = epochs
         self.skip_unreadable = skip_unreadable
-        self.skipped: set[str] = set()
+        self.skipped: set[int] = set()
         self._cache: dict[int, Tensor] = {}
         self._free = cache_mb * 2**20
 
@@ -72,21 +73,23 @@ class DetectionDataset(Dataset[Item]):
         return sample.image, targets, index
 
     def _load(self, index: int) -> Sample:
-        for step in range(len(self)):
-            record = self.data.records[(index + step) % len(self)]
-            try:
-                image = self._pixels((index + step) % len(self))
-            except UnreadableImage as error:
-                if not self.skip_unreadable:
-                    instead = ", or train without such pictures: --skip-unreadable true" if self.transform else ""
-                    raise UserError(f"{error}{instead}") from error
-                if str(record.path) not in self.skipped:
-                    self.skipped.add(str(record.path))
-                    print(f"skipped: {error}", flush=True)
-                continue
-            boxes, labels, crowd = (torch.from_numpy(a) for a in (record.boxes, record.labels, record.crowd))
-            return Sample(image, boxes, labels, crowd)
-        raise UserError(f"not one picture of the {self.data.split} split of {self.data.root} can be read")
+        record = self.data.records[index]
+        try:
+            image = self._pixels(index)
+        except UnreadableImage as error:
+            if not self.skip_unreadable:
+                raise UserError(f"{error}, or do without such pictures: --skip-unreadable true") from error
+            if index not in self.skipped:
+                self.skipped.add(index)
+                print(f"skipped: {error}", flush=True)
+            if len(self.skipped) == len(self):
+                where = f"the {self.data.split} split of {self.data.root}"
+                raise UserError(f"not one picture of {where} can be read; run tightbox doctor on it") from error
+            if self.transform is not None:
+                return self._load((index + 1) % len(self))
+            image = torch.full((3, record.height, record.width), GREY, dtype=torch.uint8)
+        boxes, labels, crowd = (torch.from_numpy(a) for a in (record.boxes, record.labels, record.crowd))
+        return Sample(image, boxes, labels, crowd)
 
     def _pixels(self, index: int) -> Tensor:
         if index in self._cache:

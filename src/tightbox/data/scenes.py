@@ -21,7 +21,8 @@ from tightbox.files import write_json
 
 CLASS_NAMES = ("disc", "rectangle", "triangle", "star", "ring")
 SMALLEST, LARGEST = 10.0, 200.0  # longer side of an object in pixels
-MIN_VISIBLE = 0.35  # share of every object that shows
+MIN_VISIBLE = 0.6  # share of every object that shows
+TYPICAL = 0.9  # share of the objects that have their class's hue; nothing else in a scene keeps to one
 SUPERSAMPLING = 3  # subpixels along each side of a pixel
 LETTERS = list("AEFHKLMNTVXYZ1247")  # none of them round, as a ring is
 
@@ -106,10 +107,10 @@ def _render(seed: int, size: tuple[int, int]) -> tuple[Image.Image, Floats, NDAr
         raise UserError(f"a scene of {size[0]} x {size[1]} pixels is too small; ask for at least 64 x 64")
     rng = np.random.default_rng(seed)
     canvas = _Canvas(_background(rng, size))
-    for _ in range(rng.integers(0, 6)):
+    for _ in range(rng.integers(0, 3)):
         _add_mark(rng, canvas)
     _add_objects(rng, canvas)
-    for _ in range(rng.integers(1, 4) if rng.random() < 0.35 else 0):
+    for _ in range(rng.integers(1, 3) if rng.random() < 0.3 else 0):
         _add_mark(rng, canvas)
 
     labels = np.array(canvas.labels[1:], np.int64)
@@ -166,20 +167,20 @@ class _Canvas:
 
 
 def _add_objects(rng: Generator, canvas: _Canvas) -> None:
-    """None in one scene of twenty, a crowd of small ones in two, else a few of all sizes."""
+    """None in one scene of twenty, a crowd of small ones in another, else a few of all sizes."""
     height, width = canvas.owner.shape
     kind = rng.random()
     if kind < 0.05:
         return
-    crowded = kind < 0.15
-    low, high = (SMALLEST, 40.0) if crowded else (18.0, min(LARGEST, 0.65 * min(height, width)))
-    for _ in range(rng.integers(14, 34) if crowded else rng.integers(2, 9)):
+    crowded = kind < 0.09
+    low, high = (SMALLEST, 40.0) if crowded else (32.0, min(LARGEST, 0.65 * min(height, width)))
+    for _ in range(rng.integers(14, 34) if crowded else rng.integers(3, 13)):
         label = int(rng.integers(len(CLASS_NAMES)))
         size = math.exp(rng.uniform(math.log(low), math.log(high)))
         rim = 0.3 * size  # so that few objects are cut by the picture's edge, and none by much
         centre = rng.uniform(rim, width - rim), rng.uniform(rim, height - rim)
         alpha, corner = _shape(rng, CLASS_NAMES[label], size, centre)
-        colours = _two_colours(rng, canvas.colour_around(centre, size))
+        colours = _two_colours(rng, canvas.colour_around(centre, size), label)
         canvas.paint((alpha, corner), _blend(colours, _pattern(rng, alpha.shape)), label)
 
 
@@ -254,24 +255,26 @@ def _rotation(rng: Generator) -> Floats:
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
-def _colour(rng: Generator, max_saturation: float) -> Floats:
-    """An RGB colour in 0..255."""
+def _colour(rng: Generator, max_saturation: float, label: int | None = None) -> Floats:
+    """An RGB colour in 0..255; most objects of a class, as in life, are near a hue of their own."""
     hue, saturation, value = rng.random(), rng.uniform(0.1, max_saturation), rng.uniform(0.2, 0.95)
+    if label is not None and rng.random() < TYPICAL:
+        hue, saturation = (label / len(CLASS_NAMES) + 0.04 * rng.normal()) % 1, rng.uniform(0.5, 0.9)
     channels = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return np.asarray(255 * value * (1 - saturation * (1 - channels)), np.float32)
 
 
-def _two_colours(rng: Generator, behind: Floats) -> tuple[Floats, Floats]:
+def _two_colours(rng: Generator, behind: Floats, label: int | None = None) -> tuple[Floats, Floats]:
     """A colour that stands out against the one behind, and another to pattern it with, away from both."""
 
     def contrast(colour: Floats, *others: Floats) -> float:
         return float(min(np.linalg.norm(colour - other) for other in others))
 
-    first = _colour(rng, 0.8)
+    first = _colour(rng, 0.8, label)
     while contrast(first, behind) < 100:
-        first = _colour(rng, 0.8)
+        first = _colour(rng, 0.8, label)
     second = max((_colour(rng, 0.8) for _ in range(4)), key=lambda colour: contrast(colour, behind, first))
-    return first, first + 0.7 * (second - first)
+    return first, first + 0.35 * (second - first)  # a strong pattern would itself look like discs and rectangles
 
 
 def _blend(colours: tuple[Floats, Floats], field: Floats) -> Floats:

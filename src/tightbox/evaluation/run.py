@@ -25,6 +25,7 @@ def detect_data(
     accelerator: Accelerator | None = None,
     batch_size: int = 8,
     workers: int = 0,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Detections]:
     """Detections of every record, by its index, in pixels of the original pictures; all processes get all of them.
@@ -35,9 +36,10 @@ def detect_data(
         accelerator: shares the work among processes and names the device; without it, one process on the model's.
         batch_size: pictures at a time.
         workers: processes that load pictures.
+        skip_unreadable: find nothing in pictures that cannot be read, instead of stopping.
         progress: called with the number of pictures done and their total.
     """
-    dataset = DetectionDataset(data, model.preprocess)
+    dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
     share = list(range(len(dataset)))
     device = next(model.parameters()).device
     if accelerator is not None:
@@ -69,8 +71,13 @@ def to_results(found: dict[int, Detections], data: DetectionData) -> list[dict[s
 
 
 def evaluate_model(
-    model: Detector, data: DetectionData, accelerator: Accelerator | None = None, *, batch_size: int = 8
+    model: Detector,
+    data: DetectionData,
+    accelerator: Accelerator | None = None,
+    *,
+    batch_size: int = 8,
+    skip_unreadable: bool = False,
 ) -> CocoMetrics:
-    """COCO metrics of a detector on records with its classes."""
-    found = detect_data(model, data, accelerator=accelerator, batch_size=batch_size)
+    """COCO metrics of a detector on records with its classes; the arguments are those of `detect_data`."""
+    found = detect_data(model, data, accelerator=accelerator, batch_size=batch_size, skip_unreadable=skip_unreadable)
     return evaluate(data.to_coco(), to_results(found, data))

@@ -57,12 +57,12 @@ class Detector(nn.Module, ABC):
     def select(self, candidates: Candidates) -> Detections:
         """The system's own ranking and suppression, as published."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
         """Detections of each image, best first, in pixels of the given images (which are not resized)."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture]) -> Any:
         """Detections in anything a person has, in pixels of the original pictures.
 

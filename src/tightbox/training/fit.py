@@ -160,7 +160,13 @@ def fit(
             position.epoch, position.batch, position.loss_sums = position.epoch + 1, 0, {}
             row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(bar.rate(), 2)}
             if val is not None and (position.epoch % options.eval_every == 0 or position.epoch == options.epochs):
-                figures = evaluate_model(result, val, accelerator, batch_size=options.batch_size).to_dict()
+                figures = evaluate_model(
+                    result,
+                    val,
+                    accelerator,
+                    batch_size=options.batch_size,
+                    skip_unreadable=options.skip_unreadable,
+                ).to_dict()
                 result.metrics = {"epoch": position.epoch, "train_seconds": row["train_seconds"], **figures}
                 row |= {name: value for name, value in figures.items() if name != "per_class"}
                 ap = figures["ap"] or 0.0

@@ -21,13 +21,13 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
             {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
             {"params": [p for _, p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=options.lr)
+        return AdamW(groups, lr=options.lr, fused=True)
     biases = _convolution_biases(model)
     groups = [
         {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
         {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
     ]
-    return SGD(groups, lr=options.lr, momentum=0.9)
+    return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
 
 
 def _convolution_biases(model: nn.Module) -> set[str]:
