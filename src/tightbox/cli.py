@@ -32,7 +32,7 @@ class Parser(ArgumentParser):
         text = re.sub(
             r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message)
         )
-        print(f"tightbox: {' '.join(text.split())} (see {self.prog} --help)", file=sys.stderr)
+        print(f"tightbox: {' '.join(text.split())} (see {self.prog.replace(" [options]", "")} --help)", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tightbox.data.doctor import Finding, Severity, diagnose, examine, print_report
+from tightbox.data.doctor import Finding, Severity, examine, print_report
 
 
 def shot(path: Path, seed: int, size: tuple[int, int] = (40, 30), **options: Any) -> None:
@@ -41,7 +41,7 @@ def healthy(root: Path) -> dict[str, dict[str, Any]]:
 def write(root: Path, sets: dict[str, dict[str, Any]]) -> list[Finding]:
     for split, content in sets.items():
         (root / f"{split}.json").write_text(json.dumps(content))
-    return examine(root)
+    return examine(root).findings
 
 
 def test_a_healthy_set_has_no_findings(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_cut_off_file_hides_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, sets)
     cut_off = (tmp_path / "train.json").read_text()[:-20]
     (tmp_path / "train.json").write_text(cut_off)
-    findings = examine(tmp_path)
+    findings = examine(tmp_path).findings
     assert [finding.check for finding in findings] == ["json", "box-degenerate", "unused-images"]  # worst first
     assert "train.json is not valid JSON at line 1" in findings[0].message
     assert findings[0].fix == "it may be cut off: copy or export it again"
@@ -157,7 +157,7 @@ def test_yolo_lines_are_one_finding_each(tmp_path: Path) -> None:
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n0 .5\n0 9 .5 .1 .1\n")
     (tmp_path / "images" / "train" / "b.png").write_bytes(b"no picture")
     (tmp_path / "data.yaml").write_text("names: [cat]")
-    findings = [finding for finding in examine(tmp_path) if finding.severity is Severity.ERROR]
+    findings = [finding for finding in examine(tmp_path).findings if finding.severity is Severity.ERROR]
     assert [finding.check for finding in findings] == ["unreadable-image", *["yolo-line"] * 3]
     assert [finding.message.split(": ")[0][-7:] for finding in findings[1:]] == ["a.txt:2", "a.txt:3", "a.txt:4"]
     assert findings[1].image == str(tmp_path / "images" / "train" / "a.png")
@@ -172,12 +172,12 @@ def test_voc_files_are_one_finding_each(tmp_path: Path) -> None:
     (tmp_path / "Annotations" / "b.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
     for split in ("train", "val"):  # the broken file belongs to both, but is reported once
         (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text("a\nb\nc\n")
-    findings = [finding for finding in examine(tmp_path) if finding.severity is Severity.ERROR]
+    findings = [finding for finding in examine(tmp_path).findings if finding.severity is Severity.ERROR]
     assert [finding.check for finding in findings] == ["bndbox", "missing-annotation", "missing-annotation", "xml"]
 
 
 def test_no_data_set_is_a_finding_too(tmp_path: Path) -> None:
-    (found,) = examine(tmp_path)
+    (found,) = examine(tmp_path).findings
     assert (found.check, found.severity) == ("layout", Severity.ERROR)
     assert found.message.startswith("no data set was recognised")
     assert found.fix.startswith("looked for COCO")
@@ -188,7 +188,7 @@ def test_progress_and_counts(tmp_path: Path) -> None:
     sets["val"]["annotations"].append(box(60, 11, [0, 0, 20, 20]) | {"iscrowd": 1})
     write(tmp_path, sets)
     calls: list[tuple[str, int, int]] = []
-    report = diagnose(tmp_path, lambda *call: calls.append(call))
+    report = examine(tmp_path, lambda *call: calls.append(call))
     assert calls == [("pictures", 1, 2), ("pictures", 2, 2)]
     train, val = report.splits
     assert (train.split, train.layout, train.images, train.boxes) == ("train", "COCO (train.json)", 1, 10)
@@ -199,7 +199,7 @@ def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
     sets = healthy(tmp_path)
     sets["train"]["annotations"] += [box(i, 1, ["[red]", i]) for i in range(100, 125)]
     write(tmp_path, sets)
-    report = diagnose(tmp_path)
+    report = examine(tmp_path)
     out = io.StringIO()
     print_report(report.findings, report.splits, Console(file=out, width=200))
     text = out.getvalue()
@@ -212,5 +212,5 @@ def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
 
 
 def test_real_set_is_healthy(shared: Path) -> None:
-    findings = examine(shared / "data" / "coco-mini")
+    findings = examine(shared / "data" / "coco-mini").findings
     assert {finding.check for finding in findings} == {"class-missing", "class-rare", "empty-images"}

@@ -82,11 +82,25 @@ def test_box_losses_fall(tmp_path: Path, train: DetectionData, new_model: NewMod
     # The varifocal loss rises at first, as its targets, the IoUs, do.
 
 
-@pytest.mark.parametrize("steps", [1, 4, 7])  # first step; at the end of an epoch; inside the second
+@pytest.mark.parametrize(
+    ("steps", "accumulate"),
+    [
+        (1, 1),  # in the first step
+        (4, 1),  # in the last step of an epoch
+        (7, 1),  # inside the second epoch
+        (5, 2),  # in the first of two batches whose gradients are added up: it stops after the second
+    ],
+)
 def test_resuming_is_exact(
-    steps: int, tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel, monkeypatch: Any
+    steps: int,
+    accumulate: int,
+    tmp_path: Path,
+    train: DetectionData,
+    val: DetectionData,
+    new_model: NewModel,
+    monkeypatch: Any,
 ) -> None:
-    options = replace(OPTIONS, accumulate=1, eval_every=1)
+    options = replace(OPTIONS, accumulate=accumulate, eval_every=1)
     whole = fit(new_model(), train, val, tmp_path / "whole", options, AUGMENT)
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "interruptible", stop_after(steps))
@@ -180,8 +194,11 @@ def test_bf16(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None
 
 def test_precision_by_hardware(monkeypatch: Any) -> None:
     assert choose_precision("fp32") == "no"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_precision("fp16") == "fp16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="fp16 needs a GPU; use bf16 or fp32"):
+        choose_precision("fp16")
     for supported, expected in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
         assert choose_precision("auto") == expected

@@ -24,12 +24,12 @@ def run(args: Namespace) -> int:
 
     from dataclasses import asdict
 
-    from tightbox.data.doctor import Severity, diagnose, print_report
+    from tightbox.data.doctor import Severity, examine, print_report
     from tightbox.files import write_json
     from tightbox.progress import counting
 
     with counting("reading pictures") as progress:
-        report = diagnose(Path(args.data), lambda _, done, total: progress(done, total))
+        report = examine(Path(args.data), lambda _, done, total: progress(done, total))
     print_report(report.findings, report.splits)
     if args.json is not None:
         write_json(Path(args.json), [asdict(finding) for finding in report.findings])

@@ -20,7 +20,7 @@ from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_he
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Finding", "Report", "Severity", "SplitSummary", "diagnose", "examine", "print_report"]
+__all__ = ["Finding", "Report", "Severity", "SplitSummary", "examine", "print_report"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,18 +49,13 @@ class Report:
     splits: list[SplitSummary]
 
 
-def examine(root: Path | str, progress: Progress | None = None) -> list[Finding]:
-    """Everything wrong with, or worth knowing about, the data set in a folder, worst first.
+def examine(root: Path | str, progress: Progress | None = None) -> Report:
+    """Everything wrong with, or worth knowing about, the data set in a folder, and the counts of every split.
 
     Args:
         root: the folder.
         progress: called with what is being done, how many pictures are done, and how many there are.
     """
-    return diagnose(root, progress).findings
-
-
-def diagnose(root: Path | str, progress: Progress | None = None) -> Report:
-    """`examine`, with the counts of every split beside the findings."""
     try:
         parsed = [parse_data(root, split) for split in splits(root)]
     except UserError as error:

@@ -21,7 +21,7 @@ from tightbox.checkpoint import save
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
-from tightbox.distributed import new_accelerator
+from tightbox.distributed import mean_over_processes, new_accelerator
 from tightbox.errors import UserError, missing_extra
 from tightbox.evaluation.run import evaluate_model
 from tightbox.files import atomic_path
@@ -130,8 +130,8 @@ def fit(
             batches.epoch, batches.start = position.epoch, position.batch * accelerator.num_processes
             bar.start_epoch(position.epoch, position.batch)
             loss_of.train()
+            clock = time.monotonic()
             for images, targets, _ in loader:
-                started = time.monotonic()
                 images = images.to(accelerator.device)
                 targets = [target.to(accelerator.device) for target in targets]
                 with accelerator.accumulate(loss_of):
@@ -148,12 +148,13 @@ def fit(
                     scheduler.step()
                     if average is not None:
                         average.update_parameters(model)
-                position.batch += 1
-                position.seconds += time.monotonic() - started
                 for name, value in losses.items():
                     position.loss_sums[name] = position.loss_sums.get(name, 0.0) + value.item()
+                position.batch += 1
+                position.seconds, clock = position.seconds + time.monotonic() - clock, time.monotonic()
                 bar.step(position.mean_losses(), len(images) * accelerator.num_processes)
-                if stop():
+                # All processes stop together, and never between batches whose gradients are being added up.
+                if accelerator.sync_gradients and mean_over_processes(total.new_tensor(stop())) > 0:
                     save_state(accelerator, out / RESUME)
                     raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
             row = {"epoch": position.epoch + 1, "lr": scheduler.get_last_lr()[0], **position.mean_losses()}
@@ -194,7 +195,13 @@ class Interrupted(UserError):
 
 
 def choose_precision(precision: str) -> str:
-    """Accelerate's name for a precision; "auto" is bf16 where the hardware computes in it."""
+    """Accelerate's name for a precision; "auto" is bf16 where the hardware computes in it.
+
+    Raises:
+        UserError: if it is fp16 and there is no GPU.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32")
     if precision != "auto":
         return {"fp32": "no"}.get(precision, precision)
     if torch.cuda.is_available():
