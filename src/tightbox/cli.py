@@ -32,7 +32,8 @@ class Parser(ArgumentParser):
         text = re.sub(
             r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message)
         )
-        print(f"tightbox: {' '.join(text.split())} (see {self.prog.replace(" [options]", "")} --help)", file=sys.stderr)
+        command = self.prog.replace(" [options]", "")
+        print(f"tightbox: {' '.join(text.split())} (see {command} --help)", file=sys.stderr)
         sys.exit(2)
 
 
