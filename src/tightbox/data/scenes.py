@@ -173,8 +173,8 @@ def _add_objects(rng: Generator, canvas: _Canvas) -> None:
     if kind < 0.05:
         return
     crowded = kind < 0.09
-    low, high = (SMALLEST, 40.0) if crowded else (32.0, min(LARGEST, 0.65 * min(height, width)))
-    for _ in range(rng.integers(14, 34) if crowded else rng.integers(3, 13)):
+    low, high = (SMALLEST, 40.0) if crowded else (36.0, min(LARGEST, 0.65 * min(height, width)))
+    for _ in range(rng.integers(14, 25) if crowded else rng.integers(3, 13)):
         label = int(rng.integers(len(CLASS_NAMES)))
         size = math.exp(rng.uniform(math.log(low), math.log(high)))
         rim = 0.3 * size  # so that few objects are cut by the picture's edge, and none by much
