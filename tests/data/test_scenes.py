@@ -95,17 +95,17 @@ def texture(side: int) -> scenes.Floats:
 def test_a_later_object_takes_pixels_from_an_earlier_one() -> None:
     scene = canvas()
     scene.paint(square(10, 0, 0), texture(10), 0)
-    scene.paint(square(10, 5, 0), texture(10), 1)
+    scene.paint(square(10, 7, 0), texture(10), 1)
     assert scene.labels == [-1, 0, 1]
-    assert slow_tight_box(scene.owner == 1) == (0, 0, 5, 10)
-    assert slow_tight_box(scene.owner == 2) == (5, 0, 15, 10)
+    assert slow_tight_box(scene.owner == 1) == (0, 0, 7, 10)
+    assert slow_tight_box(scene.owner == 2) == (7, 0, 17, 10)
 
 
 @pytest.mark.parametrize(
     ("shift", "painted"),
     [
-        (4, True),  # hides 60 of 100 pixels, 40 % remain
-        (3, False),  # hides 70, 30 % would remain
+        (7, True),  # hides 30 of 100 pixels, 70 % remain
+        (5, False),  # hides 50, half would remain: less than 60 %
         (0, False),  # hides all
     ],
 )
@@ -121,9 +121,9 @@ def test_nothing_hides_too_much_of_an_object(shift: int, painted: bool, label: i
 @pytest.mark.parametrize(
     ("x", "kept"),
     [
-        (-6, 40),  # 4 of 10 columns inside
-        (-7, 0),  # 3 of 10: left out
-        (60, 40),  # 4 columns at the right edge
+        (-3, 70),  # 7 of 10 columns inside
+        (-5, 0),  # 5 of 10: left out
+        (57, 70),  # 7 columns at the right edge
         (-30, 0),  # wholly outside
         (90, 0),  # wholly outside at the other side
     ],
