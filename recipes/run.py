@@ -68,7 +68,7 @@ def record(rows: list[dict[str, object]]) -> None:
     lines = [
         "# Recipes",
         "",
-        "Each `.yaml` file here is a training whose result was reached; its header says for what.",
+        "Each `.yaml` file here is one training; its header says of what, and whether it was run here.",
         "This table is written by `python recipes/run.py RECIPE --data DIR --seed SEED` from runs that took place;",
         "figures are of the last weights, minutes are those of the training steps.",
         "",
