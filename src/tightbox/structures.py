@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from tightbox.boxes import clip_boxes
 from tightbox.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -131,6 +132,11 @@ class Detections(_Tensors):
         """The detections selected by a boolean mask, an index tensor or a slice."""
         ious = None if self.ious is None else self.ious[keep]
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], ious)
+
+    def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
+        """The same in the picture resized from (height, width) `size` to `new_size`, clipped to it."""
+        scale = self.boxes.new_tensor([new_size[1] / size[1], new_size[0] / size[0]] * 2)
+        return Detections(clip_boxes(self.boxes * scale, new_size), self.scores, self.labels, self.ious)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO result file: `bbox` is [x, y, width, height], and `iou` the predicted IoU where there is one.

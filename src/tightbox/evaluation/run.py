@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from tightbox.boxes import clip_boxes
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.records import DetectionData
 from tightbox.evaluation.coco import CocoMetrics, evaluate
@@ -50,10 +49,7 @@ def detect_data(
     for images, _, indices in evaluation_loader(dataset, share, batch_size, workers):
         for index, size, raw in zip(indices, images.sizes, model.detect(images.to(device)), strict=True):
             record = data.records[index]
-            kept = raw.to("cpu")
-            scale = torch.tensor([record.width / size[1], record.height / size[0]] * 2)
-            boxes = clip_boxes(kept.boxes * scale, (record.height, record.width))
-            found.append((index, Detections(boxes, kept.scores, kept.labels, kept.ious)))
+            found.append((index, raw.to("cpu").resized(size, (record.height, record.width))))
         if progress is not None:
             progress(len(found), len(share))
     model.train(training)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from tightbox.boxes import clip_boxes
 from tightbox.errors import UserError
 from tightbox.images import open_image, to_rgb
 from tightbox.models.backbone import Backbone
@@ -90,9 +89,7 @@ class Detector(nn.Module, ABC):
             found = self.detect([resized])[0].to("cpu")
         finally:
             self.train(training)
-        new_height, new_width = resized.shape[-2:]
-        scale = torch.tensor([width / new_width, height / new_height] * 2)
-        return Detections(clip_boxes(found.boxes * scale, (height, width)), found.scores, found.labels, found.ious)
+        return found.resized((resized.shape[-2], resized.shape[-1]), (height, width))
 
     def save(self, path: str | Path) -> Path:
         """Write the checkpoint folder `path`: weights in safetensors and a readable card."""
