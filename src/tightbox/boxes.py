@@ -1,6 +1,8 @@
-"""Geometry of `xyxy` boxes: area, IoU, distance coding and clipping, in float32 at least."""
+"""Geometry of `xyxy` boxes: area, IoU, distance and delta coding, clipping, in float32 at least."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -88,3 +90,33 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     boxes = at_least_float32(boxes)
     height_width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)
     return torch.minimum(boxes.clamp(min=0), height_width.flip(0).repeat(2))
+
+
+MAX_LOG_RATIO = math.log(1000 / 16)  # a box more than 62 times its anchor's size is a number gone wrong
+
+
+def encode_deltas(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """R-CNN's dx, dy, dw, dh (..., 4) that turn `anchors` (..., 4) into `boxes` (..., 4).
+
+    The centre moves by dx widths and dy heights of the anchor; width and height grow by exp(dw) and exp(dh).
+
+    >>> encode_deltas(torch.tensor([0.0, 0.0, 10.0, 10.0]), torch.tensor([5.0, 0.0, 15.0, 10.0]))
+    tensor([0.5000, 0.0000, 0.0000, 0.0000])
+    """
+    anchors, boxes = at_least_float32(anchors), at_least_float32(boxes)
+    anchor_size, size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return torch.cat([shift / anchor_size, (size / anchor_size).log()], dim=-1)
+
+
+def decode_deltas(anchors: Tensor, deltas: Tensor) -> Tensor:
+    """Boxes (..., 4) from `anchors` (..., 4) and R-CNN's dx, dy, dw, dh (..., 4), the inverse of `encode_deltas`.
+
+    >>> decode_deltas(torch.tensor([0.0, 0.0, 10.0, 10.0]), torch.tensor([0.5, 0.0, 0.0, 0.0]))
+    tensor([ 5.,  0., 15., 10.])
+    """
+    anchors, deltas = at_least_float32(anchors), at_least_float32(deltas)
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * anchor_size
+    half = anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)

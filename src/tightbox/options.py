@@ -43,6 +43,7 @@ class VFNetOptions:
     Args:
         channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
+        deformable: the last convolution of each tower is a modulated deformable one (DCNv2).
         varifocal: varifocal loss on the IoU-aware class score; off, focal loss on plain classes.
         star: star-shaped deformable convolution on the initial box; off, a plain convolution.
         refine: a second box branch that scales the initial box.
@@ -64,6 +65,7 @@ class VFNetOptions:
 
     channels: int = 256
     tower_depth: int = 3
+    deformable: bool = False
     varifocal: bool = True
     star: bool = True
     refine: bool = True
@@ -94,6 +96,54 @@ class VFNetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IoUAwareRetinaNetOptions:
+    """IoU-aware RetinaNet; the defaults are the published model.
+
+    Args:
+        channels: width of the feature pyramid and of the head.
+        tower_depth: 3x3 convolutions in each of the two towers.
+        tower_norm: group norms in the towers; the published model has none, and from random weights few pictures are
+            enough only with them.
+        anchor_scale: side of a level's smallest anchor, in strides.
+        iou_head: predict the IoU of each anchor's box; off, this is RetinaNet.
+        iou_loss: loss of that prediction: binary cross-entropy, absolute or squared difference.
+        detach_target: keep the gradient of that loss out of the box; the released code lets it through the target.
+        alpha: weight of the class score in the ranking p^alpha * iou^(1 - alpha); 1 is RetinaNet's ranking.
+        ignore_crowds: leave anchors inside crowd regions out of the class loss; the published training does not.
+        top_k: candidates kept per pyramid level before suppression.
+        score_threshold: lowest ranking score that is reported.
+        nms_iou: boxes of one class that overlap more than this are suppressed.
+        max_detections: most boxes reported per picture.
+    """
+
+    channels: int = 256
+    tower_depth: int = 4
+    tower_norm: bool = False
+    anchor_scale: float = 4.0
+    iou_head: bool = True
+    iou_loss: Literal["bce", "l1", "l2"] = "bce"
+    detach_target: bool = False
+    alpha: float = 0.5
+    ignore_crowds: bool = False
+    top_k: int = 1000
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        positive = self.channels > 0 and (self.channels % 32 == 0 or not self.tower_norm)
+        _require(positive, f"channels is {self.channels}; with group norm it must be a multiple of 32")
+        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(self.anchor_scale > 0, "anchor_scale must be positive")
+        _require(0 <= self.alpha <= 1, "alpha must be in [0, 1]")
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+
+
+MODEL_OPTIONS = {"vfnet": VFNetOptions, "iou_aware_retinanet": IoUAwareRetinaNetOptions}
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
     """The network that turns pixels into features.
 
@@ -102,12 +152,16 @@ class BackboneOptions:
         pretrained: start from timm's published weights (downloaded once); off, from random numbers.
         frozen_stages: how many of the first stages (the stem counts with the first) are not trained.
         frozen_norm: batch norms keep their stored statistics.
+        deformable: modulated deformable 3x3 convolutions (DCNv2) in stages 3 to 5, for ResNet, ResNeXt and Res2Net.
+        res2net_pool: Res2Net's first block averages its last split over 3x3 cells; off, as in published VFNet models.
     """
 
     name: str = "resnet50"
     pretrained: bool = True
     frozen_stages: int = 0
     frozen_norm: bool = False
+    deformable: bool = False
+    res2net_pool: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
 from tightbox.structures import Candidates
+
+Rank = Callable[[Candidates], Tensor]
 
 
 def by_class_score(candidates: Candidates) -> Tensor:
@@ -53,3 +58,47 @@ def by_centerness(candidates: Candidates) -> Tensor:
     if candidates.centerness is None:
         raise UserError("by_centerness: this detector predicts no centerness; rank by its class score instead")
     return by_class_score(candidates) * at_least_float32(candidates.centerness)[:, None]
+
+
+def best_of_levels(candidates: Candidates, scores: Tensor, top_k: int) -> tuple[Candidates, Tensor]:
+    """The candidates of each pyramid level whose best score over the classes is among the level's `top_k`.
+
+    Dense detectors rank before they suppress, level by level, so that small objects do not crowd out large ones.
+    Candidates without levels are one level.
+
+    Args:
+        candidates: K of them.
+        scores: (K, C) what to rank by.
+        top_k: how many of each level stay.
+
+    Returns:
+        Those candidates, in their old order, and their rows of `scores`.
+
+    >>> scores = torch.tensor([[0.5, 0.0], [0.2, 0.1], [0.0, 0.3]])
+    >>> found, kept = best_of_levels(Candidates(torch.zeros(3, 4), scores, levels=torch.tensor([0, 0, 1])), scores, 1)
+    >>> kept, found.levels
+    (tensor([[0.5000, 0.0000],
+            [0.0000, 0.3000]]), tensor([0, 1]))
+    """
+    if scores.shape[1] == 0:
+        return candidates, scores
+    levels = candidates.levels
+    if levels is None:
+        levels = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    keep = best_rows(scores.amax(dim=1), levels, top_k)
+    return candidates[keep], scores[keep]
+
+
+def best_rows(values: Tensor, levels: Tensor, top_k: int) -> Tensor:
+    """(N,) mask of the `top_k` highest of the values (N,) of each of the `levels` (N,).
+
+    >>> best_rows(torch.tensor([0.1, 0.2, 0.0]), torch.tensor([0, 0, 1]), 1)
+    tensor([False,  True,  True])
+    """
+    keep = torch.ones_like(levels, dtype=torch.bool)
+    for level in range(int(levels.max()) + 1 if len(levels) else 0):
+        rows = (levels == level).nonzero().squeeze(1)
+        if len(rows) > top_k:
+            keep[rows] = False
+            keep[rows[values[rows].topk(top_k).indices]] = True
+    return keep

@@ -104,12 +104,19 @@ class Candidates(_Tensors):
         class_scores: (K, C) probability-like score of each class.
         ious: (K,) or (K, C) the detector's own estimate of each box's IoU with its object; None if it makes none.
         centerness: (K,) FCOS's centerness, a stand-in for localisation quality that is no IoU; None if absent.
+        levels: (K,) int64 pyramid level each came from, of which only so many are suppressed together; None if absent.
     """
 
     boxes: Tensor
     class_scores: Tensor
     ious: Tensor | None = None
     centerness: Tensor | None = None
+    levels: Tensor | None = None
+
+    def __getitem__(self, keep: Tensor | slice) -> Candidates:
+        """The candidates selected by a boolean mask, an index tensor or a slice."""
+        kept: dict[str, Any] = {name: None if value is None else value[keep] for name, value in vars(self).items()}
+        return Candidates(**kept)
 
 
 @dataclass(frozen=True, eq=False)

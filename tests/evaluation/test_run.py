@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,42 @@ from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 SIZES = [(40, 30), (100, 60), (30, 90), (64, 64), (7, 5)]  # width and height
 
 
+@dataclass(frozen=True)
+class Options:
+    top_k: int = 10
+
+
 class Oracle(Detector):
     """Finds the coloured part of each picture: half of it, the left one for a cat and the upper one for a dog."""
 
     name = "oracle"
 
     def __init__(self) -> None:
-        super().__init__(class_names=["cat", "dog"], preprocess=Preprocess(long_side=64, short_side=64))
+        backbone: Any = nn.Module()
+        preprocess = Preprocess(long_side=64, short_side=64)
+        super().__init__(backbone=backbone, class_names=["cat", "dog"], options=Options(), preprocess=preprocess)
         self.weight = nn.Parameter(torch.zeros(1))
-        self.backbone = nn.Module()  # type: ignore[assignment]
 
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def candidates(self, images: Any) -> list[Candidates]:
+    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
         assert not self.training
         assert isinstance(images, ImageBatch)
         found = []
         for pixels, (height, width) in zip(images.pixels, images.sizes, strict=True):
             dog = pixels[1].max() > 0.5
             box = [0, 0, width, height / 2] if dog else [0, 0, width / 2, height]
-            found.append(Candidates(torch.tensor([box]).float(), torch.tensor([[0.0, 0.9] if dog else [0.8, 0.0]])))
+            scores = torch.tensor([[0.0, 0.9] if dog else [0.8, 0.0]])
+            found.append((Candidates(torch.tensor([box]).float(), scores), torch.tensor([-1])))
         return found
 
-    def select(self, candidates: Candidates) -> Detections:
-        scores, labels = candidates.class_scores.max(dim=1)
-        return Detections(candidates.boxes, scores, labels)
+    def rank(self, candidates: Candidates) -> Tensor:
+        return candidates.class_scores
+
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
+        best, labels = scores.max(dim=1)
+        return Detections(candidates.boxes, best, labels)
 
 
 @pytest.fixture

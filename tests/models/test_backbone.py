@@ -38,7 +38,7 @@ def test_a_level_is_the_last_of_its_stride() -> None:
     [
         ("resnet81", r"no model named 'resnet81'; did you mean .*resnet18"),
         ("qqqqqqqq", r"no model named 'qqqqqqqq'; see timm.list_models\(\)"),
-        ("vit_tiny_patch16_224", r"strides \[16, 16, 16\], but a detector needs 8, 16 and 32"),
+        ("vit_tiny_patch16_224", r"strides \[16, 16, 16\], but this detector needs 8, 16, 32"),
         ("swin_tiny_patch4_window7_224", "features channels last"),
         ("resnet18.no_such_tag", "no_such_tag"),
     ],

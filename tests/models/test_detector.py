@@ -24,22 +24,26 @@ class Known(Detector):
     name = "known"
 
     def __init__(self, box: tuple[float, ...], preprocess: Preprocess) -> None:
-        super().__init__(class_names=["thing"], preprocess=preprocess)
-        self.backbone = nn.Module()  # type: ignore[assignment]
-        self.backbone.mean = torch.zeros(1)
+        backbone: Any = nn.Module()
+        backbone.mean = torch.zeros(1)
+        super().__init__(backbone=backbone, class_names=["thing"], options=VFNetOptions(), preprocess=preprocess)
         self.box = box
         self.seen: list[tuple[int, ...]] = []
 
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def candidates(self, images: Any) -> list[Candidates]:
+    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
         assert not self.training
         self.seen += [tuple(image.shape) for image in images]
         sides = [torch.tensor([image.shape[2], image.shape[1]] * 2) for image in images]
-        return [Candidates((torch.tensor(self.box) * side)[None], torch.ones(1, 1)) for side in sides]
+        boxes = [(torch.tensor(self.box) * side)[None] for side in sides]
+        return [(Candidates(box, torch.ones(1, 1)), torch.tensor([-1])) for box in boxes]
 
-    def select(self, candidates: Candidates) -> Detections:
+    def rank(self, candidates: Candidates) -> Tensor:
+        return candidates.class_scores
+
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
         return Detections(candidates.boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64))
 
 

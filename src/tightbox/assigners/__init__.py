@@ -3,6 +3,17 @@
 from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
 from tightbox.assigners.atss import atss, atss_anchors
 from tightbox.assigners.fcos import fcos_assign
+from tightbox.assigners.max_iou import max_iou
 from tightbox.assigners.points import level_points, per_point
 
-__all__ = ["BACKGROUND", "IGNORED", "Assignment", "atss", "atss_anchors", "fcos_assign", "level_points", "per_point"]
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "Assignment",
+    "atss",
+    "atss_anchors",
+    "fcos_assign",
+    "level_points",
+    "max_iou",
+    "per_point",
+]

@@ -11,12 +11,21 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
-from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
+from tightbox.options import MODEL_OPTIONS, AugmentOptions, BackboneOptions, Preprocess, TrainOptions
 
 USAGE = "--data DIR --out DIR [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
 # What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
-SMALL = {"backbone": "resnet18", "long_side": 320, "short_side": 320, "vfnet.channels": 64, "mosaic": 0.5}
+SMALL = {
+    "backbone": "resnet18",
+    "long_side": 320,
+    "short_side": 320,
+    "mosaic": 0.5,
+    "vfnet.channels": 64,
+    "iou_aware_retinanet.channels": 64,
+    "iou_aware_retinanet.tower_depth": 3,
+    "iou_aware_retinanet.tower_norm": True,
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,13 +34,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--out", required=True, help="folder for checkpoints, metrics and the resolved configuration")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
-    parser.add_argument("--model", choices=["vfnet"], default="vfnet", help="which detector")
+    parser.add_argument("--model", choices=list(MODEL_OPTIONS), default="vfnet", help="which detector")
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
     parser.add_class_arguments(BackboneOptions, None, skip={"name"})
     parser.add_class_arguments(Preprocess, None)
     parser.add_class_arguments(TrainOptions, None)
     parser.add_class_arguments(AugmentOptions, None)
-    parser.add_class_arguments(VFNetOptions, "vfnet")
+    for name, kind in MODEL_OPTIONS.items():
+        parser.add_class_arguments(kind, name)
     parser.set_defaults(SMALL)
 
 
@@ -54,7 +64,8 @@ def run(args: Namespace) -> int:
     out = Path(args.out)
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
     preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
-    augment, head = AugmentOptions(**_pick(AugmentOptions, args)), VFNetOptions(**vars(args.vfnet))
+    augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
+    MODEL_OPTIONS[args.model](**chosen)  # refuses what makes no sense before anything is read
     if (out / "metrics.jsonl").exists() and not args.resume:
         raise UserError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     if args.resume and not (out / "metrics.jsonl").exists():
@@ -78,9 +89,7 @@ def run(args: Namespace) -> int:
     else:
         state.print(f"found {val.layout}: {len(val.records)} validation pictures")
     set_seed(options.seed)
-    model = create_model(
-        args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **vars(head)
-    )
+    model = create_model(args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **chosen)
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
     state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
     if state.is_main_process:

@@ -9,10 +9,13 @@ from typing import Any
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector
+from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
 from tightbox.models.vfnet import VFNet
-from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
+from tightbox.options import BackboneOptions, Preprocess
 
-__all__ = ["Backbone", "Detector", "VFNet", "create_model"]
+__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "VFNet", "create_model"]
+
+DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet)}
 
 
 def create_model(
@@ -28,7 +31,7 @@ def create_model(
     """A new detector.
 
     Args:
-        name: "vfnet".
+        name: "vfnet" or "iou_aware_retinanet".
         num_classes: how many classes; without `class_names` they are called "0", "1", ...
         class_names: the classes, in the order of their labels.
         backbone: a timm name, its full options, or a backbone that is already built.
@@ -42,18 +45,20 @@ def create_model(
     >>> create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False, channels=32).class_names
     ('0', '1', '2')
     """
-    if name != VFNet.name:
-        raise UserError(f"there is no model named {name!r}; there is: {VFNet.name}")
+    if name not in DETECTORS:
+        raise UserError(f"there is no model named {name!r}; there is: {', '.join(DETECTORS)}")
+    kind = DETECTORS[name]
     if class_names is None and num_classes is None:
         raise UserError("say how many classes there are (num_classes) or what they are called (class_names)")
     names = [str(i) for i in range(num_classes or 0)] if class_names is None else list(class_names)
     if num_classes is not None and num_classes != len(names):
         raise UserError(f"num_classes is {num_classes} but {len(names)} class names are given")
-    known = {field.name for field in fields(VFNetOptions)}
+    known = {field.name for field in fields(kind.Options)}
     if unknown := sorted(set(options) - known):
         raise UserError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     if isinstance(backbone, str):
         backbone = BackboneOptions(name=backbone, pretrained=pretrained_backbone)
+    chosen = kind.Options(**options)
     if isinstance(backbone, BackboneOptions):
-        backbone = Backbone(backbone)
-    return VFNet(backbone=backbone, class_names=names, options=VFNetOptions(**options), preprocess=preprocess)
+        backbone = Backbone(backbone, kind.strides(chosen))
+    return kind(backbone=backbone, class_names=names, options=chosen, preprocess=preprocess or Preprocess())

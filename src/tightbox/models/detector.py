@@ -17,7 +17,9 @@ from tightbox.errors import UserError
 from tightbox.images import open_image, to_rgb
 from tightbox.models.backbone import Backbone
 from tightbox.options import Preprocess
+from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
+from tightbox.suppress import Suppress
 
 Images = ImageBatch | Sequence[Tensor]
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -26,35 +28,72 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor
 class Detector(nn.Module, ABC):
     """The surface shared by all four systems; a subclass supplies the paper.
 
+    Args:
+        backbone: gives features at `strides(options)`.
+        class_names: the classes, in the order of their labels.
+        options: the paper's choices; its published ones if not given.
+        preprocess: how pictures are resized.
+
     Attributes:
-        class_names: what each label stands for.
-        preprocess: how pictures are resized for it.
         metrics: figures of the run that made it, carried in its card.
     """
 
     name: ClassVar[str]
+    Options: ClassVar[type[Any]]
     backbone: Backbone
     options: Any
 
-    def __init__(self, *, class_names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        options: Any = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
         super().__init__()
         if len(set(class_names)) != len(class_names) or not class_names:
             raise UserError(f"class names must be given and all different, not {list(class_names)}")
         self.class_names = tuple(class_names)
-        self.preprocess = preprocess
+        self.options = self.Options() if options is None else options
+        self.preprocess = preprocess or Preprocess()
+        self.backbone = backbone
         self.metrics: dict[str, Any] = {}
 
     @abstractmethod
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The terms of the training loss, by name; their sum is minimised."""
 
-    @abstractmethod
+    @classmethod
+    def strides(cls, options: Any) -> tuple[int, ...]:
+        """Strides of the backbone's features that a model with these options is built on."""
+        return (8, 16, 32)
+
     def candidates(self, images: Images) -> list[Candidates]:
         """Every box that may be ranked, image by image, in pixels of the given images."""
+        return [candidates for candidates, _ in self.assigned_candidates(images)]
 
     @abstractmethod
-    def select(self, candidates: Candidates) -> Detections:
-        """The system's own ranking and suppression, as published."""
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
+        """The candidates, and for each the index (K,) of the object that it would learn in training, or -1.
+
+        With targets, every candidate that learns an object is among them, however low its score.
+        """
+
+    @abstractmethod
+    def rank(self, candidates: Candidates) -> Tensor:
+        """The system's own ranking (K, C), as published."""
+
+    @abstractmethod
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """The system's own suppression, as published."""
+
+    def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
+        """Detections of one image by the system's own ranking and suppression, or by other rules."""
+        scores = (rank or self.rank)(candidates)
+        return (suppress or self.suppress)(*best_of_levels(candidates, scores, self.options.top_k))
 
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:

@@ -18,16 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
 from tightbox.boxes import clip_boxes, decode_distances, encode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.backbone import Backbone
+from tightbox.models.dense import inside_picture, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
+from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import Preprocess, VFNetOptions
-from tightbox.rank import by_centerness, by_class_score
+from tightbox.rank import best_rows, by_centerness, by_class_score
 from tightbox.structures import Candidates, Detections, Targets
 from tightbox.suppress import greedy_nms
 
@@ -60,14 +62,11 @@ class DenseOutput:
 class VFNet(Detector):
     """The detector: backbone, feature pyramid, head, and the paper's loss and inference.
 
-    Args:
-        backbone: gives C3, C4 and C5.
-        class_names: the classes, in the order of their labels.
-        options: the paper's choices; switching `varifocal`, `star` and `refine` off gives the rungs of its ablation.
-        preprocess: how pictures are resized.
+    Switching `varifocal`, `star` and `refine` off gives the rungs of the paper's ablation.
     """
 
     name: ClassVar[str] = "vfnet"
+    Options = VFNetOptions
 
     def __init__(
         self,
@@ -77,9 +76,7 @@ class VFNet(Detector):
         options: VFNetOptions | None = None,
         preprocess: Preprocess | None = None,
     ) -> None:
-        super().__init__(class_names=class_names, preprocess=preprocess or Preprocess())
-        self.options = options or VFNetOptions()
-        self.backbone = backbone
+        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
         self.fpn = FPN(backbone.channels, self.options.channels)
         self.head = VFNetHead(len(self.class_names), self.options)
         self.to(memory_format=torch.channels_last)
@@ -99,10 +96,8 @@ class VFNet(Detector):
             [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        index = matched[image, place]
-        truth = torch.cat([target.boxes[index[image == i]] for i, target in enumerate(targets)])
-        labels = torch.cat([target.labels[index[image == i]] for i, target in enumerate(targets)])
-        positives = mean_over_processes(points.new_tensor(float(len(index)))).clamp(min=1)
+        truth, labels = matched_objects(targets, image, matched[image, place])
+        positives = mean_over_processes(points.new_tensor(float(len(labels)))).clamp(min=1)
 
         boxes = decode_distances(points[place], output.distances[image, place])
         quality = iou(boxes, truth).detach().clamp(min=MIN_IOU)
@@ -134,28 +129,27 @@ class VFNet(Detector):
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
 
-    def candidates(self, images: Images) -> list[Candidates]:
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
         """The best `top_k` of every level; `ious` is the IACS itself, or None for a baseline without it."""
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         points = self._points(output)
-        scores = output.logits.sigmoid()
-        centerness = None if output.centerness is None else output.centerness.sigmoid()
-        return [
-            self._image_candidates(
-                points,
-                scores[i],
-                output.distances[i],
-                None if centerness is None else centerness[i],
-                output.sizes,
-                size,
-            )
-            for i, size in enumerate(sizes)
-        ]
+        found = []
+        for i, size in enumerate(sizes):
+            matched = torch.full((len(points),), BACKGROUND, device=points.device)
+            if targets is not None:
+                matched = self._assign(output, points, self._inside(output, size), targets[i]).matched
+            found.append(self._image_candidates(output, i, points, size, matched))
+        return found
 
-    def select(self, candidates: Candidates) -> Detections:
-        """Rank by the IACS (the baseline: by score times centerness), then greedy class-wise NMS."""
-        scores = by_class_score(candidates) if candidates.centerness is None else by_centerness(candidates)
+    def rank(self, candidates: Candidates) -> Tensor:
+        """By the IACS; the baseline by score times centerness."""
+        return by_class_score(candidates) if candidates.centerness is None else by_centerness(candidates)
+
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """Greedy class-wise NMS."""
         options = self.options
         return greedy_nms(
             candidates,
@@ -171,14 +165,7 @@ class VFNet(Detector):
         return level_points(output.sizes, STRIDES, offset=offset, device=output.logits.device)
 
     def _inside(self, output: DenseOutput, size: tuple[int, int]) -> Tensor:
-        """(N,) whether each point lies in the picture, rounded up to 32 pixels, and not in the batch's padding."""
-        levels = []
-        for (height, width), stride in zip(output.sizes, STRIDES, strict=True):
-            rows, columns = (-(-(-(-side // 32) * 32) // stride) for side in size)
-            y = torch.arange(height, device=output.logits.device) < rows
-            x = torch.arange(width, device=output.logits.device) < columns
-            levels.append((y[:, None] & x).flatten())
-        return torch.cat(levels)
+        return inside_picture(output.sizes, STRIDES, size, output.logits.device)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
         strides = per_point(points.new_tensor(STRIDES), output.sizes)
@@ -197,35 +184,38 @@ class VFNet(Detector):
         return (giou_loss(boxes, truth) * weight).sum() / divisor
 
     def _image_candidates(
-        self,
-        points: Tensor,
-        scores: Tensor,
-        distances: Tensor,
-        centerness: Tensor | None,
-        levels: list[tuple[int, int]],
-        size: tuple[int, int],
-    ) -> Candidates:
-        counts = [height * width for height, width in levels]
+        self, output: DenseOutput, i: int, points: Tensor, size: tuple[int, int], matched: Tensor
+    ) -> tuple[Candidates, Tensor]:
+        scores = output.logits[i].sigmoid()
+        centerness = None if output.centerness is None else output.centerness[i].sigmoid()
         ranking = scores if centerness is None else scores * centerness[:, None]
-        kept, kept_scores, start = [], [], 0
-        for count in counts:
-            level = slice(start, start + count)
-            if self.options.top_k_of == "locations":
-                rows = ranking[level].amax(dim=1).topk(min(self.options.top_k, count)).indices + start
-                kept_scores.append(scores[rows])
-            else:
-                rows, label = _best_pairs(ranking[level], self.options.score_threshold, self.options.top_k)
-                rows = rows + start
-                kept_scores.append(scores[rows] * F.one_hot(label, scores.shape[1]))
-            kept.append(rows)
-            start += count
-        rows, class_scores = torch.cat(kept), torch.cat(kept_scores)
-        return Candidates(
-            boxes=clip_boxes(decode_distances(points[rows], distances[rows]), size),
+        levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes)
+        if self.options.top_k_of == "locations":
+            best = best_rows(ranking.amax(dim=1), levels, self.options.top_k)
+            kept = (best | (matched >= 0)).nonzero().squeeze(1)
+            class_scores = scores[kept]
+        else:
+            kept, class_scores = self._best_pairs(scores, ranking, levels, matched)
+        candidates = Candidates(
+            boxes=clip_boxes(decode_distances(points[kept], output.distances[i, kept]), size),
             class_scores=class_scores,
             ious=class_scores if self.options.varifocal else None,
-            centerness=None if centerness is None else centerness[rows],
+            centerness=None if centerness is None else centerness[kept],
+            levels=levels[kept],
         )
+        return candidates, matched[kept].clamp(min=BACKGROUND)
+
+    def _best_pairs(self, scores: Tensor, ranking: Tensor, levels: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and scores of each level's best (location, class) pairs above the threshold, a row for each pair.
+
+        Locations that learn an object come after them, each with all its scores.
+        """
+        row, label = ((ranking > self.options.score_threshold) & (matched < 0)[:, None]).nonzero(as_tuple=True)
+        best = best_rows(ranking[row, label], levels[row], self.options.top_k)
+        row, label = row[best], label[best]
+        single = scores[row] * F.one_hot(label, scores.shape[1])
+        learning = (matched >= 0).nonzero().squeeze(1)
+        return torch.cat([row, learning]), torch.cat([single, scores[learning]])
 
 
 class VFNetHead(nn.Module):
@@ -235,8 +225,7 @@ class VFNetHead(nn.Module):
         super().__init__()
         channels = options.channels
         self.options = options
-        self.class_tower = nn.Sequential(*(ConvNormReLU(channels) for _ in range(options.tower_depth)))
-        self.box_tower = nn.Sequential(*(ConvNormReLU(channels) for _ in range(options.tower_depth)))
+        self.class_tower, self.box_tower = _tower(options), _tower(options)
         self.box_conv = ConvNormReLU(channels)
         self.box = nn.Conv2d(channels, 4, 3, padding=1)
         self.box_scale = nn.Parameter(torch.ones(len(STRIDES)))
@@ -253,6 +242,9 @@ class VFNetHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ModulatedDeformConv2d):
+                module.reset_offsets()
         nn.init.constant_(self.classes.bias, -math.log(99))  # type: ignore[arg-type]  # every score starts at 0.01
 
     def forward(self, levels: list[Tensor]) -> DenseOutput:
@@ -261,7 +253,7 @@ class VFNetHead(nn.Module):
         outputs = [self._level(x, i, units[i]) for i, x in enumerate(levels)]
         # The centerness map has no channels where there is no such branch.
         logits, distances, initial, centerness = (
-            torch.cat([_rows(part) for part in parts], dim=1) for parts in zip(*outputs, strict=True)
+            torch.cat([rows(part) for part in parts], dim=1) for parts in zip(*outputs, strict=True)
         )
         return DenseOutput(
             logits=logits,
@@ -293,9 +285,10 @@ class VFNetHead(nn.Module):
 class ConvNormReLU(nn.Module):
     """3x3 convolution without bias, group norm over 32 groups (of at least two channels), ReLU."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, deformable: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        kind = ModulatedDeformConv2d if deformable else nn.Conv2d
+        self.conv = kind(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(min(32, channels // 2), channels)
 
     def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
@@ -317,9 +310,10 @@ class StarConvReLU(nn.Module):
         return F.relu(star_conv2d(x, sampling, self.weight))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H·W, C)."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
+def _tower(options: VFNetOptions) -> nn.Sequential:
+    last = options.tower_depth - 1
+    layers = (ConvNormReLU(options.channels, options.deformable and i == last) for i in range(options.tower_depth))
+    return nn.Sequential(*layers)
 
 
 def _centerness(distances: Tensor) -> Tensor:
@@ -327,10 +321,3 @@ def _centerness(distances: Tensor) -> Tensor:
     across, down = distances[:, 0::2], distances[:, 1::2]
     ratio = (across.amin(1) / across.amax(1)) * (down.amin(1) / down.amax(1))
     return ratio.clamp(min=0).sqrt()
-
-
-def _best_pairs(ranking: Tensor, threshold: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """Rows and labels of the best (row, class) pairs of (n, C) that are above the threshold, best first."""
-    rows, labels = (ranking > threshold).nonzero(as_tuple=True)
-    order = ranking[rows, labels].sort(descending=True, stable=True).indices[:top_k]
-    return rows[order], labels[order]

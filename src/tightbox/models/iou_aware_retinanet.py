@@ -1,0 +1,227 @@
+"""IoU-aware RetinaNet: RetinaNet with one more convolution that predicts the IoU of each anchor's box.
+
+Detections are ranked by p^α·u^(1−α), p being the class score and u the predicted IoU, so that of two boxes on an object
+the tighter one survives. Without the IoU head this is RetinaNet.
+
+Wu et al., "IoU-aware Single-stage Object Detector for Accurate Localization", https://arxiv.org/abs/1912.05992.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, max_iou, per_point
+from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
+from tightbox.distributed import mean_over_processes
+from tightbox.losses import focal_loss
+from tightbox.models.backbone import Backbone
+from tightbox.models.dense import inside_picture, matched_objects, rows
+from tightbox.models.detector import Detector, Images
+from tightbox.models.fpn import FPN, STRIDES
+from tightbox.options import IoUAwareRetinaNetOptions, Preprocess
+from tightbox.rank import best_rows, by_class_score, by_power
+from tightbox.structures import Candidates, Detections, Targets
+from tightbox.suppress import greedy_nms
+
+SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of a level's anchors, in steps of a third of an octave
+RATIOS = (0.5, 1.0, 2.0)  # height to width
+ANCHORS = len(SCALES) * len(RATIOS)
+SMOOTH_L1_BETA = 0.11
+# Candidates are the best of a level under any of these, so that one inference serves a whole sweep of α.
+ALPHAS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorOutput:
+    """The head's raw outputs, the N anchors of all levels in a row.
+
+    Attributes:
+        logits: (B, N, C) class scores before the sigmoid.
+        deltas: (B, N, 4) dx, dy, dw, dh.
+        ious: (B, N) predicted IoU before the sigmoid; None without the IoU head.
+        sizes: (height, width) of each level.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    ious: Tensor | None
+    sizes: list[tuple[int, int]]
+
+
+class IoUAwareRetinaNet(Detector):
+    """The detector: backbone, feature pyramid with P6 from C5, head, and the paper's loss and inference."""
+
+    name: ClassVar[str] = "iou_aware_retinanet"
+    Options = IoUAwareRetinaNetOptions
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        options: IoUAwareRetinaNetOptions | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
+        self.fpn = FPN(backbone.channels, self.options.channels, extra="c5")
+        self.head = IoUAwareRetinaNetHead(len(self.class_names), self.options)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> AnchorOutput:
+        """Raw outputs for normalised pixels (B, 3, H, W)."""
+        output: AnchorOutput = self.head(self.fpn(self.backbone(pixels)))
+        return output
+
+    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Focal, smooth-L1 and IoU loss, each divided by the number of positives (eq. 1 to 4)."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        anchors = self._anchors(output)
+        matched = torch.stack(
+            [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
+        )
+        image, place = (matched >= 0).nonzero(as_tuple=True)
+        truth, labels = matched_objects(targets, image, matched[image, place])
+        # As in the released code, a picture without positives counts as one.
+        positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
+
+        goal = torch.zeros_like(output.logits)
+        goal[image, place, labels] = 1
+        deltas = output.deltas[image, place]
+        encoded = encode_deltas(anchors[place], truth)
+        losses = {
+            "class": (focal_loss(output.logits, goal) * (matched != IGNORED)[..., None]).sum() / positives,
+            "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
+        }
+        if output.ious is not None:
+            quality = iou(decode_deltas(anchors[place], deltas), truth)
+            losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
+        return losses
+
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
+        """The anchors' boxes that are among the best `top_k` of their level for any α; `ious` is the IoU head's u."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        anchors = self._anchors(output)
+        found = []
+        for i, size in enumerate(sizes):
+            matched = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+            if targets is not None:
+                matched = self._assign(output, anchors, size, targets[i]).matched
+            found.append(self._image_candidates(output, i, anchors, size, matched))
+        return found
+
+    def rank(self, candidates: Candidates) -> Tensor:
+        """p^α·u^(1−α) (eq. 6); the class score without the IoU head."""
+        return by_class_score(candidates) if candidates.ious is None else by_power(candidates, self.options.alpha)
+
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """Greedy class-wise NMS."""
+        options = self.options
+        return greedy_nms(
+            candidates,
+            scores,
+            iou_threshold=options.nms_iou,
+            score_threshold=options.score_threshold,
+            max_detections=options.max_detections,
+        )
+
+    def _anchors(self, output: AnchorOutput) -> Tensor:
+        """(N, 4) nine around the middle of every cell, in the order of the outputs."""
+        device = output.logits.device
+        points = level_points(output.sizes, STRIDES, offset=0.5, device=device)
+        scale, ratio = torch.cartesian_prod(
+            torch.tensor(SCALES, device=device), torch.tensor(RATIOS, device=device)
+        ).unbind(1)
+        shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
+        unit = self.options.anchor_scale * per_point(points.new_tensor(STRIDES), output.sizes)
+        half = shapes * unit[:, None, None] / 2  # (cells, A, 2)
+        return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
+
+    def _assign(self, output: AnchorOutput, anchors: Tensor, size: tuple[int, int], targets: Targets) -> Assignment:
+        inside = inside_picture(output.sizes, STRIDES, size, anchors.device).repeat_interleave(ANCHORS)
+        crowds = 0.5 if self.options.ignore_crowds else None
+        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
+
+    def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
+        """Sum over the positives. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
+        if self.options.detach_target:
+            quality = quality.detach()
+        if self.options.iou_loss == "bce":
+            return F.binary_cross_entropy_with_logits(logits, quality, reduction="sum")
+        difference = logits.sigmoid() - quality
+        return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
+
+    def _image_candidates(
+        self, output: AnchorOutput, i: int, anchors: Tensor, size: tuple[int, int], matched: Tensor
+    ) -> tuple[Candidates, Tensor]:
+        scores = output.logits[i].sigmoid()
+        ious = None if output.ious is None else output.ious[i].sigmoid()
+        levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes).repeat_interleave(ANCHORS)
+        best = scores.amax(dim=1)
+        keep = (matched >= 0) | best_rows(best, levels, self.options.top_k)
+        if ious is not None:
+            for alpha in {self.options.alpha, *ALPHAS} - {1.0}:
+                keep |= best_rows(best**alpha * ious ** (1 - alpha), levels, self.options.top_k)
+        candidates = Candidates(
+            boxes=clip_boxes(decode_deltas(anchors[keep], output.deltas[i, keep]), size),
+            class_scores=scores[keep],
+            ious=None if ious is None else ious[keep],
+            levels=levels[keep],
+        )
+        return candidates, matched[keep].clamp(min=BACKGROUND)
+
+
+class IoUAwareRetinaNetHead(nn.Module):
+    """Two towers shared by all levels; the box tower ends in the deltas and, beside them, the predicted IoU."""
+
+    def __init__(self, num_classes: int, options: IoUAwareRetinaNetOptions) -> None:
+        super().__init__()
+        self.class_tower = _tower(options)
+        self.box_tower = _tower(options)
+        self.classes = nn.Conv2d(options.channels, ANCHORS * num_classes, 3, padding=1)
+        self.deltas = nn.Conv2d(options.channels, ANCHORS * 4, 3, padding=1)
+        # Last, so that the other weights of a seed are the same with and without it.
+        self.iou = nn.Conv2d(options.channels, ANCHORS, 3, padding=1) if options.iou_head else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.classes.bias, -math.log(99))  # type: ignore[arg-type]  # every score starts at 0.01
+
+    def forward(self, levels: list[Tensor]) -> AnchorOutput:
+        """Raw outputs for the pyramid's five maps (B, channels, h, w)."""
+        logits, deltas, ious = [], [], []
+        for x in levels:
+            box_features = self.box_tower(x)
+            # Boxes are decoded in float32: exp() of a half-precision number is a coarse box.
+            logits.append(rows(self.classes(self.class_tower(x)).float(), ANCHORS))
+            deltas.append(rows(self.deltas(box_features).float(), ANCHORS))
+            if self.iou is not None:
+                ious.append(rows(self.iou(box_features).float(), ANCHORS)[..., 0])
+        return AnchorOutput(
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            ious=torch.cat(ious, dim=1) if ious else None,
+            sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
+        )
+
+
+def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(options.tower_depth):
+        layers.append(nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm))
+        if options.tower_norm:
+            layers.append(nn.GroupNorm(min(32, options.channels // 2), options.channels))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
