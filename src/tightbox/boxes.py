@@ -81,6 +81,20 @@ def encode_distances(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
+def centerness(points: Tensor, boxes: Tensor) -> Tensor:
+    """FCOS's centerness (...) of `points` (..., 2) in `boxes` (..., 4): 1 in the middle, 0 on the edge and outside.
+
+    The square root of the shorter over the longer distance, across times down (https://arxiv.org/abs/1904.01355).
+
+    >>> centerness(torch.tensor([2.0, 5.0]), torch.tensor([0.0, 0.0, 10.0, 10.0]))
+    tensor(0.5000)
+    """
+    distances = encode_distances(points, boxes)
+    across, down = distances[..., 0::2], distances[..., 1::2]
+    ratio = (across.amin(-1) / across.amax(-1)).clamp(min=0) * (down.amin(-1) / down.amax(-1)).clamp(min=0)
+    return ratio.sqrt()
+
+
 def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Boxes (..., 4) with every side moved into an image of `size` (height, width).
 

@@ -105,6 +105,7 @@ class Candidates(_Tensors):
         ious: (K,) or (K, C) the detector's own estimate of each box's IoU with its object; None if it makes none.
         centerness: (K,) FCOS's centerness, a stand-in for localisation quality that is no IoU; None if absent.
         levels: (K,) int64 pyramid level each came from, of which only so many are suppressed together; None if absent.
+        points: (K, 2) x, y of the location that each was predicted at; None where boxes do not belong to locations.
     """
 
     boxes: Tensor
@@ -112,6 +113,7 @@ class Candidates(_Tensors):
     ious: Tensor | None = None
     centerness: Tensor | None = None
     levels: Tensor | None = None
+    points: Tensor | None = None
 
     def __getitem__(self, keep: Tensor | slice) -> Candidates:
         """The candidates selected by a boolean mask, an index tensor or a slice."""

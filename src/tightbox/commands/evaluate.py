@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tightbox.commands import rules
+from tightbox.errors import UserError
 from tightbox.files import write_json
 
-USAGE = "CHECKPOINT --data DIR [--split val] [--out DIR]"
+if TYPE_CHECKING:
+    from tightbox.data.records import DetectionData
+    from tightbox.models import Detector
+    from tightbox.rank import Rank
+    from tightbox.structures import Detections
+
+USAGE = "CHECKPOINT --data DIR [--split val] [--out DIR] [--rank RULE] [--suppress RULE]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """What to evaluate, and on what."""
+    """What to evaluate, on what, and by which rules."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--split", default="val", help="which split of it")
@@ -21,22 +30,51 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
     parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
     parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such pictures as missed")
+    rules.add_arguments(parser)
+    parser.add_argument("--alpha_sweep", action="store_true", help="AP by --rank power at alpha 0, 0.1, ..., 1")
 
 
 def run(args: Namespace) -> int:
-    """Print the table; with --out also write it and the detections."""
+    """Print the table; with --out also write it and the detections.
+
+    Rules other than the detector's own work on candidates that are kept in the checkpoint's folder: the network runs
+    once, however many rules are tried.
+    """
     from tightbox.data.layout import read_data
 
     data = read_data(args.data, args.split)
 
     from tightbox.checkpoint import load
-    from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.run import detect_data, to_results
-    from tightbox.progress import counting
+    from tightbox.evaluation.run import to_results
 
     model = load(args.checkpoint)
     data = data.with_classes(model.class_names)
+    if args.alpha_sweep:
+        return _sweep(args, model, data)
+    found: dict[int, Detections] | None
+    if rules.given(args):
+        found = _detect_by_rules(args, model, data, _candidates(args, model, data), rules.rank_rule(args))
+    else:
+        found = _detect(args, model, data)
+    if found is None:  # another process has them
+        return 0
+    results = to_results(found, data)
+    metrics = evaluate(data.to_coco(), results)
+    print(metrics.table())
+    if args.out is not None:
+        write_json(Path(args.out) / "metrics.json", metrics.to_dict())
+        write_json(Path(args.out) / "results.json", results)
+        print(f"written: {Path(args.out) / 'metrics.json'} and results.json")
+    return 0
+
+
+def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, Detections] | None:
+    """As published, by all processes together; the first of them has the result."""
+    from tightbox.distributed import new_accelerator
+    from tightbox.evaluation.run import detect_data
+    from tightbox.progress import counting
+
     accelerator = new_accelerator()
     accelerator.print(f"found {data.layout}: {len(data.records)} pictures")
     with counting("detecting", shown=accelerator.is_main_process) as progress:
@@ -49,12 +87,50 @@ def run(args: Namespace) -> int:
             skip_unreadable=args.skip_unreadable,
             progress=progress,
         )
-    if accelerator.is_main_process:
-        results = to_results(found, data)
-        metrics = evaluate(data.to_coco(), results)
-        print(metrics.table())
-        if args.out is not None:
-            write_json(Path(args.out) / "metrics.json", metrics.to_dict())
-            write_json(Path(args.out) / "results.json", results)
-            print(f"written: {Path(args.out) / 'metrics.json'} and results.json")
+    return found if accelerator.is_main_process else None
+
+
+def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
+    """The folder of the data set's candidates, made if need be."""
+    from tightbox.distributed import new_accelerator
+    from tightbox.evaluation.candidates import cache_candidates
+    from tightbox.progress import counting
+
+    accelerator = new_accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
+    model.to(accelerator.device)
+    with counting("finding candidates") as progress:
+        return cache_candidates(model, Path(args.checkpoint), data, batch_size=args.batch_size, progress=progress)
+
+
+def _detect_by_rules(
+    args: Namespace, model: Detector, data: DetectionData, folder: Path, rank: Rank | None
+) -> dict[int, Detections]:
+    from tightbox.evaluation.candidates import read_candidates, select_all
+
+    suppress = rules.suppress_rule(args, model)
+    return select_all(read_candidates(folder), data, lambda image: model.select(image, rank, suppress))
+
+
+def _sweep(args: Namespace, model: Detector, data: DetectionData) -> int:
+    """A table of AP by α, from one inference."""
+    from functools import partial
+
+    from tightbox.evaluation.coco import evaluate
+    from tightbox.evaluation.run import to_results
+    from tightbox.rank import by_power
+
+    truth, rows, folder = data.to_coco(), [], _candidates(args, model, data)
+    print("alpha    AP  AP50  AP75  AP90")
+    for step in range(11):
+        alpha = step / 10
+        found = _detect_by_rules(args, model, data, folder, partial(by_power, alpha=alpha))
+        metrics = evaluate(truth, to_results(found, data))
+        figures = [metrics.ap, metrics.ap50, metrics.ap75, metrics.ap90]
+        print(f"{alpha:5.1f}" + "".join("     -" if v is None else f"{100 * v:6.1f}" for v in figures), flush=True)
+        rows.append({"alpha": alpha} | metrics.to_dict())
+    if args.out is not None:
+        write_json(Path(args.out) / "alpha_sweep.json", rows)
+        print(f"written: {Path(args.out) / 'alpha_sweep.json'}")
     return 0

@@ -19,7 +19,7 @@ from tightbox.models.backbone import Backbone
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
-from tightbox.suppress import Suppress
+from tightbox.suppress import Suppress, greedy_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -86,9 +86,19 @@ class Detector(nn.Module, ABC):
     def rank(self, candidates: Candidates) -> Tensor:
         """The system's own ranking (K, C), as published."""
 
-    @abstractmethod
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """The system's own suppression, as published."""
+        """The system's own suppression, as published: greedy class-wise NMS unless it says otherwise."""
+        return self.greedy_nms(candidates, scores)
+
+    def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """Greedy class-wise NMS at the thresholds of the model's options."""
+        return greedy_nms(
+            candidates,
+            scores,
+            iou_threshold=self.options.nms_iou,
+            score_threshold=self.options.score_threshold,
+            max_detections=self.options.max_detections,
+        )
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """Detections of one image by the system's own ranking and suppression, or by other rules."""

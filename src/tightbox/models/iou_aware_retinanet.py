@@ -27,8 +27,7 @@ from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions, Preprocess
 from tightbox.rank import best_rows, by_class_score, by_power
-from tightbox.structures import Candidates, Detections, Targets
-from tightbox.suppress import greedy_nms
+from tightbox.structures import Candidates, Targets
 
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of a level's anchors, in steps of a third of an octave
 RATIOS = (0.5, 1.0, 2.0)  # height to width
@@ -123,17 +122,6 @@ class IoUAwareRetinaNet(Detector):
     def rank(self, candidates: Candidates) -> Tensor:
         """p^α·u^(1−α) (eq. 6); the class score without the IoU head."""
         return by_class_score(candidates) if candidates.ious is None else by_power(candidates, self.options.alpha)
-
-    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """Greedy class-wise NMS."""
-        options = self.options
-        return greedy_nms(
-            candidates,
-            scores,
-            iou_threshold=options.nms_iou,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
-        )
 
     def _anchors(self, output: AnchorOutput) -> Tensor:
         """(N, 4) nine around the middle of every cell, in the order of the outputs."""

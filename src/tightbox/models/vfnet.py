@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
-from tightbox.boxes import clip_boxes, decode_distances, encode_distances, iou
+from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.backbone import Backbone
@@ -30,8 +30,7 @@ from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import Preprocess, VFNetOptions
 from tightbox.rank import best_rows, by_centerness, by_class_score
-from tightbox.structures import Candidates, Detections, Targets
-from tightbox.suppress import greedy_nms
+from tightbox.structures import Candidates, Targets
 
 # Upper ends of FCOS's distance ranges, in pixels; the last range is open, and twice the one before stands in for it.
 DISTANCE_RANGES = (64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -104,7 +103,7 @@ class VFNet(Detector):
         losses: dict[str, Tensor] = {}
         if self.options.centerness:
             assert output.centerness is not None
-            goal = _centerness(encode_distances(points[place], truth))
+            goal = centerness(points[place], truth)
             predicted = output.centerness[image, place]
             losses["centerness"] = F.binary_cross_entropy_with_logits(predicted, goal, reduction="sum") / positives
             weight = goal
@@ -147,17 +146,6 @@ class VFNet(Detector):
     def rank(self, candidates: Candidates) -> Tensor:
         """By the IACS; the baseline by score times centerness."""
         return by_class_score(candidates) if candidates.centerness is None else by_centerness(candidates)
-
-    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """Greedy class-wise NMS."""
-        options = self.options
-        return greedy_nms(
-            candidates,
-            scores,
-            iou_threshold=options.nms_iou,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
-        )
 
     def _points(self, output: DenseOutput) -> Tensor:
         # ATSS's anchors sit on the top left pixel of each cell, FCOS's points in its middle.
@@ -202,6 +190,7 @@ class VFNet(Detector):
             ious=class_scores if self.options.varifocal else None,
             centerness=None if centerness is None else centerness[kept],
             levels=levels[kept],
+            points=points[kept],
         )
         return candidates, matched[kept].clamp(min=BACKGROUND)
 
@@ -314,10 +303,3 @@ def _tower(options: VFNetOptions) -> nn.Sequential:
     last = options.tower_depth - 1
     layers = (ConvNormReLU(options.channels, options.deformable and i == last) for i in range(options.tower_depth))
     return nn.Sequential(*layers)
-
-
-def _centerness(distances: Tensor) -> Tensor:
-    """FCOS's centerness of points whose distances to their object's sides are (P, 4) l, t, r, b: 1 in the middle."""
-    across, down = distances[:, 0::2], distances[:, 1::2]
-    ratio = (across.amin(1) / across.amax(1)) * (down.amin(1) / down.amax(1))
-    return ratio.clamp(min=0).sqrt()

@@ -1,0 +1,37 @@
+"""Training the runs of a study, several at a time, each in its own process; what is trained already is left as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tightbox.data.scenes import write_scenes
+
+HERE = Path(__file__).parent
+
+
+def scenes(root: Path = Path("runs/scenes"), train: int = 600, val: int = 200) -> Path:
+    """The folder of the studies' synthetic scenes, rendered if it is not there."""
+    if not (root / "val.json").exists():
+        write_scenes(root, {"train": train, "val": val}, seed=0)
+    return root
+
+
+def train_all(runs: dict[Path, list[str]], jobs: int) -> None:
+    """Train into each folder with its `tightbox train` options; with several jobs, each has one thread."""
+    missing = {out: options for out, options in runs.items() if not (out / "last" / "card.json").exists()}
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
+
+    def train(out: Path) -> None:
+        resume = ["--resume"] if (out / "metrics.jsonl").exists() else []
+        command = [sys.executable, "-m", "tightbox", "train", *missing[out], "--out", str(out), *resume]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{out}.log", "a", encoding="utf-8") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True, env=environment)
+        print(f"trained: {out}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, missing))

@@ -1,0 +1,107 @@
+"""What AP would be if the detector knew: one output at a time is replaced by the truth, before suppression."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from tightbox.errors import UserError
+from tightbox.files import write_json
+
+if TYPE_CHECKING:
+    from tightbox.evaluation.coco import CocoMetrics
+    from tightbox.evaluation.oracle import OracleStudy
+
+USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE    [--out oracle]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """A detector and a data set, or a tool's result file and its truth."""
+    parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
+    parser.add_argument("--data", default=None, help="folder of the data set")
+    parser.add_argument("--split", default="val", help="which split of it")
+    parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
+    parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+    parser.add_argument("--out", default="oracle", help="folder for oracle.json and ladder.png")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
+
+
+def run(args: Namespace) -> int:
+    """Print the ladder, write it as JSON, and draw it."""
+    by_model, by_file = bool(args.checkpoint and args.data), bool(args.gt and args.dt)
+    if by_model == by_file or (args.checkpoint and not args.data):
+        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
+    study = _of_model(args) if by_model else _of_results(Path(args.gt), Path(args.dt))
+
+    from tightbox.evaluation.ladder import draw_ladder
+
+    print(_table(study))
+    if by_file:
+        print(
+            "\nFinal boxes only: what suppression removed cannot be known, so missed objects stay missed, and nothing"
+        )
+        print("can take the place of a box whose score falls; a checkpoint with --data shows the whole ladder.")
+    out = Path(args.out)
+    write_json(out / "oracle.json", asdict(study))
+    draw_ladder(study, out / "ladder.png")
+    print(f"written: {out / 'oracle.json'} and ladder.png")
+    return 0
+
+
+def _of_model(args: Namespace) -> OracleStudy:
+    from tightbox.data.layout import read_data
+
+    data = read_data(args.data, args.split)
+
+    from tightbox.checkpoint import load
+    from tightbox.distributed import new_accelerator
+    from tightbox.evaluation.oracle import oracle_study
+    from tightbox.progress import counting
+
+    model = load(args.checkpoint)
+    data = data.with_classes(model.class_names)
+    with counting("replacing outputs by the truth") as progress:
+        model.to(new_accelerator().device)
+        return oracle_study(model, data, batch_size=args.batch_size, progress=progress)
+
+
+def _of_results(truth: Path, results: Path) -> OracleStudy:
+    from tightbox.evaluation.oracle import results_study
+
+    return results_study(_read(truth), _read(results))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it may be cut off: copy or export it again") from error
+
+
+def _table(study: OracleStudy) -> str:
+    width = max(len(rung.name) for rung in study.rungs)
+    both = any(rung.with_estimate for rung in study.rungs)
+    heading = f"{'':{width}}   class score alone" + ("     with estimate" if both else "")
+    lines = [heading, f"{'':{width}}" + "     AP  AP50  AP75" * (1 + both)]
+    for rung in study.rungs:
+        columns = [rung.alone, rung.with_estimate][: 1 + both]
+        lines.append(f"{rung.name:{width}} " + " ".join(_figures(metrics) for metrics in columns))
+    if study.lost_to_ranking is not None:
+        lines.append(f"\nAP lost to ranking: {100 * study.lost_to_ranking:.1f}")
+    for name, value in study.correlations.items():
+        if value.pearson is not None and value.spearman is not None:
+            figures = f"Pearson {value.pearson:.3f}, Spearman {value.spearman:.3f}"
+            lines.append(f"{name} and true IoU, over {value.boxes} boxes with IoU > 0.5: {figures}")
+    return "\n".join(lines)
+
+
+def _figures(metrics: CocoMetrics | None) -> str:
+    values = (None,) * 3 if metrics is None else (metrics.ap, metrics.ap50, metrics.ap75)
+    return " ".join("    -" if value is None else f"{100 * value:5.1f}" for value in values)

@@ -1,0 +1,74 @@
+"""Ranking and suppression as options of a command."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import ClosedUnitInterval
+
+if TYPE_CHECKING:
+    from tightbox.models import Detector
+    from tightbox.rank import Rank
+    from tightbox.suppress import Suppress
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """How to rank, how to suppress, and the thresholds."""
+    ranks, rules = ["own", "class", "power", "iou"], ["own", "greedy", "soft-linear", "soft-gaussian", "iou-guided"]
+    parser.add_argument("--rank", choices=ranks, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
+    parser.add_argument(
+        "--alpha", type=ClosedUnitInterval, default=0.5, help="weight of the class score p in --rank power"
+    )
+    parser.add_argument("--suppress", choices=rules, default="own", help="what thins out the ranked boxes")
+    parser.add_argument(
+        "--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; the detector's own if absent"
+    )
+    parser.add_argument("--sigma", type=float, default=0.5, help="width of --suppress soft-gaussian")
+    parser.add_argument(
+        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
+    )
+    parser.add_argument("--class_agnostic", action="store_true", help="boxes suppress those of other classes too")
+
+
+def given(args: Namespace) -> bool:
+    """Whether anything but the detector's own rules is asked for."""
+    thresholds = (args.nms_iou, args.score_threshold)
+    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or thresholds != (None, None)
+
+
+def rank_rule(args: Namespace) -> Rank | None:
+    """The ranking asked for; None for the detector's own."""
+    from tightbox.rank import by_class_score, by_power
+
+    if args.rank == "own":
+        return None
+    return (
+        by_class_score if args.rank == "class" else partial(by_power, alpha=args.alpha if args.rank == "power" else 0)
+    )
+
+
+def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
+    """The suppression asked for; None for the detector's own."""
+    options = model.options
+    changed = args.class_agnostic or args.nms_iou is not None or args.score_threshold is not None
+    if args.suppress == "own" and not changed:
+        return None
+
+    from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
+
+    name = options.suppress if args.suppress == "own" and hasattr(options, "suppress") else args.suppress
+    shared = {
+        "iou_threshold": options.nms_iou if args.nms_iou is None else args.nms_iou,
+        "score_threshold": options.score_threshold if args.score_threshold is None else args.score_threshold,
+        "max_detections": options.max_detections,
+        "class_agnostic": args.class_agnostic,
+    }
+    if name in ("iou-guided", "iou_guided"):
+        return partial(iou_guided_nms, **shared)
+    if name == "soft-linear":
+        return partial(soft_nms, method="linear", **shared)
+    if name == "soft-gaussian":
+        return partial(soft_nms, method="gaussian", sigma=args.sigma, **shared)
+    return partial(greedy_nms, **shared)

@@ -1,0 +1,165 @@
+"""Candidates of a whole data set, kept on disk, so that ranking and suppression can be studied without the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import tightbox
+from tightbox.checkpoint import WEIGHTS
+from tightbox.data.dataset import DetectionDataset, evaluation_loader
+from tightbox.data.records import DetectionData
+from tightbox.files import atomic_path, write_json
+from tightbox.models import Detector
+from tightbox.structures import Candidates, Detections, Targets
+
+IMAGES_A_FILE = 64
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCandidates:
+    """What a detector considers in one image.
+
+    Attributes:
+        index: of the record in its data set.
+        candidates: in pixels of the resized picture.
+        size: (height, width) of that.
+        matched: (K,) index of the object that each candidate learns, or -1.
+        targets: those objects, in the resized picture.
+    """
+
+    index: int
+    candidates: Candidates
+    size: tuple[int, int]
+    matched: Tensor
+    targets: Targets
+
+
+@torch.inference_mode()
+def iterate_candidates(
+    model: Detector,
+    data: DetectionData,
+    *,
+    assigned: bool = False,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[ImageCandidates]:
+    """Candidates of every record, on the CPU.
+
+    Args:
+        model: used in evaluation mode.
+        data: the records.
+        assigned: with the objects they learn, and with every candidate that learns one; otherwise `matched` is all -1.
+        batch_size: pictures at a time.
+        progress: called with the number of pictures done and their total.
+    """
+    model.eval()
+    dataset = DetectionDataset(data, model.preprocess)
+    device = next(model.parameters()).device
+    done = 0
+    for images, targets, indices in evaluation_loader(dataset, range(len(dataset)), batch_size, 0):
+        given = [target.to(device) for target in targets] if assigned else None
+        found = model.assigned_candidates(images.to(device), given)
+        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, found, strict=True):
+            yield ImageCandidates(index, candidates.to("cpu"), size, matched.cpu(), target)
+        done += len(indices)
+        if progress is not None:
+            progress(done, len(dataset))
+
+
+def cache_candidates(
+    model: Detector,
+    checkpoint: Path,
+    data: DetectionData,
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
+
+    The network runs only if they are not there yet for the same weights, options and pictures.
+
+    Raises:
+        UserError: if a picture cannot be read or the disk refuses.
+    """
+    folder = checkpoint / "candidates" / _fingerprint(model, checkpoint, data)
+    if not (folder / INDEX).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+        _write(folder, iterate_candidates(model, data, batch_size=batch_size, progress=progress))
+    return folder
+
+
+def read_candidates(folder: Path) -> Iterator[tuple[int, Candidates, tuple[int, int]]]:
+    """Index, candidates and resized (height, width) of every record, from a folder of `cache_candidates`."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for file, images in enumerate(index):
+        tensors = safetensors.torch.load_file(folder / f"{file:05d}.safetensors")
+        if "ious" in tensors and len(tensors["ious"]) == 0:
+            tensors["ious"] = tensors["class_scores"]
+        start = 0
+        for image in images:
+            rows = slice(start, start + image["count"])
+            yield image["index"], Candidates(**{k: v[rows] for k, v in tensors.items()}), tuple(image["size"])
+            start += image["count"]
+
+
+def select_all(
+    candidates: Iterator[tuple[int, Candidates, tuple[int, int]]],
+    data: DetectionData,
+    select: Callable[[Candidates], Detections],
+) -> dict[int, Detections]:
+    """What `select` makes of every record's candidates, by its index, in pixels of the original pictures."""
+    found = {}
+    for index, image, size in candidates:
+        record = data.records[index]
+        found[index] = select(image).resized(size, (record.height, record.width))
+    return dict(sorted(found.items()))
+
+
+def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
+    index: list[list[dict[str, object]]] = []
+    waiting: list[ImageCandidates] = []
+
+    def flush() -> None:
+        tensors: dict[str, Tensor] = {}
+        for field in fields(Candidates):
+            values = [getattr(image.candidates, field.name) for image in waiting]
+            if values[0] is None:
+                continue
+            if field.name == "ious" and values[0] is waiting[0].candidates.class_scores:
+                tensors["ious"] = torch.zeros(0)  # VFNet's class scores are its estimate: once is enough
+            else:
+                tensors[field.name] = torch.cat(values).contiguous()
+        with atomic_path(folder / f"{len(index):05d}.safetensors") as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors))
+        index.append([{"index": i.index, "size": i.size, "count": len(i.candidates)} for i in waiting])
+        waiting.clear()
+
+    for image in images:
+        waiting.append(image)
+        if len(waiting) == IMAGES_A_FILE:
+            flush()
+    if waiting:
+        flush()
+    write_json(folder / INDEX, index)  # last: without it the folder counts as unfinished
+
+
+def _fingerprint(model: Detector, checkpoint: Path, data: DetectionData) -> str:
+    pictures = []
+    for record in data.records:
+        state = record.path.stat() if record.path.exists() else None
+        pictures.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
+    choices = [tightbox.__version__, model.name, asdict(model.options), asdict(model.preprocess), pictures]
+    digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
+    digest.update(json.dumps(choices).encode())
+    return digest.hexdigest()[:16]
