@@ -4,16 +4,19 @@ from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
 from tightbox.assigners.atss import atss, atss_anchors
 from tightbox.assigners.fcos import fcos_assign
 from tightbox.assigners.max_iou import max_iou
+from tightbox.assigners.pixel_regions import PixelTargets, pixel_regions
 from tightbox.assigners.points import level_points, per_point
 
 __all__ = [
     "BACKGROUND",
     "IGNORED",
     "Assignment",
+    "PixelTargets",
     "atss",
     "atss_anchors",
     "fcos_assign",
     "level_points",
     "max_iou",
     "per_point",
+    "pixel_regions",
 ]

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from tightbox.data.coco import parse_coco
+from tightbox.data.fddb import find_fddb
 from tightbox.data.records import DetectionData, Parsed, split_names
 from tightbox.data.voc import find_voc
+from tightbox.data.wider_face import find_wider_face
 from tightbox.data.yolo import find_yolo
 from tightbox.errors import UserError
 
@@ -17,13 +19,15 @@ SPLITS = ("train", "val", "test")
 _LOOKED_FOR = (
     "COCO (train.json, annotations/instances_train2017.json or train/_annotations.coco.json), "
     "Pascal VOC (VOCdevkit or Annotations with ImageSets/Main), "
-    "YOLO (data.yaml, images/train or train/images)"
+    "YOLO (data.yaml, images/train or train/images), "
+    "WIDER FACE (wider_face_split), FDDB (FDDB-folds)"
 )
 
 
 def read_data(root: Path | str, split: str) -> DetectionData:
-    """One split of the data set in a folder, in whichever known layout it is: COCO, Roboflow, Pascal VOC or YOLO.
+    """One split of the data set in a folder, in whichever known layout it is.
 
+    The layouts are COCO, Roboflow, Pascal VOC, YOLO, WIDER FACE and FDDB.
     "val" also finds a split called "valid" or "validation".
 
     Raises:
@@ -78,7 +82,7 @@ def _finder(root: Path | str) -> tuple[Path, Callable[[Path, str], Callable[[], 
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; check the path")
-    for find in (find_coco, find_voc, find_yolo):
+    for find in (find_coco, find_voc, find_yolo, find_wider_face, find_fddb):
         if any(find(folder, split) for split in SPLITS):
             return folder, find
     raise UserError(f"no data set was recognised in {folder}; looked for {_LOOKED_FOR}")
