@@ -1,0 +1,290 @@
+"""Which detection found which true box, by COCO's rules, for all images and IoU thresholds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PAIRS_AT_ONCE = 1 << 18  # pairs of boxes whose IoUs are held in memory together
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The true boxes of a data set as columns, in the order of its annotations.
+
+    Attributes:
+        image_ids: the data set's own ids, ascending; `images` holds positions in it.
+        category_ids: likewise for `labels`.
+        sizes: (I, 2) width and height of each image, NaN where the data set does not say.
+        images: (G,) image of each box.
+        labels: (G,) class of each.
+        boxes: (G, 4) as [x, y, width, height].
+        crowd: (G,) regions that are neither object nor background.
+    """
+
+    image_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]
+    sizes: Floats
+    images: Ints
+    labels: Ints
+    boxes: Floats
+    crowd: Bools
+
+    @property
+    def positives(self) -> Ints:
+        """(K,) how many boxes of each class there are to find, crowds not counted."""
+        return np.bincount(self.labels[~self.crowd], minlength=len(self.category_ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Detections as columns, in the order of the result file.
+
+    Attributes:
+        images: (N,) positions in `Truth.image_ids`.
+        labels: (N,) positions in `Truth.category_ids`.
+        boxes: (N, 4) as [x, y, width, height].
+        scores: (N,) what they are ranked by.
+        ious: (N,) the detector's own estimate of each box's IoU; NaN where it makes none.
+    """
+
+    images: Ints
+    labels: Ints
+    boxes: Floats
+    scores: Floats
+    ious: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of each detection at one IoU threshold.
+
+    Attributes:
+        truth: (N,) the true box it was matched to, -1 for none.
+        ious: (N,) its IoU with that box, 0 for none.
+        ignored: (N,) matched to a crowd, hence neither right nor wrong.
+    """
+
+    truth: Ints
+    ious: Floats
+    ignored: Bools
+
+    @property
+    def hit(self) -> Bools:
+        """(N,) the true positives."""
+        return (self.truth >= 0) & ~self.ignored
+
+    @property
+    def wrong(self) -> Bools:
+        """(N,) the false positives."""
+        return self.truth < 0
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Detections by class and falling score, with what each overlaps and was matched to.
+
+    Equal scores stand in the order of images, then of the result file, as in pycocotools.
+
+    Attributes:
+        truth: the true boxes.
+        rows: (N,) where each detection stands in the result file.
+        images: (N,) image of each; likewise `labels`, `scores` and `ious` (its own estimate, NaN for none).
+        best_truth: (N,) the true box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
+        best_iou: (N,) its IoU with that; 0 if none.
+        other_truth: (N,) the same among the true boxes of all other classes; likewise `other_iou`.
+        thresholds: the T IoU thresholds of the matching.
+        outcomes: what became of each detection at each of them.
+    """
+
+    truth: Truth
+    rows: Ints
+    images: Ints
+    labels: Ints
+    scores: Floats
+    ious: Floats
+    best_truth: Ints
+    best_iou: Floats
+    other_truth: Ints
+    other_iou: Floats
+    thresholds: tuple[float, ...]
+    outcomes: tuple[Outcome, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, threshold: float) -> Outcome:
+        """The outcomes at one of the thresholds.
+
+        Raises:
+            ValueError: if the matching was not done at this threshold.
+        """
+        for known, outcome in zip(self.thresholds, self.outcomes, strict=True):
+            if abs(known - threshold) < 1e-9:
+                return outcome
+        raise ValueError(f"matched at the IoUs {self.thresholds}, not at {threshold}")
+
+    def of_class(self, label: int) -> slice:
+        """Where the detections of a class stand."""
+        start, stop = np.searchsorted(self.labels, (label, label + 1))
+        return slice(int(start), int(stop))
+
+
+def match(
+    truth: Truth, found: Found, thresholds: Sequence[float] = (0.5,), max_detections: int | None = 100
+) -> Matches:
+    """Give each detection, best score first, the free true box of its class that it overlaps most.
+
+    These are COCO's rules: a detection counts from the threshold on, the overlap with a crowd is the share of the
+    detection inside it, any number of detections may end in a crowd, but only those for which no other box is free.
+    Boxes that do not overlap never match, whatever the threshold.
+
+    Args:
+        truth: the true boxes.
+        found: the detections; no NaN among boxes and scores.
+        thresholds: IoU thresholds, each matched for itself.
+        max_detections: how many detections of one class count in an image, best scores first; None for all.
+    """
+    rows = np.lexsort((found.images, -found.scores, found.labels))
+    if max_detections is not None:
+        rows = rows[_rank(_groups(found.images, found.labels)[rows]) < max_detections]
+    images, labels = found.images[rows], found.labels[rows]
+
+    best, best_iou = np.full((2, len(rows)), -1), np.zeros((2, len(rows)))
+    lowest = min(1 - 1e-10, *thresholds) if thresholds else np.inf
+    close: list[tuple[Ints, Ints, Floats]] = []
+    for detection, target, overlap in overlapping_pairs(images, found.boxes[rows], truth):
+        same, crowd = labels[detection] == truth.labels[target], truth.crowd[target]
+        for side, wanted in enumerate((same & ~crowd, ~same & ~crowd)):
+            which, at = _largest_of_each(detection[wanted], overlap[wanted])
+            best[side, which], best_iou[side, which] = target[wanted][at], overlap[wanted][at]
+        enough = same & (overlap >= lowest)
+        close.append((detection[enough], target[enough], overlap[enough]))
+    detection, target, overlap = (np.concatenate(parts) for parts in zip(*close, strict=True))
+    matched, matched_iou = _match_greedily(
+        np.array(thresholds), _groups(images, labels), truth.crowd, detection, target, overlap
+    )
+    return Matches(
+        truth=truth,
+        rows=rows,
+        images=images,
+        labels=labels,
+        scores=found.scores[rows],
+        ious=found.ious[rows],
+        best_truth=best[0],
+        best_iou=best_iou[0],
+        other_truth=best[1],
+        other_iou=best_iou[1],
+        thresholds=tuple(thresholds),
+        outcomes=tuple(
+            Outcome(to, iou, (to >= 0) & np.append(truth.crowd, False)[to])
+            for to, iou in zip(matched, matched_iou, strict=True)
+        ),
+    )
+
+
+def overlaps(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
+    """(P,) IoU of each box with the other beside it; where that is a crowd, the share of the box inside it.
+
+    Args:
+        boxes: (P, 4) as [x, y, width, height].
+        others: (P, 4) likewise.
+        crowd: (P,) which of the others are crowds.
+    """
+    # The order of operations is pycocotools', so that a pair falls on the same side of a threshold.
+    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]) - np.maximum(
+        boxes[:, :2], others[:, :2]
+    )
+    shared = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    own = boxes[:, 2] * boxes[:, 3]
+    whole = np.where(crowd, own, own + others[:, 2] * others[:, 3] - shared)
+    return np.divide(shared, whole, out=np.zeros_like(shared), where=(shared > 0) & (whole > 0))
+
+
+def overlapping_pairs(images: Ints, boxes: Floats, truth: Truth) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Detection, true box and overlap of all pairs in one image that overlap; detections ascend, a few at a time."""
+    by_image = np.argsort(truth.images, kind="stable")
+    starts, stops = (np.searchsorted(truth.images[by_image], images, side) for side in ("left", "right"))
+    counts = stops - starts
+    ends = np.cumsum(counts)
+    cuts = np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, ends[-1] if len(ends) else 0, PAIRS_AT_ONCE))
+    for part in np.split(np.arange(len(images)), cuts):
+        detection = np.repeat(part, counts[part])
+        first = np.cumsum(counts[part]) - counts[part]
+        within = np.arange(len(detection)) - np.repeat(first, counts[part])
+        target = by_image[starts[detection] + within]
+        overlap = overlaps(boxes[detection], truth.boxes[target], truth.crowd[target])
+        there = overlap > 0
+        yield detection[there], target[there], overlap[there]
+
+
+def _largest_of_each(groups: Ints, values: Floats) -> tuple[Ints, Ints]:
+    """Each group and where its largest value stands, the first of equals; equal groups must be neighbours."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    if not len(starts):
+        return starts, starts
+    sizes = np.diff(starts, append=len(groups))
+    largest = np.repeat(np.maximum.reduceat(values, starts), sizes)
+    at = np.where(values == largest, np.arange(len(values)), len(values))
+    return groups[starts], np.minimum.reduceat(at, starts)
+
+
+def _match_greedily(
+    thresholds: Floats, groups: Ints, crowd: Bools, detection: Ints, target: Ints, overlap: Floats
+) -> tuple[Ints, Floats]:
+    """(T, N) the true box of each detection, -1 for none, and (T, N) their IoU.
+
+    Detections compete within their group only, the image and class. So the best of every group is matched in the first
+    step, the second best in the next: as many steps as one group has detections, whatever the number of images.
+
+    Args:
+        thresholds: (T,) IoU thresholds.
+        groups: (N,) image and class of each detection, the detections by falling score.
+        crowd: (G,) which of the true boxes are crowds.
+        detection: (P,) the pairs of one group that may match, in any order.
+        target: (P,) their true boxes.
+        overlap: (P,) their IoUs.
+    """
+    competing = np.unique(detection)
+    step_of = np.zeros(len(groups), dtype=np.int64)
+    step_of[competing] = _rank(groups[competing])
+    # Within a detection the preferred box comes first: no crowd, then the largest overlap, then COCO's last of equals.
+    order = np.lexsort((-target, -overlap, crowd[target], detection, step_of[detection]))
+    detection, target, overlap = detection[order], target[order], overlap[order]
+    matched, matched_iou = np.full((len(thresholds), len(groups)), -1), np.zeros((len(thresholds), len(groups)))
+    taken = np.zeros((len(thresholds), len(crowd)), dtype=bool)
+    needed = np.minimum(thresholds, 1 - 1e-10)[:, None]
+    ends = np.flatnonzero(np.diff(step_of[detection], append=-1)) + 1
+    for start, stop in pairwise([0, *ends.tolist()]):
+        d, g, iou = detection[start:stop], target[start:stop], overlap[start:stop]
+        free = (iou >= needed) & (crowd[g] | ~taken[:, g])
+        firsts = np.flatnonzero(np.diff(d, prepend=-1))
+        chosen = np.minimum.reduceat(np.where(free, np.arange(len(d)), len(d)), firsts, axis=1)
+        level, which = np.nonzero(chosen < len(d))
+        pair = chosen[level, which]
+        matched[level, d[pair]], matched_iou[level, d[pair]] = g[pair], iou[pair]
+        taken[level, g[pair]] = True
+    return matched, matched_iou
+
+
+def _groups(images: Ints, labels: Ints) -> Ints:
+    """(N,) a number for each image and class."""
+    count: int = labels.max(initial=0) + 1
+    return images * count + labels
+
+
+def _rank(groups: Ints) -> Ints:
+    """(N,) how many members of the same group come before each."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    rank: Ints = np.empty_like(groups)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
+    return rank

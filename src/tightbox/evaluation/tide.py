@@ -1,0 +1,183 @@
+"""How much AP each kind of mistake costs: TIDE's six kinds of error, each mended alone.
+
+Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from tightbox.evaluation.matching import Bools, Floats, Ints, Matches
+
+RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """One number for each kind of error.
+
+    Attributes:
+        classification: on an object, of the wrong class.
+        localisation: on an object of its class, but too loosely.
+        both: loosely on an object of another class.
+        duplicate: on an object of its class that a better-scored detection found.
+        background: on no object.
+        missed: objects that no detection found and none of the first two kinds would find if mended.
+    """
+
+    classification: float | None
+    localisation: float | None
+    both: float | None
+    duplicate: float | None
+    background: float | None
+    missed: float | None
+
+
+KINDS = tuple(field.name for field in fields(Errors))
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """AP, what mending each kind of error would add to it, and how many errors of the kind there are.
+
+    A figure is None where no true box is left that could tell. A detection counts for the class it names.
+    """
+
+    ap: float | None
+    gain: Errors
+    count: Errors
+
+
+@dataclass(frozen=True)
+class TideReport(ClassErrors):
+    """The same with AP as the mean over classes, and for each class by its category id."""
+
+    per_class: dict[int, ClassErrors]
+
+
+def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0.1) -> Ints:
+    """(N,) position in `KINDS` of the error each detection makes; -1 for hits and for detections in a crowd.
+
+    Crowds are no objects: a detection is compared with the other true boxes only. A detection whose class and place
+    could both be to blame is blamed for its place, as in TIDE's own code.
+    """
+    own, other = matches.best_iou, matches.other_iou
+    kind = np.select(
+        [
+            (own >= background_iou) & (own < iou_threshold),
+            other >= iou_threshold,
+            own >= iou_threshold,
+            np.maximum(own, other) <= background_iou,
+        ],
+        [KINDS.index(name) for name in ("localisation", "classification", "duplicate", "background")],
+        KINDS.index("both"),
+    )
+    return np.where(matches.at(iou_threshold).wrong, kind, -1)
+
+
+def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0.1) -> TideReport:
+    """AP at one IoU threshold, and the gain from mending all errors of one kind and nothing else.
+
+    Mending gives a wrong class or a loose box to the object it belongs to if no hit has that; of several errors at one
+    object the best-scored is mended and the rest go away. Errors of the other kinds go away, and missed objects are
+    no longer counted. So no gain is negative; the gains do not add up to 1 - AP.
+
+    Args:
+        matches: matched at `iou_threshold` at least.
+        iou_threshold: the IoU from which a detection counts as right.
+        background_iou: up to this IoU a detection is on no object.
+    """
+    truth, outcome = matches.truth, matches.at(iou_threshold)
+    kind = error_kinds(matches, iou_threshold, background_iou)
+    wrong_class, loose = (kind == KINDS.index(name) for name in ("classification", "localisation"))
+    object_of = np.select([wrong_class, loose], [matches.other_truth, matches.best_truth], -1)
+    used = np.zeros(len(truth.labels), dtype=bool)
+    used[outcome.truth[outcome.hit]] = True
+    reachable = np.zeros_like(used)
+    reachable[object_of[object_of >= 0]] = True
+    missed = ~used & ~reachable & ~truth.crowd
+    mended = _best_for_object(object_of, matches, used)
+
+    classes = len(truth.category_ids)
+    positives = truth.positives
+    base = _average_precisions(matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives)
+    better, counts = [], []
+    for i, name in enumerate(KINDS):
+        if name == "missed":
+            counts.append(np.bincount(truth.labels[missed], minlength=classes))
+            better.append(
+                _average_precisions(
+                    matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives - counts[-1]
+                )
+            )
+        else:
+            counts.append(np.bincount(matches.labels[kind == i], minlength=classes))
+            fixed = mended & (kind == i)
+            labels = np.where(fixed, truth.labels[object_of] if len(used) else 0, matches.labels)
+            kept = ~outcome.ignored & (kind != i) | fixed
+            better.append(_average_precisions(labels, matches.scores, outcome.hit | fixed, kept, positives))
+    aps = [_mean(ap) for ap in better]
+    whole = _mean(base)
+    return TideReport(
+        ap=whole,
+        gain=Errors(*(None if whole is None or ap is None else ap - whole for ap in aps)),
+        count=Errors(*(int(count.sum()) for count in counts)),
+        per_class={
+            category: ClassErrors(
+                ap=_number(base[k]),
+                gain=Errors(*(_number(ap[k] - base[k]) for ap in better)),
+                count=Errors(*(int(count[k]) for count in counts)),
+            )
+            for k, category in enumerate(truth.category_ids)
+        },
+    )
+
+
+def _best_for_object(object_of: Ints, matches: Matches, used: Bools) -> Bools:
+    """(N,) the best-scored detection, of equals the first in the file, of each object not used yet.
+
+    Args:
+        object_of: (N,) the object each detection would find, -1 for none.
+        matches: the N detections.
+        used: (G,) which objects are.
+    """
+    at = np.flatnonzero(object_of >= 0)
+    at = at[~used[object_of[at]]]
+    at = at[np.lexsort((matches.rows[at], -matches.scores[at]))]
+    best = np.zeros(len(matches), dtype=bool)
+    best[at[np.unique(object_of[at], return_index=True)[1]]] = True
+    return best
+
+
+def _average_precisions(labels: Ints, scores: Floats, hit: Bools, kept: Bools, positives: Ints) -> Floats:
+    """(K,) COCO's AP of each class from its kept detections, at 101 recalls; NaN where there is no true box."""
+    order = np.lexsort((-scores[kept], labels[kept]))
+    labels, hit = labels[kept][order], hit[kept][order]
+    starts = np.searchsorted(labels, np.arange(len(positives) + 1))
+    return np.array(
+        [
+            _average_precision(hit[start:stop], n)
+            for start, stop, n in zip(starts[:-1], starts[1:], positives.tolist(), strict=True)
+        ]
+    )
+
+
+def _average_precision(hit: Bools, positives: int) -> float:
+    if not positives:
+        return float("nan")
+    hits = np.cumsum(hit)
+    precision = hits / np.arange(1, len(hit) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(hits / positives, RECALLS)].mean())
+
+
+def _mean(aps: Sequence[float] | Floats) -> float | None:
+    there = np.asarray(aps)[~np.isnan(aps)]
+    return float(there.mean()) if len(there) else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
