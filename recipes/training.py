@@ -1,4 +1,4 @@
-"""Training the runs of a study, several at a time, each in its own process; what is trained already is left as it is."""
+"""Training the runs of a study, several at a time, each in its own process; what is trained already stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 from tightbox.data.scenes import write_scenes
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "benchmarks"))
+
+from machine import machine  # noqa: E402 - a script beside the benchmarks, not a package
+
+__all__ = ["HERE", "machine", "scenes", "train_all"]
 
 
 def scenes(root: Path = Path("runs/scenes"), train: int = 600, val: int = 200) -> Path:

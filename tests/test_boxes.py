@@ -1,14 +1,29 @@
 """Box geometry against hand-derived numbers and a slow reference."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightbox.boxes import area, clip_boxes, decode_distances, encode_distances, intersection_union, iou, pairwise_iou
+from tightbox.boxes import (
+    area,
+    centerness,
+    clip_boxes,
+    decode_deltas,
+    decode_distances,
+    encode_deltas,
+    encode_distances,
+    intersection_union,
+    iou,
+    pairwise_iou,
+)
 
 coordinate = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, 1e-30])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
+corner, side = st.floats(-1e3, 1e3), st.floats(0.1, 1e3)
+sound_box = st.builds(lambda x, y, width, height: (x, y, x + width, y + height), corner, corner, side, side)
 
 
 def iou_of_two(a, b) -> float:
@@ -104,3 +119,92 @@ def test_clip_exports_with_the_size_as_an_input():
     exported = torch.export.export(Clip(), inputs).module()
     other = torch.tensor([10, 5])
     torch.testing.assert_close(exported(inputs[0], other), clip_boxes(inputs[0], (10, 5)))
+
+
+def test_deltas_by_hand():
+    # The anchor is 10 wide and 20 high around (5, 10); the box 20 wide and 5 high around (20, 12.5).
+    # It moves 15 / 10 and 2.5 / 20 of the anchor, and its sides are 2 and 1/4 of the anchor's.
+    anchor, box = torch.tensor([0, 0, 10, 20]), torch.tensor([10, 10, 30, 15])
+    found = encode_deltas(anchor, box)
+    assert found.tolist() == pytest.approx([1.5, 0.125, math.log(2), math.log(0.25)])
+    assert decode_deltas(anchor, found).tolist() == pytest.approx([10, 10, 30, 15])
+    assert decode_deltas(anchor, torch.zeros(4)).tolist() == [0, 0, 10, 20]
+
+
+@given(sound_box, sound_box)
+def test_deltas_go_to_boxes_and_back(anchor, box):
+    anchor, box = torch.tensor(anchor, dtype=torch.float64), torch.tensor(box, dtype=torch.float64)
+    deltas = encode_deltas(anchor, box)
+    found = decode_deltas(anchor, deltas)
+    side = (box - anchor).abs().max() + (box[2:] - box[:2]).max() + (anchor[2:] - anchor[:2]).max()
+    if deltas[2:].max() <= math.log(1000 / 16):
+        torch.testing.assert_close(found, box, rtol=0, atol=1e-12 * (side.item() + 1e3))
+    else:
+        assert (found[2:] - found[:2] < box[2:] - box[:2]).any()
+
+
+def test_growth_is_bounded():
+    # exp() of at most ln(1000 / 16): 10 pixels become 625, around their middle. Nothing bounds how a box shrinks.
+    anchor = torch.tensor([0.0, 0.0, 10.0, 10.0])
+    assert decode_deltas(anchor, torch.tensor([0.0, 0.0, 99.0, math.inf])).tolist() == pytest.approx(
+        [5 - 312.5, 5 - 312.5, 5 + 312.5, 5 + 312.5]
+    )
+    assert decode_deltas(anchor, torch.tensor([0.0, 0.0, -math.inf, -99.0])).tolist() == [5, 5, 5, 5]
+
+
+def test_deltas_have_gradients():
+    torch.manual_seed(0)
+    corners = torch.rand(5, 2, dtype=torch.float64) * 50
+    anchors = torch.cat([corners, corners + 5 + torch.rand(5, 2, dtype=torch.float64) * 50], dim=1)
+    deltas = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda d: decode_deltas(anchors, d), [deltas])
+    boxes = decode_deltas(anchors, deltas).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda b: encode_deltas(anchors, b), [boxes])
+
+
+def test_the_bound_stops_the_gradient_of_the_side_alone():
+    deltas = torch.tensor([0.1, 0.1, 9.0, 1.0], requires_grad=True)
+    decode_deltas(torch.tensor([0.0, 0.0, 10.0, 10.0]), deltas)[2:].sum().backward()
+    # right = 5 + 10 dx + 5 e^dw and bottom = 5 + 10 dy + 5 e^dh.
+    assert deltas.grad.tolist() == pytest.approx([10, 10, 0, 5 * math.e])
+
+
+def test_deltas_of_no_boxes():
+    assert encode_deltas(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    assert decode_deltas(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_deltas_are_computed_in_float32(dtype):
+    anchor = torch.tensor([0.0, 0.0, 512.0, 512.0], dtype=dtype)
+    assert decode_deltas(anchor, torch.zeros(4, dtype=dtype)).dtype == torch.float32
+    assert encode_deltas(anchor, anchor).dtype == torch.float32
+    # 512 · e⁴ / 2 + 256 = 14233.35, of which half precision keeps 3 digits.
+    found = decode_deltas(anchor, torch.tensor([0, 0, 4, 4], dtype=dtype))
+    assert found[2].item() == pytest.approx(256 + 256 * math.exp(4), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("point", "box", "expected"),
+    [
+        ((5, 5), (0, 0, 10, 10), 1.0),  # the middle
+        ((2, 5), (0, 0, 10, 10), 0.5),  # sqrt(2 / 8)
+        ((2, 1), (0, 0, 10, 10), 1 / 6),  # sqrt(2/8 · 1/9)
+        ((25, 10), (0, 0, 100, 50), math.sqrt(25 / 75 * 10 / 40)),  # not square
+        ((0, 5), (0, 0, 10, 10), 0.0),  # on the edge
+        ((10, 10), (0, 0, 10, 10), 0.0),  # on the corner
+        ((-1, 5), (0, 0, 10, 10), 0.0),  # outside
+        ((-1, -1), (0, 0, 10, 10), 0.0),  # outside both ways: two negative ratios make no positive one
+        ((5, 5), (10, 10, 0, 0), 0.0),  # inverted
+        ((5, 5), (5, 5, 5, 5), 0.0),  # no area: 0, not 0 / 0
+        ((0.5, 0.5), (0, 0, 1, 1), 1.0),  # one pixel
+    ],
+)
+def test_centerness_by_hand(point, box, expected):
+    found = centerness(torch.tensor([point]), torch.tensor([box]))
+    assert found.shape == (1,)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_centerness_of_no_points():
+    assert centerness(torch.zeros(0, 2), torch.zeros(0, 4)).shape == (0,)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tightbox.errors import UserError
-from tightbox.rank import by_centerness, by_class_score, by_power
+from tightbox.rank import best_of_levels, best_rows, by_centerness, by_class_score, by_power
 from tightbox.structures import Candidates
 
 SCORES = torch.tensor([[0.9, 0.0, 0.4], [0.25, 1.0, 0.1]])
@@ -80,3 +82,86 @@ def test_a_missing_estimate_is_said_so(rank):
 def test_no_candidates(rank):
     empty = Candidates(torch.zeros(0, 4), torch.zeros(0, 3), ious=torch.zeros(0), centerness=torch.zeros(0))
     assert rank(empty).shape == (0, 3)
+
+
+@given(st.floats(0, 1), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=5))
+def test_power_lies_between_its_factors(alpha, pairs):
+    p, u = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).unbind(1)
+    found = by_power(Candidates(torch.zeros(len(p), 4), p[:, None], ious=u), alpha)[:, 0]
+    assert ((found >= torch.minimum(p, u) * (1 - 1e-12)) & (found <= torch.maximum(p, u) * (1 + 1e-12))).all()
+
+
+def cut(scores, levels, top_k):
+    """Rows that stay, level by level, the best first."""
+    kept = []
+    for level in sorted(set(levels)):
+        rows = [i for i, own in enumerate(levels) if own == level]
+        kept += sorted(rows, key=lambda i: -max(scores[i]))[:top_k]
+    return sorted(kept)
+
+
+# Scores differ from row to row, so that the best are known.
+row_scores = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 2)), max_size=8, unique_by=lambda pair: pair[0])
+
+
+@given(row_scores, st.integers(1, 4))
+def test_the_best_of_each_level_stay_in_their_order(rows, top_k):
+    values, levels = [value for value, _ in rows], [level for _, level in rows]
+    scores = torch.tensor([[value / 2, value] for value in values]).reshape(-1, 2)
+    boxes = torch.arange(len(rows)).float()[:, None].expand(-1, 4)
+    of = Candidates(boxes, scores, levels=torch.tensor(levels, dtype=torch.int64))
+    found, kept = best_of_levels(of, scores, top_k)
+    expected = cut(scores.tolist(), levels, top_k)
+    assert found.boxes[:, 0].tolist() == expected
+    assert kept.equal(scores[expected])
+    mask = best_rows(torch.tensor(values).float(), of.levels, top_k)
+    assert mask.nonzero().squeeze(1).tolist() == expected
+
+
+def test_candidates_without_levels_are_one_level():
+    found, kept = best_of_levels(candidates(ious=IOUS), SCORES, 1)
+    # The second row's best score, 1, beats the first row's 0.9.
+    assert kept.equal(SCORES[1:])
+    assert found.ious.equal(IOUS[1:])
+    assert found.levels is None
+
+
+def test_the_given_scores_decide_not_the_class_scores():
+    _, kept = best_of_levels(candidates(), SCORES.flip(0), 1)
+    assert kept.equal(SCORES[1:])
+
+
+def test_of_equals_only_so_many_stay():
+    scores = torch.ones(5, 2)
+    levels = torch.tensor([0, 0, 0, 1, 1])
+    found, _ = best_of_levels(Candidates(torch.zeros(5, 4), scores, levels=levels), scores, 2)
+    assert found.levels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "classes"),
+    [
+        (0, 3),  # no candidates
+        (3, 0),  # no classes
+        (0, 0),
+    ],
+)
+def test_nothing_to_cut(count, classes):
+    scores = torch.zeros(count, classes)
+    of = Candidates(torch.zeros(count, 4), scores, levels=torch.zeros(count, dtype=torch.int64))
+    found, kept = best_of_levels(of, scores, 10)
+    assert len(found) == count
+    assert kept.shape == (count, classes)
+
+
+def test_nan_takes_no_place_from_a_number():
+    scores = torch.tensor([[math.nan], [0.5], [0.2], [0.7]])
+    found, kept = best_of_levels(Candidates(torch.zeros(4, 4), scores), scores, 2)
+    assert kept.flatten().tolist() == pytest.approx([0.5, 0.7])
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("alpha", [-0.001, 1.001, math.inf])
+def test_alpha_just_out_of_range(alpha):
+    with pytest.raises(UserError, match=r"alpha is .*; it must lie in \[0, 1\]"):
+        by_power(candidates(ious=IOUS), alpha)

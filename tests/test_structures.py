@@ -92,6 +92,43 @@ def test_indexing_keeps_the_fields_together(keep: torch.Tensor | slice, left: li
     assert detections(ious=False)[keep].ious is None
 
 
+def candidates(shared: bool = False) -> Candidates:
+    scores = torch.tensor([[0.5, 0.25], [0.75, 1.0], [0.0, 0.125]])
+    return Candidates(
+        boxes=torch.arange(12.0).view(3, 4),
+        class_scores=scores,
+        ious=scores if shared else torch.tensor([0.1, 0.2, 0.3]),
+        levels=torch.tensor([0, 1, 4]),
+        points=torch.arange(6.0).view(3, 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows"),
+    [
+        (torch.tensor([True, False, True]), [0, 2]),  # mask
+        (torch.tensor([2, 0, 0]), [2, 0, 0]),  # indices, in their order and repeated
+        (slice(1, 3), [1, 2]),
+        (torch.zeros(3, dtype=torch.bool), []),
+    ],
+)
+def test_indexing_candidates_keeps_the_fields_together(keep: torch.Tensor | slice, rows: list[int]) -> None:
+    whole, chosen = candidates(), candidates()[keep]
+    assert len(chosen) == len(rows)
+    for name in ("boxes", "class_scores", "ious", "levels", "points"):
+        assert getattr(chosen, name).equal(getattr(whole, name)[rows]), name
+    assert chosen.centerness is None
+
+
+def test_a_tensor_of_two_fields_stays_one() -> None:
+    """VFNet's class score is its IoU estimate; that must not look like an estimate of its own after a move."""
+    for found in (candidates(shared=True).to("meta"), candidates(shared=True)[1:]):
+        assert found.ious is found.class_scores
+        assert found.boxes is not found.points
+    for found in (candidates().to("meta"), candidates()[1:]):
+        assert found.ious is not found.class_scores
+
+
 def test_to_coco_gives_corner_and_sides() -> None:
     rows = detections().to_coco(42, [90, 7])
     assert rows == [

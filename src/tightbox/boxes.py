@@ -91,8 +91,9 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     """
     distances = encode_distances(points, boxes)
     across, down = distances[..., 0::2], distances[..., 1::2]
-    ratio = (across.amin(-1) / across.amax(-1)).clamp(min=0) * (down.amin(-1) / down.amax(-1)).clamp(min=0)
-    return ratio.sqrt()
+    shorter = across.amin(-1).clamp(min=0) * down.amin(-1).clamp(min=0)
+    longer = across.amax(-1) * down.amax(-1)
+    return (shorter / longer.clamp(min=torch.finfo(longer.dtype).tiny)).sqrt()
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:

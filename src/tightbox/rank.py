@@ -95,6 +95,7 @@ def best_rows(values: Tensor, levels: Tensor, top_k: int) -> Tensor:
     >>> best_rows(torch.tensor([0.1, 0.2, 0.0]), torch.tensor([0, 0, 1]), 1)
     tensor([False,  True,  True])
     """
+    values = values.nan_to_num(-torch.inf)  # topk takes NaN for the highest
     keep = torch.ones_like(levels, dtype=torch.bool)
     for level in range(int(levels.max()) + 1 if len(levels) else 0):
         rows = (levels == level).nonzero().squeeze(1)

@@ -5,7 +5,7 @@ Boxes are `xyxy`, float, in pixels of the image they belong to: (0, 0, 4, 4) is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightbox.boxes import clip_boxes
-from tightbox.errors import missing_extra
+from tightbox.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
     import supervision
@@ -24,8 +24,13 @@ class _Tensors:
 
     def to(self, device: torch.device | str) -> Self:
         """The same values on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` made to every tensor; two fields that share one share it still."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        changed = {id(value): change(value) for value in values.values() if isinstance(value, Tensor)}
+        return type(self)(**{name: changed.get(id(value), value) for name, value in values.items()})
 
     def __len__(self) -> int:
         return len(self.boxes)  # type: ignore[attr-defined]
@@ -117,8 +122,7 @@ class Candidates(_Tensors):
 
     def __getitem__(self, keep: Tensor | slice) -> Candidates:
         """The candidates selected by a boolean mask, an index tensor or a slice."""
-        kept: dict[str, Any] = {name: None if value is None else value[keep] for name, value in vars(self).items()}
-        return Candidates(**kept)
+        return self._each(lambda value: value[keep])
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,8 @@ class Detections(_Tensors):
         boxes: (N, 4) boxes.
         scores: (N,) what they are ranked by.
         labels: (N,) int64 class of each.
-        ious: (N,) predicted IoU of each box with its object; None if the detector makes no estimate.
+        ious: (N,) predicted IoU of each box with its object, that to expect if the detector is calibrated; None if the
+            detector makes no estimate.
     """
 
     boxes: Tensor
@@ -141,6 +146,16 @@ class Detections(_Tensors):
         """The detections selected by a boolean mask, an index tensor or a slice."""
         ious = None if self.ious is None else self.ious[keep]
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], ious)
+
+    def tighter_than(self, iou: float) -> Detections:
+        """Those with at least this predicted IoU.
+
+        Raises:
+            UserError: if the detector predicts no IoU.
+        """
+        if self.ious is None:
+            raise UserError("this detector predicts no IoU, so boxes cannot be chosen by it; choose them by their score")
+        return self[self.ious >= iou]
 
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
         """The same in the picture resized from (height, width) `size` to `new_size`, clipped to it."""

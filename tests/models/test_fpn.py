@@ -48,6 +48,30 @@ def test_sides_of_a_300_pixel_picture() -> None:
     assert [math.ceil(300 / stride) for stride in STRIDES] == [38, 19, 10, 5, 3]
 
 
+def test_retinanets_pyramid_goes_on_from_c5_and_without_relu() -> None:
+    fpn = FPN([4, 6, 8], 16, extra="c5")
+    assert fpn.p6.weight.shape == (16, 8, 3, 3)
+    maps = features(96, 96)
+    found = fpn([m.clone() for m in maps])
+    p6 = fpn.p6(maps[2])
+    assert (p6 < 0).any()
+    torch.testing.assert_close(found[3], p6)
+    torch.testing.assert_close(found[4], fpn.p7(p6))
+    assert not fpn.p7(p6).allclose(fpn.p7(p6.relu()))
+    other = FPN([4, 6, 8], 16)
+    other.lateral, other.output = fpn.lateral, fpn.output
+    for ours, theirs in zip(found[:3], plain(other, maps)[:3], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_poolings_p6_is_every_second_cell_of_p5() -> None:
+    fpn = FPN([4, 6, 8], 16, extra="pool")
+    assert not hasattr(fpn, "p6")
+    found = fpn(features(160, 96))  # P5 has 5 x 3 cells
+    assert [tuple(level.shape[2:]) for level in found] == [(20, 12), (10, 6), (5, 3), (3, 2)]
+    assert found[3].equal(found[2][:, :, [0, 2, 4]][:, :, :, [0, 2]])
+
+
 def test_weights_start_as_xavier_says_and_there_are_no_norms() -> None:
     fpn = FPN([32, 64, 128], 64)
     assert all(isinstance(m, (FPN, nn.ModuleList, nn.Conv2d)) for m in fpn.modules())

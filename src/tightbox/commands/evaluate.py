@@ -54,7 +54,8 @@ def run(args: Namespace) -> int:
         return _sweep(args, model, data)
     found: dict[int, Detections] | None
     if rules.given(args):
-        found = _detect_by_rules(args, model, data, _candidates(args, model, data), rules.rank_rule(args))
+        rank = rules.rank_rule(args)
+        found = _detect_by_rules(args, model, data, _candidates(args, model, data), rank)
     else:
         found = _detect(args, model, data)
     if found is None:  # another process has them
@@ -101,7 +102,14 @@ def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
     model.to(accelerator.device)
     with counting("finding candidates") as progress:
-        return cache_candidates(model, Path(args.checkpoint), data, batch_size=args.batch_size, progress=progress)
+        return cache_candidates(
+            model,
+            Path(args.checkpoint),
+            data,
+            batch_size=args.batch_size,
+            skip_unreadable=args.skip_unreadable,
+            progress=progress,
+        )
 
 
 def _detect_by_rules(

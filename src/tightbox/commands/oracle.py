@@ -33,8 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the ladder, write it as JSON, and draw it."""
-    by_model, by_file = bool(args.checkpoint and args.data), bool(args.gt and args.dt)
-    if by_model == by_file or (args.checkpoint and not args.data):
+    given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
+    by_model, by_file = given == [True, True, False, False], given == [False, False, True, True]
+    if not (by_model or by_file):
         raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
     study = _of_model(args) if by_model else _of_results(Path(args.gt), Path(args.dt))
 
@@ -73,7 +74,12 @@ def _of_model(args: Namespace) -> OracleStudy:
 def _of_results(truth: Path, results: Path) -> OracleStudy:
     from tightbox.evaluation.oracle import results_study
 
-    return results_study(_read(truth), _read(results))
+    content, rows = _read(truth), _read(results)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise UserError(f"{truth} is not a COCO file with images, annotations and categories; give the truth as --gt")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{results} is not a COCO result file, a list of boxes; give such a list as --dt")
+    return results_study(content, rows)
 
 
 def _read(path: Path) -> Any:
@@ -98,7 +104,7 @@ def _table(study: OracleStudy) -> str:
     for name, value in study.correlations.items():
         if value.pearson is not None and value.spearman is not None:
             figures = f"Pearson {value.pearson:.3f}, Spearman {value.spearman:.3f}"
-            lines.append(f"{name} and true IoU, over {value.boxes} boxes with IoU > 0.5: {figures}")
+            lines.append(f"{name} and true IoU, over {value.pairs} boxes with IoU > 0.5: {figures}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval
 
+from tightbox.errors import UserError
+
 if TYPE_CHECKING:
     from tightbox.models import Detector
     from tightbox.rank import Rank
@@ -19,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     ranks, rules = ["own", "class", "power", "iou"], ["own", "greedy", "soft-linear", "soft-gaussian", "iou-guided"]
     parser.add_argument("--rank", choices=ranks, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
     parser.add_argument(
-        "--alpha", type=ClosedUnitInterval, default=0.5, help="weight of the class score p in --rank power"
+        "--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5 if absent"
     )
     parser.add_argument("--suppress", choices=rules, default="own", help="what thins out the ranked boxes")
     parser.add_argument(
@@ -34,19 +36,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def given(args: Namespace) -> bool:
     """Whether anything but the detector's own rules is asked for."""
-    thresholds = (args.nms_iou, args.score_threshold)
-    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or thresholds != (None, None)
+    numbers = (args.alpha, args.nms_iou, args.score_threshold)
+    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or numbers != (None, None, None)
 
 
 def rank_rule(args: Namespace) -> Rank | None:
     """The ranking asked for; None for the detector's own."""
     from tightbox.rank import by_class_score, by_power
 
+    if args.alpha is not None and args.rank != "power":
+        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
     if args.rank == "own":
         return None
-    return (
-        by_class_score if args.rank == "class" else partial(by_power, alpha=args.alpha if args.rank == "power" else 0)
-    )
+    if args.rank == "class":
+        return by_class_score
+    return partial(by_power, alpha=0.0 if args.rank == "iou" else 0.5 if args.alpha is None else args.alpha)
 
 
 def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:

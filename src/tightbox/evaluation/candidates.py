@@ -52,6 +52,7 @@ def iterate_candidates(
     *,
     assigned: bool = False,
     batch_size: int = 8,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageCandidates]:
     """Candidates of every record, on the CPU.
@@ -61,10 +62,11 @@ def iterate_candidates(
         data: the records.
         assigned: with the objects they learn, and with every candidate that learns one; otherwise `matched` is all -1.
         batch_size: pictures at a time.
+        skip_unreadable: take pictures that cannot be read for grey ones, instead of stopping.
         progress: called with the number of pictures done and their total.
     """
     model.eval()
-    dataset = DetectionDataset(data, model.preprocess)
+    dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
     device = next(model.parameters()).device
     done = 0
     for images, targets, indices in evaluation_loader(dataset, range(len(dataset)), batch_size, 0):
@@ -83,6 +85,7 @@ def cache_candidates(
     data: DetectionData,
     *,
     batch_size: int = 8,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
@@ -95,7 +98,10 @@ def cache_candidates(
     folder = checkpoint / "candidates" / _fingerprint(model, checkpoint, data)
     if not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
-        _write(folder, iterate_candidates(model, data, batch_size=batch_size, progress=progress))
+        found = iterate_candidates(
+            model, data, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
+        )
+        _write(folder, found)
     return folder
 
 
@@ -106,10 +112,10 @@ def read_candidates(folder: Path) -> Iterator[tuple[int, Candidates, tuple[int, 
         tensors = safetensors.torch.load_file(folder / f"{file:05d}.safetensors")
         if "ious" in tensors and len(tensors["ious"]) == 0:
             tensors["ious"] = tensors["class_scores"]
-        start = 0
+        together, start = Candidates(**tensors), 0
         for image in images:
             rows = slice(start, start + image["count"])
-            yield image["index"], Candidates(**{k: v[rows] for k, v in tensors.items()}), tuple(image["size"])
+            yield image["index"], together[rows], tuple(image["size"])
             start += image["count"]
 
 
@@ -159,7 +165,8 @@ def _fingerprint(model: Detector, checkpoint: Path, data: DetectionData) -> str:
     for record in data.records:
         state = record.path.stat() if record.path.exists() else None
         pictures.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
-    choices = [tightbox.__version__, model.name, asdict(model.options), asdict(model.preprocess), pictures]
+    choices: list[object] = [tightbox.__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
+    choices += [asdict(model.preprocess), pictures]
     digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
     digest.update(json.dumps(choices).encode())
     return digest.hexdigest()[:16]

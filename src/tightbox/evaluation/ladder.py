@@ -28,11 +28,12 @@ def draw_ladder(study: OracleStudy, path: Path) -> None:
     axes = figure.add_subplot()
     thickness = 0.8 / len(columns)
     for number, (label, values) in enumerate(columns.items()):
+        axes.barh(0, 0, color=f"C{number}", label=label)  # for the legend, even if there is no AP
         for place, metrics in enumerate(values):
             if metrics is None or metrics.ap is None:
                 continue
             y = place - 0.4 + (number + 0.5) * thickness
-            axes.barh(y, metrics.ap, thickness, color=f"C{number}", label=label if place == 0 else None)
+            axes.barh(y, metrics.ap, thickness, color=f"C{number}")
             axes.text(metrics.ap + 0.005, y, f"{100 * metrics.ap:.1f}", va="center", fontsize=9)
     axes.set_yticks(range(len(study.rungs)), [rung.name for rung in study.rungs])
     axes.invert_yaxis()

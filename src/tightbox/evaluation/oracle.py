@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from tightbox.boxes import centerness, iou, pairwise_iou
 from tightbox.data.records import DetectionData
+from tightbox.evaluation.calibration import Correlation, correlation
 from tightbox.evaluation.candidates import iterate_candidates
 from tightbox.evaluation.coco import CocoMetrics, Json, evaluate
 from tightbox.evaluation.run import to_results
@@ -36,15 +35,6 @@ class Rung:
     name: str
     alone: CocoMetrics | None
     with_estimate: CocoMetrics | None
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How well a number tells the true IoU: over `boxes` boxes before suppression; None where it is not defined."""
-
-    pearson: float | None
-    spearman: float | None
-    boxes: int
 
 
 @dataclass(frozen=True)
@@ -175,7 +165,7 @@ def oracle_study(
 
     names = own or alone  # in the order of the ladder
     rungs = [Rung(name, measure(alone.get(name)), measure(own.get(name))) for name in names]
-    correlations = {name: correlation(values) for name, values in pairs.items() if values}
+    correlations = _correlations(pairs)
     return OracleStudy(rungs, lost_to_ranking(rungs), correlations)
 
 
@@ -201,7 +191,7 @@ def results_study(ground_truth: Json, results: Sequence[Json]) -> OracleStudy:
         objects = [row for row in truth_of.get(image_id, []) if not row.get("iscrowd")]
         targets = Targets.of(_boxes(objects), torch.tensor([labels[row["category_id"]] for row in objects]))
         label = torch.tensor([labels[row["category_id"]] for row in rows])
-        scores = torch.tensor([float(row["score"]) for row in rows])
+        scores = torch.tensor([float(row["score"]) for row in rows], dtype=torch.float64)
         one_hot = torch.nn.functional.one_hot(label, len(labels)) * scores[:, None]
         overlaps = pairwise_iou(_boxes(rows), targets.boxes) * (label[:, None] == targets.labels)
         best, matched = torch.cat([overlaps.new_zeros(len(rows), 1), overlaps], dim=1).max(dim=1)
@@ -217,7 +207,7 @@ def results_study(ground_truth: Json, results: Sequence[Json]) -> OracleStudy:
             changed_rows.setdefault(name, []).extend(found.to_coco(image_id, ids))
     rungs = [Rung(name, evaluate(ground_truth, rows), None) for name, rows in changed_rows.items()]
     rungs = rungs or [Rung(name, as_it_is, None) for name in (AS_PREDICTED, TRUE_IOU_AS_SCORE)]
-    return OracleStudy(rungs, lost_to_ranking(rungs), {n: correlation(v) for n, v in pairs.items() if v})
+    return OracleStudy(rungs, lost_to_ranking(rungs), _correlations(pairs))
 
 
 def lost_to_ranking(rungs: list[Rung]) -> float | None:
@@ -230,17 +220,13 @@ def lost_to_ranking(rungs: list[Rung]) -> float | None:
     return ideal.ap - now.ap
 
 
-def correlation(values: list[tuple[Tensor, Tensor]]) -> Correlation:
-    """Pearson's and Spearman's, of pairs (estimate, true IoU) of which those above 0.5 count."""
-    if not values:
-        return Correlation(None, None, 0)
-    estimate, truth = (np.concatenate([part[i].numpy() for part in values]).astype(np.float64) for i in (0, 1))
-    estimate, truth = estimate[truth > MIN_IOU], truth[truth > MIN_IOU]
-    if len(truth) < 2 or np.ptp(estimate) == 0 or np.ptp(truth) == 0:
-        return Correlation(None, None, len(truth))
-    return Correlation(
-        float(pearsonr(estimate, truth).statistic), float(spearmanr(estimate, truth).statistic), len(truth)
-    )
+def _correlations(pairs: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Correlation]:
+    found = {}
+    for name, parts in pairs.items():
+        if parts:
+            estimates, true_ious = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+            found[name] = correlation(estimates, true_ious, above=MIN_IOU)
+    return found
 
 
 def _by_image(rows: Sequence[Json]) -> dict[int, list[Json]]:

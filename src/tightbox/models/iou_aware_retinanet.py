@@ -107,7 +107,7 @@ class IoUAwareRetinaNet(Detector):
     def assigned_candidates(
         self, images: Images, targets: Sequence[Targets] | None = None
     ) -> list[tuple[Candidates, Tensor]]:
-        """The anchors' boxes that are among the best `top_k` of their level for any α; `ious` is the IoU head's u."""
+        """The boxes that are among the best `top_k` of their level by one of `ALPHAS`; `ious` is the IoU head's u."""
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         anchors = self._anchors(output)
@@ -178,14 +178,13 @@ class IoUAwareRetinaNetHead(nn.Module):
         self.box_tower = _tower(options)
         self.classes = nn.Conv2d(options.channels, ANCHORS * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(options.channels, ANCHORS * 4, 3, padding=1)
-        # Last, so that the other weights of a seed are the same with and without it.
-        self.iou = nn.Conv2d(options.channels, ANCHORS, 3, padding=1) if options.iou_head else None
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            _initialise(module)
         nn.init.constant_(self.classes.bias, -math.log(99))  # type: ignore[arg-type]  # every score starts at 0.01
+        # Made when the others have their numbers, which so are the same for a seed with and without it.
+        self.iou = nn.Conv2d(options.channels, ANCHORS, 3, padding=1) if options.iou_head else None
+        if self.iou is not None:
+            _initialise(self.iou)
 
     def forward(self, levels: list[Tensor]) -> AnchorOutput:
         """Raw outputs for the pyramid's five maps (B, channels, h, w)."""
@@ -203,6 +202,13 @@ class IoUAwareRetinaNetHead(nn.Module):
             ious=torch.cat(ious, dim=1) if ious else None,
             sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
         )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:

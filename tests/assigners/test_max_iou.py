@@ -1,0 +1,191 @@
+"""Max-IoU assignment against loops over anchors and objects, and hand-made cases."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tightbox.assigners import BACKGROUND, IGNORED, max_iou
+from tightbox.errors import UserError
+from tightbox.structures import Targets
+
+# Few whole coordinates, so that boxes are often equal, without area or inverted, and IoUs tie or meet a threshold.
+coordinate = st.integers(0, 6).map(float)
+box = st.tuples(coordinate, coordinate, coordinate, coordinate)
+boxes = st.lists(box, max_size=6)
+
+
+def area(a) -> float:
+    return max(0.0, a[2] - a[0]) * max(0.0, a[3] - a[1])
+
+
+def shared(a, b) -> float:
+    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+
+
+def iou_of_two(a, b) -> float:
+    union = area(a) + area(b) - shared(a, b)
+    return shared(a, b) / union if union > 0 else 0.0
+
+
+def reference(anchors, truths, regions, usable, positive, negative, low_quality, ignore_iof):
+    """The rules one after another, for one anchor after another."""
+    overlaps = [[iou_of_two(a, t) if fine else 0.0 for t in truths] for a, fine in zip(anchors, usable, strict=True)]
+    matched = []
+    for row in overlaps:
+        best = max(row, default=-1.0)
+        if best >= positive and best > 0:
+            matched.append(row.index(best))
+        else:
+            matched.append(IGNORED if best >= negative else BACKGROUND)
+    if low_quality:
+        for g in range(len(truths)):  # a later object takes an anchor from an earlier one
+            highest = max((row[g] for row in overlaps), default=0.0)
+            for n, row in enumerate(overlaps):
+                if row[g] == highest > 0:
+                    matched[n] = g
+    for n, a in enumerate(anchors):
+        left_out = ignore_iof is not None and any(shared(a, region) > ignore_iof * area(a) for region in regions)
+        if left_out and matched[n] == BACKGROUND:
+            matched[n] = IGNORED
+        if not usable[n]:
+            matched[n] = IGNORED
+    return matched, [row[g] if g >= 0 else 0.0 for row, g in zip(overlaps, matched, strict=True)]
+
+
+def tensor(rows):
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+
+
+def targets_of(truths, regions=()):
+    return Targets(tensor(truths), torch.zeros(len(truths), dtype=torch.int64), tensor(regions))
+
+
+@given(
+    boxes,
+    boxes,
+    boxes,
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.sampled_from([(0.5, 0.4), (0.5, 0.5), (1.0, 0.0), (0.25, 0.0), (0.0, 0.0), (1.0, 1.0)]),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 0.5]),
+)
+def test_equals_loops(anchors, truths, regions, valid, thresholds, low_quality, ignore_iof):
+    valid = valid[: len(anchors)]
+    arguments = (*thresholds, low_quality, ignore_iof)
+    found = max_iou(tensor(anchors), targets_of(truths, regions), *arguments, valid=torch.tensor(valid).bool())
+    matched, ious = reference(anchors, truths, regions, valid, *arguments)
+    assert found.matched.tolist() == matched
+    assert found.matched.dtype == torch.int64
+    assert found.ious.tolist() == pytest.approx(ious)
+
+
+@given(boxes, boxes)
+def test_without_a_mask_every_anchor_counts(anchors, truths):
+    everywhere = torch.ones(len(anchors), dtype=torch.bool)
+    unmasked = max_iou(tensor(anchors), targets_of(truths))
+    assert unmasked.matched.equal(max_iou(tensor(anchors), targets_of(truths), valid=everywhere).matched)
+
+
+@pytest.mark.parametrize(
+    ("right", "matched"),
+    [
+        (10.0, 0),  # the object itself
+        (5.0, 0),  # IoU 50 / 100 is enough
+        (4.9, IGNORED),  # 0.49 is neither
+        (4.0, IGNORED),  # 0.4 still
+        (3.9, BACKGROUND),  # 0.39
+        (0.0, BACKGROUND),  # no area
+    ],
+)
+def test_half_is_positive_and_under_two_fifths_is_background(right, matched):
+    anchor = tensor([(0, 0, right, 10)])
+    found = max_iou(anchor, targets_of([(0, 0, 10, 10)]), low_quality=False)
+    assert found.matched.tolist() == [matched]
+    assert found.ious.tolist() == pytest.approx([right / 10 if matched == 0 else 0.0])
+
+
+def test_an_object_claims_all_anchors_that_overlap_it_most():
+    # 10x10 at 0 .. 10, and anchors that share 2, 2 and 1 of its columns: IoU 20 / 180 twice, and 10 / 190.
+    anchors = tensor([(8, 0, 18, 10), (-8, 0, 2, 10), (9, 0, 19, 10)])
+    found = max_iou(anchors, targets_of([(0, 0, 10, 10)]))
+    assert found.matched.tolist() == [0, 0, BACKGROUND]
+    assert found.ious.tolist() == pytest.approx([1 / 9, 1 / 9, 0])
+    assert max_iou(anchors, targets_of([(0, 0, 10, 10)]), low_quality=False).matched.tolist() == [BACKGROUND] * 3
+
+
+def test_an_object_that_overlaps_nothing_claims_nothing():
+    """All its IoUs are equal, and highest, at 0."""
+    anchors = tensor([(0, 0, 10, 10), (20, 0, 30, 10)])
+    found = max_iou(anchors, targets_of([(50, 50, 60, 60), (5, 5, 5, 5), (0, 0, 10, 10)]))
+    assert found.matched.tolist() == [2, BACKGROUND]
+
+
+def test_the_object_of_highest_iou_has_the_anchor_unless_another_claims_it():
+    # The anchor has IoU 0.9 with the first object and 0.6 with the second, which no other anchor overlaps.
+    anchors = tensor([(0, 0, 10, 10), (0, 0, 9, 10)])
+    truths = [(0, 0, 9, 10), (4, 0, 10, 10)]
+    assert max_iou(anchors[:1], targets_of(truths), low_quality=False).matched.tolist() == [0]
+    # The second anchor is the first object itself. Its IoU with the second object is 50 / 100, the first's 60 / 100.
+    assert max_iou(anchors, targets_of(truths)).matched.tolist() == [1, 0]
+    # Alone it is the best anchor of both: the last has it, with the last one's IoU.
+    found = max_iou(anchors[:1], targets_of(truths))
+    assert (found.matched.tolist(), found.ious.tolist()) == ([1], pytest.approx([0.6]))
+    assert max_iou(anchors[:1], targets_of(truths[::-1])).matched.tolist() == [1]
+
+
+def test_equal_overlaps_without_claims_go_to_the_first():
+    anchor = tensor([(0, 0, 10, 8)])
+    twins = [(0, 0, 10, 10), (0, 0, 10, 10)]
+    assert max_iou(anchor, targets_of(twins), low_quality=False).matched.tolist() == [0]
+    assert max_iou(anchor, targets_of(twins)).matched.tolist() == [1]
+
+
+def test_regions_leave_out_only_background():
+    # The region covers the first two anchors whole and half of the third; the second learns the object in it.
+    anchors = tensor([(0, 0, 8, 8), (10, 0, 18, 8), (16, 20, 24, 28)])
+    targets = targets_of([(10, 0, 18, 8)], regions=[(0, 0, 20, 40)])
+    assert max_iou(anchors, targets).matched.tolist() == [BACKGROUND, 0, BACKGROUND]
+    assert max_iou(anchors, targets, ignore_iof=0.5).matched.tolist() == [IGNORED, 0, BACKGROUND]
+    assert max_iou(anchors, targets, ignore_iof=0.4).matched.tolist() == [IGNORED, 0, IGNORED]
+
+
+def test_an_anchor_in_the_padding_neither_learns_nor_stands_in_the_way():
+    # The first anchor would be the object's best. Without it the second is, at IoU 20 / 180.
+    anchors = tensor([(0, 0, 10, 10), (8, 0, 18, 10)])
+    found = max_iou(anchors, targets_of([(0, 0, 10, 10)]), valid=torch.tensor([False, True]))
+    assert found.matched.tolist() == [IGNORED, 0]
+    assert found.ious.tolist() == pytest.approx([0, 1 / 9])
+
+
+@pytest.mark.parametrize(("anchors", "truths"), [(0, 0), (0, 2), (3, 0)])
+def test_nothing_to_assign(anchors, truths):
+    found = max_iou(tensor([(0, 0, 8, 8)] * anchors), targets_of([(0, 0, 9, 9)] * truths), ignore_iof=0.5)
+    assert found.matched.tolist() == [BACKGROUND] * anchors
+    assert found.matched.dtype == torch.int64
+    assert found.ious.tolist() == [0.0] * anchors
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [
+        (0.4, 0.5),  # out of order
+        (1.1, 0.4),
+        (0.5, -0.1),
+        (math.nan, 0.4),
+        (0.5, math.nan),
+    ],
+)
+def test_thresholds_that_make_no_sense(positive, negative):
+    with pytest.raises(UserError, match="0 <= negative <= positive <= 1"):
+        max_iou(tensor([(0, 0, 8, 8)]), targets_of([]), positive, negative)
+
+
+def test_half_precision_overlaps_are_computed_in_float32():
+    # Areas of 90000 are beyond float16.
+    anchor = torch.tensor([[0.0, 0.0, 300.0, 300.0]]).half()
+    found = max_iou(anchor, Targets.of(anchor, torch.tensor([0])))
+    assert found.matched.tolist() == [0]
+    assert found.ious.item() == 1
