@@ -12,9 +12,11 @@ import safetensors.torch
 import torch
 
 import tightbox
+from tightbox.calibration import Calibration
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
 from tightbox.models import Detector, create_model
+from tightbox.models.blank import Blank
 from tightbox.options import BackboneOptions, Preprocess
 
 WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
@@ -36,11 +38,21 @@ def save(model: Detector, folder: Path) -> Path:
         "options": asdict(model.options),
         "preprocess": asdict(model.preprocess),
         "metrics": model.metrics,
+        "calibration": None if model.calibration is None else model.calibration.to_json(),
     }
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors))
         write_json(folder / CARD, card)  # within the block: if it fails, the old weights stay beside the old card
     return folder
+
+
+def save_calibration(calibration: Calibration, folder: Path) -> None:
+    """Write it into the card of a checkpoint, whose weights stay as they are.
+
+    Raises:
+        UserError: if there is no checkpoint, or the disk refuses.
+    """
+    write_json(folder / CARD, read_card(folder) | {"calibration": calibration.to_json()})
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -71,21 +83,51 @@ def load(path: str | Path) -> Detector:
     card = read_card(folder)
     try:
         backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
-        model = create_model(
-            card["model"],
-            class_names=card["class_names"],
-            backbone=backbone,
-            preprocess=Preprocess(**card["preprocess"]),
-            **card["options"],
-        )
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        with Blank():
+            model = create_model(
+                card["model"],
+                class_names=card["class_names"],
+                backbone=backbone,
+                preprocess=Preprocess(**card["preprocess"]),
+                **card["options"],
+            )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
+    load_weights(model, _read_weights(folder), str(folder / WEIGHTS))
+    model.metrics = card.get("metrics", {})
+    if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
+        model.calibration = Calibration.from_json(card["calibration"])
+    return model.eval()
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the checkpoint again") from error
+    return tensors
+
+
+def start_from(model: Detector, path: str | Path) -> bool:
+    """Copy a checkpoint's weights into a model of the same making, whose classes may be others.
+
+    Where the class names (in their order) differ, the layers that tell classes apart keep their first weights.
+
+    Returns:
+        Whether it was copied, too.
+
+    Raises:
+        UserError: if the folder holds no checkpoint of such a model.
+    """
+    folder = Path(path)
+    card, tensors = read_card(folder), _read_weights(folder)
+    same = tuple(card.get("class_names", ())) == model.class_names
+    if not same:
+        own = model.state_dict()
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(model.class_layers)}
+        tensors |= {name: value for name, value in own.items() if name.startswith(model.class_layers)}
     load_weights(model, tensors, str(folder / WEIGHTS))
-    model.metrics = card.get("metrics", {})
-    return model.eval()
+    return same
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `tightbox train`, `eval`, `predict`, `doctor` and `demo`."""
+"""The command line: `tightbox train`, `eval`, `predict`, `oracle`, `rescore`, `import`, `export`, `doctor` and `demo`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from tightbox import __version__
-from tightbox.commands import demo, doctor, evaluate, predict, train
+from tightbox.commands import calibrate, demo, diagnose, doctor, evaluate, export, import_, oracle, predict, rescore, train
 from tightbox.errors import UserError
 
-COMMANDS = {"demo": demo, "doctor": doctor, "train": train, "eval": evaluate, "predict": predict}
+COMMANDS = {
+    "demo": demo,
+    "doctor": doctor,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "oracle": oracle,
+    "diagnose": diagnose,
+    "calibrate": calibrate,
+    "import": import_,
+    "export": export,
+    "rescore": rescore,
+}
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -76,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] == "train":
             given = train.with_resumed_configuration(given)
         parsed = parser.parse_args(given)
+        if parsed.command == "train" and parsed.train.init:
+            parsed = parser.parse_args(train.with_initial_configuration(given, parsed.train.init))
         return int(COMMANDS[parsed.command].run(parsed[parsed.command]) or 0)
     except UserError as error:
         print(f"tightbox: {_sentence(error)}", file=sys.stderr)

@@ -140,7 +140,144 @@ class IoUAwareRetinaNetOptions:
         _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
 
 
-MODEL_OPTIONS = {"vfnet": VFNetOptions, "iou_aware_retinanet": IoUAwareRetinaNetOptions}
+@dataclass(frozen=True, kw_only=True)
+class IoUNetOptions:
+    """IoU-Net; the defaults are the published model, and where the paper is silent, common ones.
+
+    Args:
+        channels: width of the feature pyramid.
+        fc_channels: width of the two layers of each head.
+        pooling: features of a box by precise RoI pooling, or by RoIAlign, through which no box can be refined.
+        anchor_scale: side of a level's square anchor, in strides.
+        train_proposals: boxes proposed per picture in training ...
+        proposals: ... and in use.
+        rois: proposals per picture that the class and box losses see.
+        positive_share: at most this share of them on objects.
+        iou_head: predict the IoU of boxes; off, this is FPN, the paper's baseline.
+        standalone: only that head with its features, to judge boxes of other detectors: `tightbox rescore`.
+        jittered_boxes: boxes per picture, shared among its objects, that the IoU head learns from.
+        iou_loss: loss of that prediction: smooth L1 on 2 IoU - 1, or binary cross-entropy on the IoU.
+        iou_weight: weight of that loss.
+        ignore_crowds: leave anchors and proposals inside crowd regions out of the losses.
+        score_threshold: lowest class score that is considered.
+        top_k: most (proposal, class) pairs considered per picture, by class score; the paper has no limit.
+        suppress: IoU-guided suppression, or greedy by class score; without the IoU head it is always greedy.
+        nms_iou: boxes of one class that overlap more than this are suppressed.
+        max_detections: most boxes reported per picture.
+        refine_steps: gradient steps that move the detected boxes to a higher predicted IoU; 0 is off.
+        refine_step_size: of a step, in box sizes per unit of the gradient.
+        refine_min_change: a box rests once a step changes its predicted IoU by less than this ...
+        refine_max_drop: ... or lowers it by more than this.
+        refine_roll_back: take back the step after which a box rests, if it lowered the predicted IoU.
+        rank_by_iou: the reported score is class score times predicted IoU; published is the class score.
+    """
+
+    channels: int = 256
+    fc_channels: int = 1024
+    pooling: Literal["prroi", "roi_align"] = "prroi"
+    anchor_scale: float = 8.0
+    train_proposals: int = 2000
+    proposals: int = 1000
+    rois: int = 512
+    positive_share: float = 0.25
+    iou_head: bool = True
+    standalone: bool = False
+    jittered_boxes: int = 1000
+    iou_loss: Literal["smooth_l1", "bce"] = "smooth_l1"
+    iou_weight: float = 5.0
+    ignore_crowds: bool = False
+    score_threshold: float = 0.05
+    top_k: int = 5000
+    suppress: Literal["iou_guided", "greedy"] = "iou_guided"
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    refine_steps: int = 5
+    refine_step_size: float = 0.5
+    refine_min_change: float = 0.001
+    refine_max_drop: float = 0.01
+    refine_roll_back: bool = False
+    rank_by_iou: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "fc_channels", "train_proposals", "proposals", "rois", "jittered_boxes"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(self.anchor_scale > 0, "anchor_scale must be positive")
+        _require(0 < self.positive_share <= 1, "positive_share must be in (0, 1]")
+        _require(self.iou_head or not self.standalone, "standalone is the IoU head alone: leave iou_head=true")
+        _require(self.iou_weight >= 0, "iou_weight must not be negative")
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        for name in ("refine_steps", "refine_step_size", "refine_min_change", "refine_max_drop"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative")
+        _require(
+            self.pooling == "prroi" or self.refine_steps == 0 or not self.iou_head,
+            "RoIAlign passes no gradient to the boxes: with pooling=roi_align, set refine_steps=0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitBoxOptions:
+    """UnitBox; the defaults are the published model where the paper says anything.
+
+    Args:
+        loss: of the boxes: -ln IoU, or the squared differences of the four distances that the paper compares it with.
+        region: which pixels of an object are positive: the ellipse inscribed in its box, or the whole box.
+        pooled: the branches start after the pooling of stages 4 and 5, at strides 16 and 32, or before it, at 8 and 16
+            (of a ResNet or another network that shrinks at the start of its stages: stages 3 and 4). After it by
+            default, as that is where the stages of VGG end; before it, small objects are told apart better.
+        shared: both branches use one backbone; off, each has its own (the paper's "unshared").
+        confidence_weight: of the confidence loss.
+        box_weight: of the box loss.
+        reduction: losses are means over their pixels, or sums over the pixels of a picture; the paper's learning rate
+            of 1e-8 suggests sums.
+        distance_unit: pixels that the box branch's output 1 means; the squared differences are of this unit too. With
+            1 both are the paper's; the IoU loss is the same in any unit, but its learning rate is not.
+        threshold: pixels whose confidence is above this are on an object.
+        score: of a detection: the confidence at the pixel where its box is read, or the mean over its region.
+        min_region: regions of fewer pixels are left out.
+        nms: suppress overlapping boxes of regions too; the paper does not.
+        dense_stride: the dense reading has every such pixel, across and down.
+        top_k: most boxes of the dense reading.
+        score_threshold: lowest score that is reported.
+        nms_iou: boxes of one class that overlap more than this are suppressed, where they are suppressed.
+        max_detections: most boxes reported per picture.
+    """
+
+    loss: Literal["iou", "l2"] = "iou"
+    region: Literal["ellipse", "box"] = "ellipse"
+    pooled: bool = True
+    shared: bool = True
+    confidence_weight: float = 1.0
+    box_weight: float = 1.0
+    reduction: Literal["mean", "sum"] = "mean"
+    distance_unit: float = 32.0
+    threshold: float = 0.5
+    score: Literal["centre", "mean"] = "centre"
+    min_region: int = 1
+    nms: bool = False
+    dense_stride: int = 4
+    top_k: int = 3000
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        _require(min(self.confidence_weight, self.box_weight) >= 0, "confidence_weight and box_weight must be >= 0")
+        _require(self.distance_unit > 0, "distance_unit must be positive")
+        _require(0 <= self.threshold < 1, "threshold must be in [0, 1)")
+        least = min(self.min_region, self.dense_stride, self.top_k, self.max_detections)
+        _require(least >= 1, "min_region, dense_stride, top_k and max_detections must be at least 1")
+        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
+        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+
+
+MODEL_OPTIONS = {
+    "vfnet": VFNetOptions,
+    "iou_aware_retinanet": IoUAwareRetinaNetOptions,
+    "iou_net": IoUNetOptions,
+    "unitbox": UnitBoxOptions,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +350,7 @@ class TrainOptions:
         precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
         eval_every: epochs between evaluations on the validation split.
         patience: stop after this many evaluations without a better AP; 0 is never.
+        keep_all: keep the weights of every evaluation, in epoch-N.
         workers: processes that load pictures; 0 loads in the training process.
         cache: keep decoded pictures in memory, up to this many megabytes.
         skip_unreadable: go on past pictures that cannot be read, naming each, instead of stopping.
@@ -233,6 +371,7 @@ class TrainOptions:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     eval_every: int = 5
     patience: int = 0
+    keep_all: bool = False
     workers: int = 1
     cache: int = 2000
     skip_unreadable: bool = False

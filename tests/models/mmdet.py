@@ -1,56 +1,12 @@
-"""Published names of VFNet's parameters, and the small ResNet of the reference values, for the parity tests."""
+"""The small ResNet of the reference values, for the parity tests."""
 
 from __future__ import annotations
-
-import re
 
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from tightbox.models.backbone import Backbone
 from tightbox.options import BackboneOptions
-
-RENAMES = [
-    (r"^backbone\.", "backbone.body."),
-    (r"^neck\.lateral_convs\.(\d)\.conv", r"fpn.lateral.\1"),
-    (r"^neck\.fpn_convs\.([012])\.conv", r"fpn.output.\1"),
-    (r"^neck\.fpn_convs\.3\.conv", "fpn.p6"),
-    (r"^neck\.fpn_convs\.4\.conv", "fpn.p7"),
-    (r"^bbox_head\.cls_convs\.(\d)\.conv", r"head.class_tower.\1.conv"),
-    (r"^bbox_head\.cls_convs\.(\d)\.gn", r"head.class_tower.\1.norm"),
-    (r"^bbox_head\.reg_convs\.(\d)\.conv", r"head.box_tower.\1.conv"),
-    (r"^bbox_head\.reg_convs\.(\d)\.gn", r"head.box_tower.\1.norm"),
-    (r"^bbox_head\.vfnet_reg_conv\.conv", "head.box_conv.conv"),
-    (r"^bbox_head\.vfnet_reg_conv\.gn", "head.box_conv.norm"),
-    (r"^bbox_head\.vfnet_reg\.", "head.box."),
-    (r"^bbox_head\.vfnet_reg_refine_dconv", "head.refine_conv"),
-    (r"^bbox_head\.vfnet_reg_refine\.", "head.refine."),
-    (r"^bbox_head\.vfnet_cls_dconv", "head.class_conv"),
-    (r"^bbox_head\.vfnet_cls\.", "head.classes."),
-    (r"^bbox_head\.scales\.(\d)\.scale", r"head.box_scale.\1"),
-    (r"^bbox_head\.scales_refine\.(\d)\.scale", r"head.refine_scale.\1"),
-]
-
-
-def our_name(name: str) -> str:
-    """Our name of a published parameter; a level's scale becomes `head.box_scale.LEVEL`."""
-    for pattern, new in RENAMES:
-        if re.match(pattern, name):
-            return re.sub(pattern, new, name)
-    raise KeyError(name)
-
-
-def state_from_mmdet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict with the values of a published one; the levels' scales are gathered in one vector."""
-    state: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        new = our_name(name)
-        if "_scale." in new:
-            whole, level = new.rsplit(".", 1)
-            state.setdefault(whole, value.new_empty(5))[int(level)] = value
-        else:
-            state[new] = value
-    return state
 
 
 class TinyResNet50(Backbone):

@@ -7,6 +7,7 @@ from torch import nn
 
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
+from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.options import BackboneOptions
 
 
@@ -103,3 +104,68 @@ def test_no_network_for_pretrained_weights_is_one_sentence(monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"weights of resnet18 cannot be had .*--pretrained false") as caught:
         Backbone(BackboneOptions(name="resnet18", pretrained=True))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "per_block"),
+    [
+        ("resnet50", 1),
+        ("resnext50_32x4d", 1),  # grouped
+        ("res2net50_26w_4s", 3),  # three convolutions side by side in each block
+    ],
+)
+def test_deformable_convolutions_in_stages_3_to_5(name: str, per_block: int) -> None:
+    plain, network = backbone(name), backbone(name, deformable=True)
+    stages = [n.split(".")[1] for n, m in network.named_modules() if isinstance(m, ModulatedDeformConv2d)]
+    blocks = {"layer2": 4, "layer3": 6, "layer4": 3}
+    assert stages == [stage for stage, count in blocks.items() for _ in range(count * per_block)]
+    strange = {n for n in network.state_dict() if n not in plain.state_dict()}
+    assert all(".conv_offset." in n for n in strange)  # timm's own weights find their places
+    own = {n: m for n, m in plain.named_modules() if isinstance(m, nn.Conv2d)}
+    for n, m in network.named_modules():
+        if isinstance(m, ModulatedDeformConv2d):
+            for what in ("stride", "padding", "dilation", "groups"):
+                assert getattr(m, what) == getattr(own[n], what), (n, what)
+    with torch.no_grad():
+        shapes = [tuple(x.shape[1:]) for x in network.eval()(torch.rand(1, 3, 64, 64))]
+    assert shapes == [(512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
+
+
+def test_deformable_convolutions_start_from_the_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+    made = []
+
+    def create(*args: object, pretrained: bool = False, **kwargs: object) -> nn.Module:
+        made.append(real(*args, **kwargs))
+        if pretrained:
+            nn.init.constant_(made[-1].layer4[0].conv2.weight, 7)
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", create)
+    network = Backbone(BackboneOptions(name="resnet50", pretrained=True, deformable=True))
+    assert (network.body.layer4[0].conv2.weight == 7).all()
+    assert (network.body.layer4[1].conv2.weight != 7).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_deformable_convolutions_need_bottlenecks(name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"go into the bottlenecks of a ResNet, ResNeXt or Res2Net, and {name} has none"
+    ):
+        backbone(name, deformable=True)
+
+
+def test_res2net_without_the_average_of_its_first_block() -> None:
+    pooled, plain = backbone("res2net50d").eval(), backbone("res2net50d", res2net_pool=False).eval()
+    plain.load_state_dict(pooled.state_dict())
+    first = {name: network.body.layer1[0] for name, network in (("pooled", pooled), ("plain", plain))}
+    for block in first.values():
+        nn.init.ones_(block.bn3.weight)  # timm starts with zeros, and so with nothing to see
+    x = torch.rand(1, 64, 8, 8)
+    assert not first["pooled"](x).allclose(first["plain"](x))
+    # The average is over the last quarter of the channels alone: without them, both are the same.
+    for block in first.values():
+        nn.init.zeros_(block.conv3.weight[:, -26:])
+    torch.testing.assert_close(first["pooled"](x), first["plain"](x))
+    with pytest.raises(UserError, match="is for a Res2Net, which resnet18 is not"):
+        backbone("resnet18", res2net_pool=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tightbox.errors import UserError
 from tightbox.files import atomic_path
 from tightbox.options import MODEL_OPTIONS, AugmentOptions, BackboneOptions, Preprocess, TrainOptions
 
-USAGE = "--data DIR --out DIR [--config FILE] [--resume] [options]"
+USAGE = "--data DIR --out DIR [--init CHECKPOINT] [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
 # What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
 SMALL = {
@@ -25,6 +26,12 @@ SMALL = {
     "iou_aware_retinanet.channels": 64,
     "iou_aware_retinanet.tower_depth": 3,
     "iou_aware_retinanet.tower_norm": True,
+    "iou_net.channels": 64,
+    "iou_net.fc_channels": 256,
+    "iou_net.train_proposals": 500,
+    "iou_net.proposals": 300,
+    "iou_net.rois": 128,
+    "iou_net.jittered_boxes": 128,
 }
 
 
@@ -33,8 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--out", required=True, help="folder for checkpoints, metrics and the resolved configuration")
+    parser.add_argument(
+        "--init", help="checkpoint folder to start from: its model, its options where none are given, and its weights"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     parser.add_argument("--model", choices=list(MODEL_OPTIONS), default="vfnet", help="which detector")
+    parser.add_argument("--standalone", action="store_true", help="short for --iou_net.standalone true")
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
     parser.add_class_arguments(BackboneOptions, None, skip={"name"})
     parser.add_class_arguments(Preprocess, None)
@@ -59,10 +70,27 @@ def with_resumed_configuration(arguments: list[str]) -> list[str]:
     return [arguments[0], "--config", str(path), *arguments[1:]]
 
 
+def with_initial_configuration(arguments: list[str], init: str) -> list[str]:
+    """For `train --init CHECKPOINT`, the options of the checkpoint come first, so that those given override them."""
+    from tightbox.checkpoint import CARD, read_card
+
+    if "--resume" in arguments and not (Path(init) / CARD).is_file():
+        return arguments  # the run has its own options and weights by now
+    card = read_card(Path(init))
+    own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
+    own |= {**card["preprocess"], "model": card["model"], card["model"]: card["options"]}
+    return [arguments[0], "--config", json.dumps(own), *arguments[1:]]
+
+
 def run(args: Namespace) -> int:
     """Read the data, build the model, train it, and say what came out."""
     out = Path(args.out)
+    if args.standalone and args.model != "iou_net":
+        raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
+    args.iou_net.standalone |= args.standalone
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
+    if args.init:
+        backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
     preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
     augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
     MODEL_OPTIONS[args.model](**chosen)  # refuses what makes no sense before anything is read
@@ -78,18 +106,26 @@ def run(args: Namespace) -> int:
 
     from accelerate.utils import set_seed
 
+    from tightbox.checkpoint import start_from
     from tightbox.distributed import new_accelerator
     from tightbox.models import create_model
     from tightbox.training.fit import choose_precision, fit
 
     state = new_accelerator()
     state.print(f"found {train.layout}: {len(train.records)} training pictures, classes {', '.join(train.class_names)}")
-    if val is None:
+    if args.model == "iou_net" and args.iou_net.standalone:
+        val = None
+        state.print("nothing will be evaluated: an IoU head alone finds no boxes, it judges those of other detectors")
+    elif val is None:
         state.print("found no validation split: nothing will be evaluated; add one to see how good the boxes are")
     else:
         state.print(f"found {val.layout}: {len(val.records)} validation pictures")
     set_seed(options.seed)
     model = create_model(args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **chosen)
+    if args.init and not args.resume:
+        same = start_from(model, args.init)
+        anew = "" if same else " but those of the class layer, which starts anew because the class names differ"
+        state.print(f"starting from {args.init}: all weights{anew}")
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
     state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
     if state.is_main_process:
@@ -100,7 +136,10 @@ def run(args: Namespace) -> int:
     trained = fit(model, train, val, out, options, augment, resume=args.resume)
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
-    state.print(f"next: tightbox predict {out / 'best'} YOUR_PICTURES --out predictions")
+    if args.model == "iou_net" and args.iou_net.standalone:
+        state.print(f"next: tightbox rescore --model {out / 'best'} --data {args.data} --dt RESULTS --out BETTER")
+    else:
+        state.print(f"next: tightbox predict {out / 'best'} YOUR_PICTURES --out predictions")
     return 0
 
 

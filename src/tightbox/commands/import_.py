@@ -1,0 +1,67 @@
+"""Turn a published VFNet file of mmdetection into a tightbox checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from tightbox.errors import UserError
+
+USAGE = "CHECKPOINT --out DIR [--class-names FILE | NAME ...]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """From where, to where."""
+    parser.add_argument("checkpoint", help=".pth file; docs/published_checkpoints.md lists the published ones")
+    parser.add_argument("--out", required=True, help="folder for the checkpoint")
+    parser.add_argument(
+        "--class_names",
+        nargs="+",
+        default=None,
+        help="the classes in order, or a text file with one a line; left out, the file's own or COCO's",
+    )
+    parser.add_argument(
+        "--top_k_of",
+        choices=["locations", "pairs"],
+        default="locations",
+        help="what is ranked before suppression: locations, as for the published AP, or pairs, as mmdetection 3 does",
+    )
+
+
+def run(args: Namespace) -> int:
+    """Read the file, write the folder, and say what was found."""
+    names = None if args.class_names is None else read_class_names(args.class_names)
+
+    from tightbox.mmdet import import_checkpoint
+    from tightbox.mmdet.names import to_published
+    from tightbox.mmdet.variants import title
+
+    model = import_checkpoint(args.checkpoint, names, top_k_of=args.top_k_of)
+    folder = model.save(args.out)
+    shown = ", ".join(model.class_names[:3]) + (", ..." if len(model.class_names) > 3 else "")
+    print(f"found VFNet on {title(model.backbone.options)}: {len(to_published(model.state_dict()))} tensors, all used")
+    print(f"{len(model.class_names)} classes: {shown}")
+    print(f"written: {folder}")
+    print(f"next: tightbox predict {folder} YOUR_PICTURES --out predictions")
+    return 0
+
+
+def read_class_names(given: Sequence[str]) -> list[str]:
+    """The names themselves, or the lines of the one file that is given.
+
+    Raises:
+        UserError: if the file is not text, or has no names.
+    """
+    path = Path(given[0])
+    if len(given) > 1 or not path.is_file():
+        return list(given)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read class names from {path} ({error}); give a text file with one a line") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{path} has no class names; give a text file with one a line")
+    return names
