@@ -34,7 +34,7 @@ from tightbox.evaluation.run import evaluate_model
 from tightbox.files import atomic_path
 from tightbox.models import Backbone, Detector, create_model
 from tightbox.models.detector import Images
-from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 from tightbox.training.fit import choose_precision
 from tightbox.training.optimizer import build_optimizer, moving_average
@@ -81,9 +81,10 @@ class TorchvisionFCOS(Detector):
     name: ClassVar[str] = "torchvision fcos"
 
     def __init__(self, class_names: Sequence[str], preprocess: Preprocess) -> None:
-        super().__init__(class_names=class_names, preprocess=preprocess)
-        self.backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))  # not used
-        self.backbone.requires_grad_(False)
+        backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False)).requires_grad_(
+            False
+        )  # not used
+        super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
         layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
         pyramid = BackboneWithFPN(
             torchvision.models.resnet18(weights=None),
@@ -105,11 +106,13 @@ class TorchvisionFCOS(Detector):
         """FCOS's own detections."""
         return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_pictures(images))]
 
-    def candidates(self, images: Images) -> list[Candidates]:
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
         """It does not give any out."""
         raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
 
-    def select(self, candidates: Candidates) -> Detections:
+    def rank(self, candidates: Candidates) -> Tensor:
         """It does not take any in."""
         raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import yaml
 
 from tightbox.data.scenes import write_scenes
 
@@ -27,7 +30,7 @@ def scenes(root: Path = Path("runs/scenes"), train: int = 600, val: int = 200) -
 
 def train_all(runs: dict[Path, list[str]], jobs: int) -> None:
     """Train into each folder with its `tightbox train` options; with several jobs, each has one thread."""
-    missing = {out: options for out, options in runs.items() if not (out / "last" / "card.json").exists()}
+    missing = {out: options for out, options in runs.items() if not _finished(out)}
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
 
     def train(out: Path) -> None:
@@ -40,3 +43,12 @@ def train_all(runs: dict[Path, list[str]], jobs: int) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(train, missing))
+
+
+def _finished(out: Path) -> bool:
+    """Whether a run has had all its epochs: one that was cut off has checkpoints too."""
+    if not (out / "metrics.jsonl").exists():
+        return False
+    rows = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["epochs"]
+    return bool(rows) and json.loads(rows[-1])["epoch"] >= epochs

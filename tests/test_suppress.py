@@ -1,4 +1,4 @@
-"""Greedy suppression against a plain-Python loop, reference values, and hand-made cases."""
+"""The rules of suppression against plain-Python loops, reference values, and hand-made cases."""
 
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tightbox.errors import UserError
 from tightbox.structures import Candidates
-from tightbox.suppress import greedy_nms
+from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
 
 def iou_of_two(a, b) -> float:
@@ -141,3 +142,131 @@ def test_half_precision_gives_float32_detections():
     candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]).half(), torch.tensor([[0.5]]).half())
     found = greedy_nms(candidates, candidates.class_scores)
     assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
+
+
+def soft_reference(boxes, scores, iou_threshold, score_threshold, class_agnostic):
+    """(fallen score, row, label) of each detection by linear soft-NMS, best first."""
+    pairs = {(k, c): s for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold}
+    found = []
+    while pairs:
+        best = max(pairs, key=pairs.get)
+        found.append((pairs.pop(best), *best))
+        for k, c in pairs:
+            overlap = iou_of_two(boxes[best[0]], boxes[k])
+            if (class_agnostic or c == best[1]) and overlap >= iou_threshold:
+                pairs[k, c] *= 1 - overlap
+        pairs = {pair: s for pair, s in pairs.items() if s > score_threshold}
+    return found
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_soft_equals_the_reference(class_agnostic):
+    candidates = random_candidates(40, 3)
+    scores = candidates.class_scores
+    expected = soft_reference(candidates.boxes.tolist(), scores.tolist(), 0.4, 0.1, class_agnostic)[:30]
+    found = soft_nms(candidates, scores, "linear", 0.4, 0.5, 0.1, 30, class_agnostic)
+    rows, labels = (torch.tensor(column) for column in list(zip(*expected, strict=True))[1:])
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert torch.equal(found.ious, candidates.ious[rows, labels])
+    assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
+
+
+def test_soft_gaussian_by_hand():
+    # IoU is 50 / 100: the second score becomes 0.8 exp(-0.25 / 0.5), and the second class is left alone.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
+    scores = torch.tensor([[0.9, 0.0], [0.8, 0.3]])
+    found = soft_nms(Candidates(boxes, scores), scores, "gaussian")
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8 * math.exp(-0.5), 0.3])
+    assert found.labels.tolist() == [0, 0, 1]
+
+
+def iou_guided_reference(boxes, scores, ious, iou_threshold, score_threshold, class_agnostic):
+    """(score, label, row, estimate) of each detection: Algorithm 1 of IoU-Net, then best scores first."""
+    pairs = [(ious[k][c], s, k, c) for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold]
+    pairs.sort(reverse=True)
+    found = []
+    while pairs:
+        estimate, _, k, c = pairs[0]
+        cluster = [
+            pair
+            for pair in pairs
+            if (class_agnostic or pair[3] == c) and iou_of_two(boxes[k], boxes[pair[2]]) > iou_threshold
+        ]
+        pairs = [pair for pair in pairs if pair not in cluster]
+        _, score, _, label = max(cluster, key=lambda pair: pair[1])
+        found.append((score, label, k, estimate))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("ious_of_classes", [False, True])
+@pytest.mark.parametrize(("count", "origin"), [(40, -108.0), (450, 0.0)])
+def test_iou_guided_equals_the_reference(count, origin, ious_of_classes, class_agnostic):
+    candidates = random_candidates(count, 3, origin)
+    scores, ious = candidates.class_scores, candidates.ious
+    if not ious_of_classes:
+        candidates = Candidates(candidates.boxes, scores, ious=ious[:, 0])
+        ious = ious[:, :1].expand(-1, 3)
+    columns = candidates.boxes.tolist(), scores.tolist(), ious.tolist()
+    expected = iou_guided_reference(*columns, 0.5, 0.1, class_agnostic)[:60]
+    found = iou_guided_nms(candidates, scores, 0.5, 0.1, 60, class_agnostic)
+    scores, labels, rows, ious = (torch.tensor(column) for column in zip(*expected, strict=True))
+    assert torch.equal(found.scores, scores)
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert torch.equal(found.ious, ious)
+
+
+def test_iou_guided_removes_background_first():
+    # The second box has the best estimate, and a class score of background: it must not remove the first.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    candidates = Candidates(boxes, torch.tensor([[0.9], [0.04]]), ious=torch.tensor([0.6, 0.8]))
+    found = iou_guided_nms(candidates, candidates.class_scores)
+    assert found.boxes.tolist() == [[0, 0, 10, 10]]
+    assert found.ious.tolist() == pytest.approx([0.6])
+
+
+def test_iou_guided_takes_equal_estimates_by_score():
+    # One box, two classes, one estimate: where classes compete the better one is the label.
+    candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[0.2, 0.7]]), torch.tensor([0.5]))
+    found = iou_guided_nms(candidates, candidates.class_scores, class_agnostic=True)
+    assert (found.labels.tolist(), found.scores.tolist()) == ([1], pytest.approx([0.7]))
+
+
+def test_iou_guided_never_detects_a_nan_estimate():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    candidates = Candidates(boxes, torch.tensor([[0.9], [0.8]]), ious=torch.tensor([math.nan, 0.8]))
+    assert iou_guided_nms(candidates, candidates.class_scores).boxes.tolist() == [[0, 0, 10, 9]]
+
+
+def test_iou_guided_needs_an_estimate():
+    candidates = Candidates(torch.zeros(1, 4), torch.zeros(1, 2))
+    with pytest.raises(UserError, match="predicts no IoU"):
+        iou_guided_nms(candidates, candidates.class_scores)
+
+
+RULES = [greedy_nms, soft_nms, iou_guided_nms]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_gives_nothing_for_nothing(rule):
+    candidates = Candidates(torch.zeros(0, 4), torch.zeros(0, 2), ious=torch.zeros(0, 2))
+    found = rule(candidates, candidates.class_scores)
+    assert (found.boxes.shape, found.scores.shape, found.ious.shape) == ((0, 4), (0,), (0,))
+    assert found.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_wants_a_score_for_each_box(rule):
+    candidates = Candidates(torch.zeros(3, 4), torch.zeros(3, 2), ious=torch.zeros(3))
+    with pytest.raises(UserError, match="2 boxes for 3 candidates"):
+        rule(candidates, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_skips_boxes_without_area_and_nan(rule):
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 20.0, 10.0], [math.nan, 0.0, 10.0, 10.0]])
+    scores = torch.tensor([[math.nan, 0.9], [0.9, 0.9], [0.9, 0.9]])
+    found = rule(Candidates(boxes, scores, ious=torch.ones(3)), scores)
+    assert (found.boxes.tolist(), found.labels.tolist()) == ([[0, 0, 10, 10]], [1])

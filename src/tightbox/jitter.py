@@ -1,73 +1,68 @@
-"""The boxes that IoU-Net learns from: true boxes moved at random, so that their IoUs are uniform."""
+"""Boxes around true ones whose IoU is known, to learn the prediction of IoU from."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tightbox.boxes import at_least_float32, clip_boxes, iou
+from tightbox.boxes import clip_boxes, iou
 from tightbox.errors import UserError
 
-FARTHEST = 2.0  # box sizes that a side may move; no direction needs as much to bring the IoU down to any positive `low`
-HALVINGS = 30  # of the interval in which the right distance lies
+HALVINGS = 14  # leave an IoU at most about 1e-4 above the one drawn
 
 
 def jitter_boxes(
-    boxes: Tensor,
-    per_box: int,
-    size: tuple[int, int],
-    *,
-    low: float = 0.5,
-    generator: torch.Generator | None = None,
+    boxes: Tensor, per_box: int, size: tuple[int, int], generator: torch.Generator | None = None, low: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Boxes around true ones whose IoU with them, after clipping to the image, is uniform over [low, 1).
+    """Random boxes whose IoU with their true box is uniform over [low, 1), whatever its shape and place.
 
-    The paper draws boxes until their IoU fits, which rejects 96 to 99 of a hundred. Here the IoU is drawn first, then a
-    direction for the four sides, and the distance along it is found by bisection, with the clipping inside. Where the
-    border of the image stops a direction from reaching the IoU, as for an object that fills the image, the opposite
-    direction does.
+    IoU-Net (https://arxiv.org/abs/1807.11590, section 3.1) learns from such boxes instead of proposals. There they are
+    drawn until the IoU fits, here none is thrown away: the IoU is drawn first, then for each side how fast it moves,
+    out or in; how far they go is then found by bisection.
 
     Args:
-        boxes: (G, 4) true boxes in the image, each with an area.
-        per_box: boxes made of each.
-        size: (height, width) of the image.
-        low: lowest IoU; the paper's 0.5, below which boxes are too varied to learn from.
-        generator: of the random numbers; PyTorch's global one without it.
+        boxes: (G, 4) true boxes; what lies outside the image is cut off first.
+        per_box: how many to draw for each.
+        size: (height, width) of the image, which no jittered box leaves.
+        generator: source of randomness, on the boxes' device; PyTorch's own without it.
+        low: lowest IoU, in (0, 1).
 
     Returns:
-        Boxes (G · per_box, 4), those of one true box after another, and their IoUs (G · per_box,).
+        Jittered boxes (G · per_box, 4), those of the first true box first, and their IoUs (G · per_box,).
 
     Raises:
-        UserError: if a box has no area in the image, or `low` is not in (0, 1).
+        UserError: if `low` is out of range, or a box has no area inside the image.
 
-    Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", section 3.1.
-
-    >>> boxes, ious = jitter_boxes(torch.tensor([[10.0, 10.0, 50.0, 40.0]]), per_box=200, size=(64, 64))
-    >>> bool((ious >= 0.5).all()), boxes.shape
-    (True, torch.Size([200, 4]))
+    >>> jittered, ious = jitter_boxes(torch.tensor([[10.0, 10.0, 50.0, 30.0]]), 100, size=(64, 64))
+    >>> jittered.shape, bool((ious >= 0.5).all())
+    (torch.Size([100, 4]), True)
     """
     if not 0 < low < 1:
-        raise UserError(f"jitter_boxes: low is {low}; it must lie between 0 and 1")
-    # In double, as the IoU of a box of thousands of pixels has to be met to a few decimals more than float32 has.
-    truth = boxes.double().repeat_interleave(per_box, dim=0)
-    clipped = clip_boxes(boxes.double(), size)
-    if not bool((clipped[:, 2:] > clipped[:, :2]).all()):
-        raise UserError("jitter_boxes: a true box has no area inside the image; leave such boxes out")
-    sides = (truth[:, 2:] - truth[:, :2]).repeat(1, 2)
-    goal = low + (1 - low) * torch.rand(len(truth), 1, generator=generator).to(truth)
-    direction = (2 * torch.rand(len(truth), 4, generator=generator).to(truth) - 1) * sides
-    # A direction of unit length in its largest coordinate, so that no side moves by less than all others say.
-    direction = direction / (direction / sides).abs().amax(dim=1, keepdim=True).clamp(min=1e-6)
+        raise UserError(f"jitter_boxes: the lowest IoU is {low}; it must lie between 0 and 1")
+    boxes = clip_boxes(boxes, size)
+    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if empty.any():
+        raise UserError(f"jitter_boxes: box {int(empty.nonzero()[0])} has no area inside the image; leave it out")
+    boxes = boxes.repeat_interleave(per_box, dim=0)
 
-    def moved(distance: Tensor) -> Tensor:
-        return clip_boxes(truth + distance * direction, size)
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=boxes.dtype, device=boxes.device)
 
-    too_short = iou(moved(truth.new_full((len(truth), 1), FARTHEST)), truth)[:, None] > goal
-    direction = torch.where(too_short, -direction, direction)
-    near, far = torch.zeros_like(goal), torch.full_like(goal, FARTHEST)
+    wanted = low + (1 - low) * draw(len(boxes))
+    speed = 2 * draw(len(boxes), 4) - 1
+    speed = speed / speed.abs().amax(dim=1, keepdim=True) * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    limits = boxes.new_tensor(size)
+
+    def move(distance: Tensor) -> tuple[Tensor, Tensor]:
+        moved = clip_boxes(boxes + distance[:, None] * speed, limits)
+        return moved, iou(moved, boxes)
+
+    # The fastest side moves by the box's whole size over a distance of 1. Moving in, it brings the IoU to 0; out, to
+    # 1/2 or less, and to `low` a little farther, unless the image's border stops it: then the other way is in.
+    near, far = torch.zeros_like(wanted), torch.full_like(wanted, max(1.0, 1 / low - 1))
+    speed = torch.where((move(far)[1] > wanted)[:, None], -speed, speed)
     for _ in range(HALVINGS):
         middle = (near + far) / 2
-        inside = iou(moved(middle), truth)[:, None] >= goal
-        near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
-    jittered = at_least_float32(moved(near).to(boxes.dtype))
-    return jittered, iou(jittered, at_least_float32(boxes).repeat_interleave(per_box, dim=0)).clamp(min=low)
+        enough = move(middle)[1] >= wanted
+        near, far = torch.where(enough, middle, near), torch.where(enough, far, middle)
+    return move(near)

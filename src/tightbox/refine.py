@@ -1,4 +1,4 @@
-"""Boxes moved uphill on their predicted IoU: IoU-Net's optimisation-based refinement."""
+"""Refinement of boxes by gradient ascent on their predicted IoU."""
 
 from __future__ import annotations
 
@@ -7,69 +7,84 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tightbox.boxes import at_least_float32
+from tightbox.boxes import at_least_float32, clip_boxes
 
-PredictIoU = Callable[[Tensor], Tensor]
+PredictIoU = Callable[[Tensor, Tensor], Tensor]
 
 
 def refine_boxes(
     boxes: Tensor,
     predict_iou: PredictIoU,
-    *,
     steps: int = 5,
     step_size: float = 0.5,
     min_change: float = 0.001,
-    max_drop: float = 0.01,
+    max_drop: float = -0.01,
     roll_back: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient ascent on the predicted IoU, box by box (algorithm 2); weights get no gradient.
+    """Algorithm 2 of IoU-Net (https://arxiv.org/abs/1807.11590): moves each box to where its predicted IoU is higher.
 
-    A step moves a box by `step_size` times the gradient, whose x parts are multiplied by the box's width and whose y
-    parts by its height. A box rests once a step changes its predicted IoU by less than `min_change` (Ω1) or lowers it
-    by more than `max_drop` (−Ω2): literally where that step has put it, or with `roll_back` where it was before, if the
-    step lowered its predicted IoU. A box that a step would turn inside out, or whose gradient is NaN, rests unmoved.
+    A step adds λ · gradient, times the box's width for x and its height for y. A box stops for good after a step that
+    changes its prediction by less than Ω1, or lowers it by more than −Ω2. The network runs at most `steps` + 1 times,
+    each time on the boxes that still move. A step that leads to NaN, or turns a box inside out, is not taken, and the
+    box stops. Only boxes get a gradient, no weights, and it works where gradients are switched off.
 
     Args:
         boxes: (K, 4).
-        predict_iou: gives the predicted IoU (K,) in [0, 1], differentiable, of such boxes.
-        steps: most steps (T).
+        predict_iou: gives the IoUs (L,) in [0, 1], differentiable in boxes (L, 4), from these and their indices (L,)
+            among the K. What it keeps from a forward pass under `torch.inference_mode` must be cloned before.
+        steps: T, the most steps.
         step_size: λ.
         min_change: Ω1.
-        max_drop: −Ω2, a positive number.
-        roll_back: take back the step after which a box rests if it was for the worse.
+        max_drop: Ω2, not positive.
+        roll_back: a last step that lowered the prediction is undone; the paper keeps it.
+        size: (height, width) of the image that boxes are clipped to after each step; without it they are not.
 
     Returns:
-        The moved boxes (K, 4) and their predicted IoU (K,).
+        The boxes (K, 4), detached, and their predicted IoUs (K,).
 
-    Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", algorithm 2.
+    >>> towards_ten = lambda boxes, index: 1 - (boxes - 10).abs().sum(dim=1) / 100
+    >>> refine_boxes(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), towards_ten, steps=1)
+    (tensor([[0.0400, 0.0400, 8.0400, 8.0400]]), tensor([0.7616]))
     """
-    boxes = at_least_float32(boxes.detach())
-    resting = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    ious, gradient = _value_and_gradient(boxes, predict_iou, steps > 0)
-    for step in range(steps):
-        size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        moved = boxes + step_size * gradient * size
-        resting = resting | ~(moved[:, 2:] > moved[:, :2]).all(dim=1)
-        moved = torch.where(resting[:, None], boxes, moved)
-        # The next step's gradient comes with the value of this one: one pass of the head a step.
-        new_ious, gradient = _value_and_gradient(moved, predict_iou, step + 1 < steps)
-        new_ious = torch.where(resting, ious, new_ious)
-        ends = ((new_ious - ious).abs() < min_change) | (new_ious - ious < -max_drop)
-        worse = roll_back & ends & (new_ious < ious)
-        boxes = torch.where(worse[:, None], boxes, moved)
-        ious = torch.where(worse, ious, new_ious)
-        resting = resting | ends
-        if bool(resting.all()):
-            break
+    with torch.inference_mode(False), torch.enable_grad():
+        boxes = at_least_float32(boxes.detach()).clone()
+        moving = torch.arange(len(boxes), device=boxes.device)
+        if len(boxes) == 0:
+            return boxes, boxes.new_zeros(0)
+        ious, gradient = _value_and_gradient(predict_iou, boxes, moving, differentiate=steps > 0)
+        for step in range(steps):
+            moved = _ascend(boxes[moving], gradient, step_size, size)
+            possible = ious[moving].isfinite() & moved.isfinite().all(dim=1) & (moved[:, 2:] > moved[:, :2]).all(dim=1)
+            moving, moved = moving[possible], moved[possible]
+            if len(moving) == 0:
+                break
+            before = ious[moving]
+            # This step's prediction after is the next one's before, so that one pass with a gradient serves both.
+            after, gradient = _value_and_gradient(predict_iou, moved, moving, differentiate=step + 1 < steps)
+            goes_on = ((after - before).abs() >= min_change) & (after - before >= max_drop)
+            taken = after.isfinite()
+            if roll_back:
+                taken &= goes_on | (after >= before)
+            boxes[moving[taken]], ious[moving[taken]] = moved[taken], after[taken]
+            moving, gradient = moving[goes_on], gradient[goes_on]
     return boxes, ious
 
 
-def _value_and_gradient(boxes: Tensor, predict_iou: PredictIoU, needed: bool) -> tuple[Tensor, Tensor]:
-    if not needed or len(boxes) == 0:
+def _value_and_gradient(
+    predict_iou: PredictIoU, boxes: Tensor, index: Tensor, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """The predictions (L,) and their gradient (L, 4), which is 0 if it is not asked for."""
+    if not differentiate:
         with torch.no_grad():
-            return predict_iou(boxes).to(boxes.dtype), torch.zeros_like(boxes)
-    with torch.enable_grad():
-        boxes = boxes.clone().requires_grad_()
-        ious = predict_iou(boxes)
-        (gradient,) = torch.autograd.grad(ious.sum(), boxes)
+            return predict_iou(boxes, index).to(boxes.dtype), torch.zeros_like(boxes)
+    leaf = boxes.detach().requires_grad_()
+    ious = predict_iou(leaf, index)
+    (gradient,) = torch.autograd.grad(ious.sum(), leaf)
     return ious.detach().to(boxes.dtype), gradient
+
+
+def _ascend(boxes: Tensor, gradient: Tensor, step_size: float, size: tuple[int, int] | None) -> Tensor:
+    width_height = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    moved = boxes + step_size * gradient * width_height
+    return moved if size is None else clip_boxes(moved, size)

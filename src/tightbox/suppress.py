@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from tightbox import ops
 from tightbox.boxes import at_least_float32
+from tightbox.errors import UserError
 from tightbox.structures import Candidates, Detections
+
+Suppress = Callable[[Candidates, Tensor], Detections]
 
 
 def greedy_nms(
@@ -37,18 +45,114 @@ def greedy_nms(
     >>> found.scores, found.labels
     (tensor([0.8000, 0.7000, 0.1000]), tensor([0, 1, 1]))
     """
+    found = _above(candidates, scores, score_threshold)
+    if len(found) == 0:
+        return found
+    # To keep the classes apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
+    # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
+    wide = found.boxes if scores.device.type == "mps" else found.boxes.double()
+    group = torch.zeros_like(found.labels) if class_agnostic else found.labels
+    keep: Tensor = batched_nms(wide - wide.min(), found.scores.to(wide.dtype), group, iou_threshold)
+    return found[keep[:max_detections]]
+
+
+def soft_nms(
+    candidates: Candidates,
+    scores: Tensor,
+    method: Literal["linear", "gaussian"] = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.05,
+    max_detections: int = 100,
+    class_agnostic: bool = False,
+) -> Detections:
+    """Keep the best box, lower the scores of those of its class that overlap it, and so on; best first.
+
+    A candidate may be detected once for each class; the fallen scores are reported. What is never detected, and the
+    arguments not named here, are as for `greedy_nms`.
+
+    Args:
+        candidates: the boxes, and the IoU estimates that the detections carry on.
+        scores: (K, C) what to rank by.
+        method: 1 − IoU, or a Gaussian of the IoU, multiplies a score (`tightbox.ops.soft_nms`).
+        iou_threshold: smaller overlaps cost nothing; of the linear method only.
+        sigma: the larger, the less an overlap costs; of the Gaussian method only.
+        score_threshold: scores must be above this, and stay above it.
+        max_detections: at most this many detections.
+        class_agnostic: let boxes lower the scores of other classes too.
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
+    >>> scores = torch.tensor([[0.9], [0.8]])
+    >>> soft_nms(Candidates(boxes, scores), scores).scores
+    tensor([0.9000, 0.4000])
+    """
+    found = _above(candidates, scores, score_threshold)
+    keep, fallen = ops.soft_nms(
+        found.boxes,
+        found.scores,
+        None if class_agnostic else found.labels,
+        method=method,
+        iou_threshold=iou_threshold,
+        sigma=sigma,
+        score_threshold=score_threshold,
+        max_kept=max_detections,
+    )
+    return replace(found[keep], scores=fallen)
+
+
+def iou_guided_nms(
+    candidates: Candidates,
+    scores: Tensor,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.05,
+    max_detections: int = 100,
+    class_agnostic: bool = False,
+) -> Detections:
+    """Keep the box of highest estimated IoU, drop those of its class that overlap it, and so on; best scores first.
+
+    A box takes over the best score of those it drops (IoU-Net, https://arxiv.org/abs/1807.11590), with that one's
+    label where classes compete. Low scores are dropped before, since background may have a high estimate. Of equal
+    estimates the higher score goes first; NaN ones, and what `greedy_nms` never detects, are not detected.
+
+    Args:
+        candidates: the boxes and the estimates of their IoU, which the detections carry on.
+        scores: (K, C) class scores, or anything else to rank the detections by.
+        iou_threshold: a box is dropped if its IoU with a better localised one is above this.
+        score_threshold: scores must be above this.
+        max_detections: at most this many detections.
+        class_agnostic: let boxes suppress those of other classes too.
+
+    Raises:
+        UserError: if the candidates have no IoUs.
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    >>> scores = torch.tensor([[0.9], [0.6]])
+    >>> found = iou_guided_nms(Candidates(boxes, scores, ious=torch.tensor([0.7, 0.8])), scores)
+    >>> found.boxes, found.scores
+    (tensor([[ 0.,  0., 10.,  9.]]), tensor([0.9000]))
+    """
+    found = _above(candidates, scores, score_threshold)
+    if found.ious is None:
+        raise UserError("iou_guided_nms: this detector predicts no IoU; suppress by greedy_nms or soft_nms instead")
+    found = found[~found.ious.isnan()]
+    found = found[found.scores.argsort(descending=True, stable=True)]
+    assert found.ious is not None
+    group = torch.zeros_like(found.labels) if class_agnostic else found.labels
+    # Ranks instead of scores: they say which of a cluster is the best, and so its label too.
+    ranks = torch.arange(len(found), device=group.device)
+    keep, best = ops.batched_iou_guided_nms(found.boxes, -ranks, found.ious, group, iou_threshold)
+    keep, best = keep[:max_detections], -best[:max_detections]
+    return replace(found[keep], scores=found.scores[best], labels=found.labels[best])
+
+
+def _above(candidates: Candidates, scores: Tensor, score_threshold: float) -> Detections:
+    """Every candidate once for each class whose score is above the threshold, without empty boxes and NaN."""
+    if len(scores) != len(candidates):
+        raise UserError(f"suppress: scores of {len(scores)} boxes for {len(candidates)} candidates; rank these first")
     boxes, scores = at_least_float32(candidates.boxes), at_least_float32(scores)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     row, label = ((scores > score_threshold) & has_area[:, None]).nonzero().unbind(1)
     ious = candidates.ious
     if ious is not None:
         ious = ious[row] if ious.dim() == 1 else ious[row, label]
-    found = Detections(boxes[row], scores[row, label], label, ious)
-    if len(found) == 0:
-        return found
-    # To keep the classes apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
-    # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
-    wide = found.boxes if boxes.device.type == "mps" else found.boxes.double()
-    group = torch.zeros_like(label) if class_agnostic else label
-    keep: Tensor = batched_nms(wide - wide.min(), found.scores.to(wide.dtype), group, iou_threshold)
-    return found[keep[:max_detections]]
+    return Detections(boxes[row], scores[row, label], label, ious)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import ClosedUnitInterval
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from tightbox.errors import UserError
 
@@ -31,13 +31,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
     )
+    parser.add_argument("--max_detections", type=PositiveInt, default=None, help="most boxes reported per picture")
     parser.add_argument("--class_agnostic", action="store_true", help="boxes suppress those of other classes too")
 
 
 def given(args: Namespace) -> bool:
     """Whether anything but the detector's own rules is asked for."""
-    numbers = (args.alpha, args.nms_iou, args.score_threshold)
-    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or numbers != (None, None, None)
+    numbers = (args.alpha, args.nms_iou, args.score_threshold, args.max_detections)
+    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or any(n is not None for n in numbers)
 
 
 def rank_rule(args: Namespace) -> Rank | None:
@@ -56,8 +57,8 @@ def rank_rule(args: Namespace) -> Rank | None:
 def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
     """The suppression asked for; None for the detector's own."""
     options = model.options
-    changed = args.class_agnostic or args.nms_iou is not None or args.score_threshold is not None
-    if args.suppress == "own" and not changed:
+    numbers = (args.nms_iou, args.score_threshold, args.max_detections)
+    if args.suppress == "own" and not args.class_agnostic and all(n is None for n in numbers):
         return None
 
     from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
@@ -66,7 +67,7 @@ def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
     shared = {
         "iou_threshold": options.nms_iou if args.nms_iou is None else args.nms_iou,
         "score_threshold": options.score_threshold if args.score_threshold is None else args.score_threshold,
-        "max_detections": options.max_detections,
+        "max_detections": args.max_detections or options.max_detections,
         "class_agnostic": args.class_agnostic,
     }
     if name in ("iou-guided", "iou_guided"):

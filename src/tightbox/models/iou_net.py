@@ -1,0 +1,328 @@
+"""IoU-Net: Faster R-CNN on a pyramid, with a second head that predicts the IoU of any box with its object.
+
+The head orders the boxes in suppression, and its gradient with respect to a box moves the box to where it is tighter.
+It learns from jittered true boxes, so it can be trained alone and judge the boxes of other detectors.
+
+Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tightbox.assigners import max_iou
+from tightbox.boxes import area, clip_boxes
+from tightbox.distributed import mean_over_processes
+from tightbox.errors import UserError
+from tightbox.jitter import jitter_boxes
+from tightbox.models.backbone import Backbone
+from tightbox.models.detector import Detector, Images
+from tightbox.models.fpn import FPN
+from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, image_of
+from tightbox.models.rpn import RPN, sample
+from tightbox.options import IoUNetOptions, Preprocess
+from tightbox.rank import Rank, by_class_score
+from tightbox.refine import refine_boxes
+from tightbox.structures import Candidates, Detections, Targets
+from tightbox.suppress import Suppress, iou_guided_nms
+
+MATCH_IOU = 0.5  # least overlap with its object of a proposal that learns it
+BOX_BETA = 1 / 9  # of the smooth L1 loss
+
+
+class IoUNet(Detector):
+    """The detector: backbone, pyramid P2 to P6, proposals, R-CNN head, IoU head, and the paper's inference."""
+
+    name: ClassVar[str] = "iou_net"
+    Options = IoUNetOptions
+    class_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "iou_head.ious.")
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        options: IoUNetOptions | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
+        options = self.options
+        size = (len(self.class_names), options.channels, options.fc_channels)
+        self.fpn = FPN(backbone.channels, options.channels, extra="pool")
+        self.rpn = None if options.standalone else RPN(options.channels, options.anchor_scale, options.ignore_crowds)
+        self.head = None if options.standalone else BoxHead(*size)
+        # The last to be made: without it the other weights are the same.
+        self.iou_head = IoUHead(*size, logistic=options.iou_loss == "bce") if options.iou_head else None
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def strides(cls, options: IoUNetOptions) -> tuple[int, ...]:
+        """C2 to C5."""
+        return (4, 8, 16, 32)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Pyramid levels P2 to P6 (B, channels, h, w), float32, for normalised pixels (B, 3, H, W)."""
+        return [level.float() for level in self.fpn(self.backbone(pixels))]
+
+    def features(self, images: Images) -> Pyramid:
+        """What every head looks at."""
+        pixels, sizes = self._normalise(images)
+        return Pyramid(self(pixels), sizes, self.options.pooling)
+
+    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The losses of Faster R-CNN, and that of the IoU head."""
+        pyramid = self.features(images)
+        losses = {}
+        if self.rpn is not None:
+            output = self.rpn(pyramid.levels)
+            losses["rpn_class"], losses["rpn_box"] = self.rpn.loss(output, pyramid.sizes, targets)
+            proposals = self.rpn.proposals(output, pyramid.sizes, self.options.train_proposals)
+            losses["class"], losses["box"] = self._box_losses(pyramid, proposals, targets)
+        if self.iou_head is not None:
+            losses["iou"] = self._iou_loss(self.iou_head, pyramid, targets)
+        return losses
+
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
+        """One candidate for each proposal and class above `score_threshold`; what its proposal learns is its object.
+
+        Raises:
+            UserError: from a standalone IoU head.
+        """
+        return self._candidates(self.features(images), targets)
+
+    def rank(self, candidates: Candidates) -> Tensor:
+        """The class score."""
+        return by_class_score(candidates)
+
+    def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """IoU-guided suppression (algorithm 1), or greedy by option and where there is no IoU."""
+        options = self.options
+        if options.suppress == "greedy" or candidates.ious is None:
+            return self.greedy_nms(candidates, scores)
+        return iou_guided_nms(
+            candidates,
+            scores,
+            iou_threshold=options.nms_iou,
+            score_threshold=options.score_threshold,
+            max_detections=options.max_detections,
+        )
+
+    def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
+        """As every detector, but that a candidate is of one class, also under a ranking that leaves classes out."""
+        return super().select(candidates, lambda found: _of_its_class(found, rank or self.rank), suppress)
+
+    def _detect(self, images: Images) -> list[Detections]:
+        """Suppressed, then refined, from one forward pass."""
+        pyramid = self.features(images)
+        return self.refine(pyramid, [self.select(candidates) for candidates, _ in self._candidates(pyramid)])
+
+    @torch.no_grad()
+    def predict_ious(self, images: Images, detections: Sequence[Detections]) -> list[Tensor]:
+        """Predicted IoU (N,) of each box of any detector, in pixels of the given images, as one of its class.
+
+        It is not calibrated.
+        """
+        pyramid = self.features(images)
+        return self._ious(pyramid, [found.boxes for found in detections], [found.labels for found in detections])
+
+    @torch.no_grad()
+    def rescore(
+        self,
+        images: Images,
+        detections: Sequence[Detections],
+        *,
+        rank: Rank | None = None,
+        suppress: Suppress | None = None,
+        refine_steps: int | None = None,
+    ) -> list[Detections]:
+        """The detections of any detector with predicted IoUs, ranked, suppressed and refined anew, best first.
+
+        Args:
+            images: the pictures.
+            detections: of each picture, in its pixels; for IoU-guided suppression, those before any suppression.
+            rank: how to rank them; by their scores if not given.
+            suppress: how to thin them out; if not given, all stay.
+            refine_steps: as the option of that name, whose value it has if not given.
+        """
+        pyramid = self.features(images)
+        boxes, labels = [found.boxes for found in detections], [found.labels for found in detections]
+        chosen = []
+        for given, ious in zip(detections, self._ious(pyramid, boxes, labels), strict=True):
+            one_hot = F.one_hot(given.labels, len(self.class_names)).to(given.scores)
+            candidates = Candidates(given.boxes, one_hot * given.scores[:, None], ious)
+            chosen.append((suppress or _all)(candidates, _of_its_class(candidates, rank or self.rank)))
+        found = self.refine(pyramid, chosen, refine_steps)
+        return found if self.calibration is None else [self.calibration(detections) for detections in found]
+
+    @torch.no_grad()
+    def refine(self, pyramid: Pyramid, detections: Sequence[Detections], steps: int | None = None) -> list[Detections]:
+        """Detections moved to a higher predicted IoU (algorithm 2), which they then carry, best score first.
+
+        Without an IoU head they are given back as they are.
+        """
+        options, refined = self.options, list(detections)
+        steps = options.refine_steps if steps is None else steps
+        if self.iou_head is not None and steps > 0:
+            refined = self._moved(self.iou_head, pyramid, refined, steps)
+        if self.iou_head is not None and options.rank_by_iou:
+            refined = [_by_score_and_iou(found) for found in refined]
+        return refined
+
+    @torch.no_grad()
+    def regress(self, pyramid: Pyramid, detections: Sequence[Detections]) -> list[Detections]:
+        """Detections whose boxes the R-CNN head has regressed once more."""
+        rois, labels = [found.boxes for found in detections], torch.cat([found.labels for found in detections])
+        _, deltas = self._box_head()(pyramid.pool(rois))
+        moved = decode(torch.cat(rois), deltas[torch.arange(len(labels)), labels])
+        parts = torch.split(moved, [len(part) for part in rois])
+        return [
+            replace(found, boxes=clip_boxes(part, size))
+            for found, part, size in zip(detections, parts, pyramid.sizes, strict=True)
+        ]
+
+    def _box_head(self) -> BoxHead:
+        if self.head is None:
+            raise UserError(
+                "a standalone IoU head finds no boxes, it judges those of other detectors: give it their results "
+                "with `tightbox rescore`"
+            )
+        return self.head
+
+    def _box_losses(
+        self, pyramid: Pyramid, proposals: Sequence[Tensor], targets: Sequence[Targets]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and smooth L1 over a sample of the proposals, to which the true boxes belong."""
+        options = self.options
+        rois, goals, truths = [], [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([boxes, target.boxes])
+            crowds = 0.5 if options.ignore_crowds else None
+            matched = max_iou(boxes, target, MATCH_IOU, MATCH_IOU, low_quality=False, ignore_iof=crowds).matched
+            positive, negative = sample(matched, options.rois, options.positive_share)
+            rois.append(boxes[torch.cat([positive, negative])])
+            background = torch.full_like(negative, len(self.class_names))
+            goals.append(torch.cat([target.labels[matched[positive]], background]))
+            truths.append(target.boxes[matched[positive]])
+        logits, deltas = self._box_head()(pyramid.pool(rois))
+        goal = torch.cat(goals)
+        positive = (goal < len(self.class_names)).nonzero().squeeze(1)
+        off = deltas[positive, goal[positive]] - encode(torch.cat(rois)[positive], torch.cat(truths))
+        total = mean_over_processes(logits.new_tensor(len(goal))).clamp(min=1)
+        box = F.smooth_l1_loss(off, torch.zeros_like(off), beta=BOX_BETA, reduction="sum") / total
+        return F.cross_entropy(logits, goal, reduction="sum") / total, box
+
+    def _iou_loss(self, head: IoUHead, pyramid: Pyramid, targets: Sequence[Targets]) -> Tensor:
+        """Over jittered true boxes, each in the channel of its object's class."""
+        boxes, ious, labels = [], [], []
+        for target, size in zip(targets, pyramid.sizes, strict=True):
+            each = max(1, self.options.jittered_boxes // max(1, len(target)))
+            jittered, overlaps = jitter_boxes(target.boxes, each, size)
+            boxes.append(jittered)
+            ious.append(overlaps)
+            labels.append(target.labels.repeat_interleave(each))
+        outputs = head(pyramid.pool(boxes), torch.cat(labels))
+        total = mean_over_processes(outputs.new_tensor(len(outputs))).clamp(min=1)
+        loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
+        return loss
+
+    def _candidates(
+        self, pyramid: Pyramid, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
+        head = self._box_head()
+        assert self.rpn is not None  # it comes with the head
+        proposals = self.rpn.proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
+        logits, deltas = head(pyramid.pool(proposals))
+        counts = [len(part) for part in proposals]
+        per_image = zip(
+            proposals, torch.split(logits.softmax(dim=1)[:, :-1], counts), torch.split(deltas, counts), strict=True
+        )
+        rows, labels, boxes, objects = [], [], [], []
+        for i, (rois, scores, moves) in enumerate(per_image):
+            matched, chosen = self._pairs(rois, scores, None if targets is None else targets[i])
+            row, label = chosen.nonzero().unbind(1)
+            boxes.append(clip_boxes(decode(rois[row], moves[row, label]), pyramid.sizes[i]))
+            rows.append(scores[row] * F.one_hot(label, scores.shape[1]))
+            labels.append(label)
+            objects.append(matched[row])
+        ious: Sequence[Tensor | None] = [None] * len(boxes)
+        if self.iou_head is not None:
+            ious = self._ious(pyramid, boxes, labels)
+        parts = zip(boxes, rows, ious, objects, strict=True)
+        return [(Candidates(box, scores, predicted), matched) for box, scores, predicted, matched in parts]
+
+    def _pairs(self, rois: Tensor, scores: Tensor, target: Targets | None) -> tuple[Tensor, Tensor]:
+        """The object (K,) that each proposal learns, or -1, and a mask (K, C) of the classes it is a candidate for."""
+        floor = self.options.score_threshold
+        if scores.numel() > self.options.top_k:
+            floor = max(floor, float(scores.detach().flatten().topk(self.options.top_k + 1).values[-1]))
+        chosen = scores > floor
+        if target is None:
+            return torch.full((len(rois),), -1, device=rois.device), chosen
+        matched = max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False).matched
+        learns = (matched >= 0).nonzero().squeeze(1)
+        chosen[learns, target.labels[matched[learns]]] = True
+        return matched, chosen
+
+    def _ious(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each picture; 0 for one without area."""
+        if self.iou_head is None:
+            raise UserError("this model was trained without its IoU head (iou_head=false); train one with it")
+        outputs = self.iou_head(pyramid.pool(boxes), torch.cat(list(labels)))
+        ious = self.iou_head.to_iou(outputs).clamp(0, 1) * (area(torch.cat(list(boxes))) > 0)
+        return list(torch.split(ious, [len(part) for part in boxes]))
+
+    @torch.inference_mode(False)  # whose tensors gradients cannot use
+    def _moved(self, head: IoUHead, pyramid: Pyramid, detections: list[Detections], steps: int) -> list[Detections]:
+        """Algorithm 2 on the boxes of all pictures at once."""
+        options = self.options
+        counts = [len(found) for found in detections]
+        labels = torch.cat([found.labels for found in detections]).clone()
+        images = image_of([found.boxes for found in detections])
+        constant = pyramid.cloned()
+
+        def predict_iou(boxes: Tensor, index: Tensor) -> Tensor:
+            return head.to_iou(head(constant.pool_at(boxes, images[index]), labels[index]))
+
+        boxes, ious = refine_boxes(
+            torch.cat([found.boxes for found in detections]),
+            predict_iou,
+            steps=steps,
+            step_size=options.refine_step_size,
+            min_change=options.refine_min_change,
+            max_drop=-options.refine_max_drop,
+            roll_back=options.refine_roll_back,
+        )
+        parts = zip(detections, torch.split(boxes, counts), torch.split(ious, counts), pyramid.sizes, strict=True)
+        return [
+            replace(found, boxes=clip_boxes(moved, size), ious=predicted.clamp(0, 1))
+            for found, moved, predicted, size in parts
+        ]
+
+
+def _of_its_class(candidates: Candidates, rank: Rank) -> Tensor:
+    """Scores (K, C) that are 0 where the class score is."""
+    return rank(candidates) * (candidates.class_scores > 0)
+
+
+def _all(candidates: Candidates, scores: Tensor) -> Detections:
+    """Every candidate as a detection of its best class, best first."""
+    best, labels = scores.max(dim=1)
+    return _by_score(Detections(candidates.boxes, best, labels, candidates.ious))
+
+
+def _by_score_and_iou(detections: Detections) -> Detections:
+    """Ranked by the product of class score and predicted IoU."""
+    assert detections.ious is not None
+    return _by_score(replace(detections, scores=detections.scores * detections.ious))
+
+
+def _by_score(detections: Detections) -> Detections:
+    return detections[detections.scores.argsort(descending=True, stable=True)]

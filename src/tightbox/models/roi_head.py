@@ -1,0 +1,160 @@
+"""Heads that look at boxes: features pooled from a pyramid, and from them classes and boxes, or the boxes' IoUs.
+
+Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from tightbox.boxes import area, decode_deltas, encode_deltas
+from tightbox.ops.prroi_pool import prroi_pool
+
+STRIDES = (4, 8, 16, 32)
+BINS = 7
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 2  # a box of ImageNet's size pools from the level of stride 16
+DELTA_SCALE = (0.1, 0.1, 0.2, 0.2)  # of what the network says, so that its outputs are of the order of 1
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """Features of a batch, to be pooled over boxes.
+
+    Attributes:
+        levels: maps (B, channels, h, w) at `STRIDES`, float32; more may follow.
+        sizes: true (height, width) of each picture.
+        pooling: PrRoI pooling, or RoIAlign, which passes no gradient to the boxes.
+    """
+
+    levels: Sequence[Tensor]
+    sizes: Sequence[tuple[int, int]]
+    pooling: Literal["prroi", "roi_align"] = "prroi"
+
+    def pool(self, boxes: Sequence[Tensor]) -> Tensor:
+        """Features (K, channels, 7, 7) of the boxes (L, 4) of each picture, one picture after another."""
+        return self.pool_at(torch.cat(list(boxes)), image_of(boxes))
+
+    def pool_at(self, boxes: Tensor, images: Tensor) -> Tensor:
+        """Features (K, channels, 7, 7) of the boxes (K, 4) of the pictures `images` (K,)."""
+        regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
+        level = pyramid_level(boxes.detach())
+        pooled, order = [], []
+        for i, stride in enumerate(STRIDES):
+            here = (level == i).nonzero().squeeze(1)
+            if self.pooling == "prroi":
+                pooled.append(prroi_pool(self.levels[i], regions[here], BINS, 1 / stride))
+            else:
+                pooled.append(roi_align(self.levels[i], regions[here], BINS, 1 / stride, sampling_ratio=2))
+            order.append(here)
+        return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def cloned(self) -> Pyramid:
+        """The same features as constants in memory of their own."""
+        return Pyramid([level.detach().clone() for level in self.levels], self.sizes, self.pooling)
+
+
+def image_of(boxes: Sequence[Tensor]) -> Tensor:
+    """(K,) the picture that each of the boxes (L, 4) of the pictures belongs to.
+
+    >>> image_of([torch.zeros(2, 4), torch.zeros(1, 4)])
+    tensor([0, 0, 1])
+    """
+    return torch.cat([torch.full((len(part),), i, device=part.device) for i, part in enumerate(boxes)])
+
+
+def pyramid_level(boxes: Tensor) -> Tensor:
+    """(K,) index into `STRIDES` of the level that boxes (K, 4) are pooled from, by their area (FPN, eq. 1).
+
+    >>> pyramid_level(torch.tensor([[0.0, 0.0, 224.0, 224.0], [0.0, 0.0, 223.0, 223.0], [0.0, 0.0, 0.0, 0.0]]))
+    tensor([2, 1, 0])
+    """
+    # The margin lets a box of exactly twice the size be on the level above in float32, too.
+    doublings = torch.log2(area(boxes).sqrt() / CANONICAL_SIZE + 1e-6).floor()
+    return (CANONICAL_LEVEL + doublings).clamp(0, len(STRIDES) - 1).long()
+
+
+class BoxHead(nn.Module):
+    """The R-CNN head: two layers, then a score of each class and of the background, and a box for each class.
+
+    Args:
+        classes: number of classes.
+        channels: width of the pyramid.
+        width: of the two layers.
+    """
+
+    def __init__(self, classes: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.layers = _two_layers(channels, width)
+        self.classes = nn.Linear(width, classes + 1)
+        self.deltas = nn.Linear(width, classes * 4)
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.classes, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (K, C + 1), the background last, and deltas (K, C, 4) for pooled features (K, channels, 7, 7)."""
+        hidden = self.layers(pooled)
+        return self.classes(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
+
+
+def encode(rois: Tensor, boxes: Tensor) -> Tensor:
+    """What `BoxHead` should say (..., 4) to turn `rois` (..., 4) into `boxes` (..., 4)."""
+    deltas = encode_deltas(rois, boxes)
+    return deltas / deltas.new_tensor(DELTA_SCALE)
+
+
+def decode(rois: Tensor, deltas: Tensor) -> Tensor:
+    """Boxes (..., 4) from `rois` (..., 4) and what `BoxHead` said (..., 4)."""
+    return decode_deltas(rois, deltas * deltas.new_tensor(DELTA_SCALE))
+
+
+class IoUHead(nn.Module):
+    """Two layers of its own, then for each class the IoU that the box has with its object, if it is of that class.
+
+    Args:
+        classes: number of classes.
+        channels: width of the pyramid.
+        width: of the two layers.
+        logistic: outputs are logits; otherwise they are 2·IoU − 1.
+    """
+
+    def __init__(self, classes: int, channels: int, width: int, *, logistic: bool) -> None:
+        super().__init__()
+        self.logistic = logistic
+        self.layers = _two_layers(channels, width)
+        self.ious = nn.Linear(width, classes)
+        nn.init.normal_(self.ious.weight, std=0.01)
+        nn.init.zeros_(self.ious.bias)
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Raw outputs (K,) for pooled features (K, channels, 7, 7), each in the channel of its label (K,)."""
+        outputs: Tensor = self.ious(self.layers(pooled)).float()
+        return outputs.gather(1, labels[:, None]).squeeze(1)
+
+    def loss(self, outputs: Tensor, ious: Tensor) -> Tensor:
+        """Sum of the losses of raw outputs (K,): smooth L1 on 2·IoU − 1, or binary cross-entropy on the IoU."""
+        if self.logistic:
+            return nn.functional.binary_cross_entropy_with_logits(outputs, ious, reduction="sum")
+        return nn.functional.smooth_l1_loss(outputs, 2 * ious - 1, reduction="sum")
+
+    def to_iou(self, outputs: Tensor) -> Tensor:
+        """IoU of raw outputs; of linear ones it may lie a little outside [0, 1]."""
+        return outputs.sigmoid() if self.logistic else (outputs + 1) / 2
+
+
+def _two_layers(channels: int, width: int) -> nn.Sequential:
+    layers = nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * BINS**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return layers

@@ -1,0 +1,152 @@
+"""Region proposal network: class-agnostic boxes around whatever may be an object.
+
+Ren et al., "Faster R-CNN", https://arxiv.org/abs/1506.01497; on a feature pyramid, https://arxiv.org/abs/1612.03144.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from tightbox.assigners import BACKGROUND, level_points, max_iou, per_point
+from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas
+from tightbox.distributed import mean_over_processes
+from tightbox.models.dense import inside_picture, rows
+from tightbox.rank import best_rows
+from tightbox.structures import Targets
+
+STRIDES = (4, 8, 16, 32, 64)
+RATIOS = (0.5, 1.0, 2.0)  # height to width
+POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
+NMS_IOU = 0.7
+SAMPLED, POSITIVE_SHARE = 256, 0.5  # anchors of a picture that the losses see
+SMOOTH_L1_BETA = 1 / 9
+
+
+@dataclass(frozen=True, eq=False)
+class RPNOutput:
+    """The network's raw outputs, the N anchors of all levels in a row.
+
+    Attributes:
+        anchors: (N, 4) boxes.
+        logits: (B, N) objectness before the sigmoid.
+        deltas: (B, N, 4) dx, dy, dw, dh.
+        map_sizes: (height, width) of each level.
+    """
+
+    anchors: Tensor
+    logits: Tensor
+    deltas: Tensor
+    map_sizes: list[tuple[int, int]]
+
+
+class RPN(nn.Module):
+    """One 3x3 convolution over every level, then objectness and box of three anchors a cell.
+
+    Args:
+        channels: width of the pyramid.
+        anchor_scale: side of the square anchor, in strides of its level.
+        ignore_crowds: leave anchors inside crowd regions out of the losses.
+    """
+
+    def __init__(self, channels: int, anchor_scale: float, ignore_crowds: bool) -> None:
+        super().__init__()
+        self.anchor_scale = anchor_scale
+        self.ignore_crowds = ignore_crowds
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
+        self.deltas = nn.Conv2d(channels, 4 * len(RATIOS), 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: Sequence[Tensor]) -> RPNOutput:
+        """Raw outputs for pyramid levels (B, channels, h, w) at `STRIDES`."""
+        hidden = [F.relu(self.conv(level)) for level in levels]
+        logits = torch.cat([rows(self.objectness(x).float(), len(RATIOS)) for x in hidden], dim=1).squeeze(-1)
+        deltas = torch.cat([rows(self.deltas(x).float(), len(RATIOS)) for x in hidden], dim=1)
+        sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
+        return RPNOutput(self._anchors(sizes, logits.device), logits, deltas, sizes)
+
+    @torch.no_grad()
+    def proposals(self, output: RPNOutput, sizes: Sequence[tuple[int, int]], count: int) -> list[Tensor]:
+        """The best boxes (at most `count`, 4) of each picture after NMS within the levels, clipped to it, best first.
+
+        Args:
+            output: what `forward` gave.
+            sizes: true (height, width) of each picture.
+            count: boxes kept for each picture, and of each level before NMS.
+        """
+        levels = _levels(output)
+        found = []
+        for logits, deltas, size in zip(output.logits, output.deltas, sizes, strict=True):
+            inside = self._inside(output, size)
+            keep = (best_rows(logits.masked_fill(~inside, -torch.inf), levels, count) & inside).nonzero().squeeze(1)
+            boxes = clip_boxes(decode_deltas(output.anchors[keep], deltas[keep]), size)
+            solid = (boxes[:, 2:] - boxes[:, :2] > 1e-3).all(dim=1)
+            boxes, keep = boxes[solid], keep[solid]
+            found.append(boxes[batched_nms(boxes, logits[keep], levels[keep], NMS_IOU)[:count]])
+        return found
+
+    def loss(
+        self, output: RPNOutput, sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
+    ) -> tuple[Tensor, Tensor]:
+        """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each picture's anchors."""
+        wrong, off, count = [], [], 0
+        for logits, deltas, size, target in zip(output.logits, output.deltas, sizes, targets, strict=True):
+            crowds = 0.5 if self.ignore_crowds else None
+            matched = max_iou(
+                output.anchors,
+                target,
+                positive=POSITIVE_IOU,
+                negative=NEGATIVE_IOU,
+                ignore_iof=crowds,
+                valid=self._inside(output, size),
+            ).matched
+            positive, negative = sample(matched, SAMPLED, POSITIVE_SHARE)
+            chosen = torch.cat([positive, negative])
+            goal = (matched[chosen] >= 0).to(logits)
+            wrong.append(F.binary_cross_entropy_with_logits(logits[chosen], goal, reduction="sum"))
+            encoded = encode_deltas(output.anchors[positive], target.boxes[matched[positive]])
+            off.append(F.smooth_l1_loss(deltas[positive], encoded, beta=SMOOTH_L1_BETA, reduction="sum"))
+            count += len(chosen)
+        total = mean_over_processes(output.logits.new_tensor(count)).clamp(min=1)
+        return torch.stack(wrong).sum() / total, torch.stack(off).sum() / total
+
+    def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+        """(N, 4) three of equal area around the middle of every cell, in the order of the outputs."""
+        points = level_points(sizes, STRIDES, offset=0.5, device=device)
+        ratio = torch.tensor(RATIOS, device=device)
+        shapes = torch.stack([1 / ratio.sqrt(), ratio.sqrt()], dim=1)  # (A, 2) width and height
+        half = shapes * self.anchor_scale * per_point(points.new_tensor(STRIDES), sizes)[:, None, None] / 2
+        return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
+
+    def _inside(self, output: RPNOutput, size: tuple[int, int]) -> Tensor:
+        cells = inside_picture(output.map_sizes, STRIDES, size, output.anchors.device)
+        return cells.repeat_interleave(len(RATIOS))
+
+
+def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
+    """Indices of at most `count` of the boxes that `matched` (N,) tells from another, drawn at random.
+
+    Returns:
+        Those that have an object, at most this share of the count, and as many of the background as then fit.
+    """
+    chosen: list[Tensor] = []
+    room = int(count * positive_share)
+    for group in (matched >= 0, matched == BACKGROUND):
+        indices = group.nonzero().squeeze(1)
+        chosen.append(indices[torch.randperm(len(indices), device=indices.device)[:room]])
+        room = count - len(chosen[0])
+    return chosen[0], chosen[1]
+
+
+def _levels(output: RPNOutput) -> Tensor:
+    """(N,) level of each anchor."""
+    numbers = torch.arange(len(STRIDES), device=output.anchors.device)
+    return per_point(numbers, output.map_sizes).repeat_interleave(len(RATIOS))

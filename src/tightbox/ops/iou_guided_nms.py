@@ -1,0 +1,140 @@
+"""IoU-guided non-maximum suppression: the best localised box stays, with the best class score it suppresses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.ops import batched_nms, nms
+
+from tightbox.boxes import at_least_float32
+from tightbox.errors import UserError
+
+BLOCK = 2**15  # of pairs: they stay in the cache, and rarely make PyTorch start threads for too little work
+
+
+def iou_guided_nms(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of IoU-Net (https://arxiv.org/abs/1807.11590) for boxes of one class.
+
+    The box of highest predicted IoU stays and removes the remaining ones that overlap it, and so on. What remains and
+    what it removed is a cluster, scored by the best class score in it. Of equal predicted IoUs the first in the input
+    goes first. Boxes without area neither remove nor are removed.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,) class scores. Background belongs removed before: it may have a high predicted IoU.
+        ious: (N,) predicted IoUs; they only order the boxes.
+        iou_threshold: a box is removed if its IoU with a kept one is above this.
+
+    Returns:
+        Indices (M,) of the kept boxes and their clusters' scores (M,), by descending cluster score, then predicted IoU.
+
+    Raises:
+        UserError: if the lengths differ, or the threshold is outside [0, 1].
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 0.0, 30.0, 10.0]])
+    >>> iou_guided_nms(boxes, torch.tensor([0.9, 0.6, 0.7]), torch.tensor([0.7, 0.8, 0.5]), iou_threshold=0.5)
+    (tensor([1, 2]), tensor([0.9000, 0.7000]))
+    """
+    _check(boxes, scores, ious, iou_threshold)
+    boxes = at_least_float32(boxes)
+    return _with_cluster_scores(boxes, scores, nms(boxes, ious.to(boxes.dtype), iou_threshold), iou_threshold)
+
+
+def batched_iou_guided_nms(
+    boxes: Tensor, scores: Tensor, ious: Tensor, labels: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`iou_guided_nms` for each class by itself: boxes of different `labels` (N,) int64 never meet.
+
+    Computed in float64 where the device has it, since the classes are kept apart by moving their boxes apart.
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    >>> scores, ious = torch.tensor([0.9, 0.6]), torch.tensor([0.7, 0.8])
+    >>> batched_iou_guided_nms(boxes, scores, ious, torch.tensor([0, 1]), iou_threshold=0.5)
+    (tensor([0, 1]), tensor([0.9000, 0.6000]))
+    """
+    _check(boxes, scores, ious, iou_threshold)
+    if len(labels) != len(boxes):
+        raise UserError(f"IoU-guided NMS: {len(labels)} labels for {len(boxes)} boxes; it needs one for each")
+    if len(boxes) == 0:
+        return labels, scores
+    wide = at_least_float32(boxes) if boxes.device.type == "mps" else boxes.double()
+    wide = wide - wide.min()
+    wide = wide + (labels * (wide.max() + 1))[:, None]
+    ious = ious.to(wide.dtype)
+    keep = batched_nms(wide, ious, labels, iou_threshold).sort().values
+    keep = keep[ious[keep].argsort(descending=True, stable=True)]  # batched_nms does not promise an order of ties
+    return _with_cluster_scores(wide, scores, keep, iou_threshold)
+
+
+def _check(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: float) -> None:
+    if not len(boxes) == len(scores) == len(ious):
+        raise UserError(
+            f"IoU-guided NMS: {len(boxes)} boxes, {len(scores)} scores and {len(ious)} predicted IoUs; "
+            "it needs one of each for every box"
+        )
+    if not 0 <= iou_threshold <= 1:
+        raise UserError(f"IoU-guided NMS: the threshold is {iou_threshold}; it must be in [0, 1]")
+
+
+def _with_cluster_scores(boxes: Tensor, scores: Tensor, keep: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Sorts the kept boxes, given in order of predicted IoU, by the best score each one's cluster has."""
+    removed = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    removed[keep] = False
+    rest = removed.nonzero().squeeze(1)
+    clusters = pad(scores[keep], (0, 1))  # the last is for a box that `nms` removed by another device's rounding
+    clusters.scatter_reduce_(0, _first_cover(boxes, keep, rest, iou_threshold), scores[rest], "amax")
+    order = clusters[:-1].argsort(descending=True, stable=True)
+    return keep[order], clusters[order]
+
+
+def _first_cover(boxes: Tensor, keep: Tensor, rest: Tensor, iou_threshold: float) -> Tensor:
+    """For each box of `rest` the first position in `keep` whose box overlaps it; len(keep) if none does."""
+    corners = torch.cat([boxes[:, :2], -boxes[:, 2:]], dim=1).T  # negated, so that one maximum intersects two boxes
+    middle, width = boxes[:, 0] + boxes[:, 2], boxes[:, 2] - boxes[:, 0]  # twice the middle
+    area = width * (boxes[:, 3] - boxes[:, 1])
+
+    kept_middle, by_middle = middle[keep].sort()
+    kept = keep[by_middle]
+    kept_corners, kept_area = corners[:, kept, None], area[kept, None]
+    from_last = (len(keep) - by_middle).to(boxes.dtype)[:, None]  # largest for the first, 0 is left for none
+    row_middle, order = middle[rest].sort()
+    rows = rest[order]
+    row_corners, row_area = corners[:, None, rows], area[rows]
+
+    # IoU > t needs IoU > t of the extents in x alone, and so middles at most (1 - t) / 2t of either width apart. In
+    # order of the middles, only a few kept boxes are near a block of rows. 1 % and the second term are for rounding.
+    t = 0.99 * iou_threshold
+    reach = width[rows] * ((1 - t) / t if t > 0 else math.inf) + row_middle.abs() * (4 * torch.finfo(boxes.dtype).eps)
+    size = max(64, BLOCK // max(1, len(keep)))
+    padding = (0, -len(rows) % size)
+    low = pad(row_middle - reach, padding, value=math.inf).view(-1, size).amin(dim=1)
+    high = pad(row_middle + reach, padding, value=-math.inf).view(-1, size).amax(dim=1)
+    starts = torch.searchsorted(kept_middle, low).tolist()
+    ends = torch.searchsorted(kept_middle, high, right=True).tolist()
+
+    limit = _rounded_down(iou_threshold, boxes.dtype)
+    found = torch.zeros_like(row_area)
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if start == end:
+            continue
+        near, block = slice(start, end), slice(number * size, (number + 1) * size)
+        sides = torch.maximum(kept_corners[:, near], row_corners[:, :, block])
+        negative_sides = (sides[:2] + sides[2:]).clamp_(max=0)
+        intersection = negative_sides[0].mul_(negative_sides[1])
+        union = (kept_area[near] + row_area[block]).sub_(intersection)
+        covers = intersection.div_(union).gt_(limit)
+        found[block] = covers.mul_(from_last[near]).amax(dim=0)
+    first = torch.empty_like(rest)
+    first[order] = len(keep) - found.long()
+    return first
+
+
+def _rounded_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is at most `value`: `nms` compares with the float64 threshold itself."""
+    nearest = torch.tensor(value, dtype=dtype)
+    return (
+        nearest if nearest.item() <= value else torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
+    ).item()

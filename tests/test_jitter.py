@@ -1,0 +1,101 @@
+"""Jittered boxes: their IoU is uniform, for every shape and place of the true box."""
+
+import math
+
+import pytest
+import torch
+
+from tightbox.boxes import iou
+from tightbox.errors import UserError
+from tightbox.jitter import jitter_boxes
+
+SIZE = (600, 800)
+SHAPES = {
+    "ordinary": (100.0, 100.0, 260.0, 220.0),
+    "wide": (100.0, 300.0, 700.0, 310.0),
+    "tall": (400.0, 10.0, 404.0, 590.0),
+    "one pixel": (300.0, 300.0, 301.0, 301.0),
+    "a tenth of a pixel, far from zero": (790.0, 590.0, 790.1, 590.1),
+    "in a corner": (0.0, 0.0, 50.0, 80.0),
+    "in the other corner": (760.0, 500.0, 800.0, 600.0),
+    "from side to side": (0.0, 200.0, 800.0, 300.0),
+    "the whole image": (0.0, 0.0, 800.0, 600.0),
+}
+
+
+def chi_square(ious, low, bins=25) -> float:
+    counts = torch.histc(ious.double(), bins, low, 1.0)
+    expected = len(ious) / bins
+    return ((counts - expected) ** 2 / expected).sum().item()
+
+
+@pytest.mark.parametrize("low", [0.5, 0.2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_iou_is_uniform(shape, low):
+    box = torch.tensor([SHAPES[shape]])
+    _, ious = jitter_boxes(box, 20000, SIZE, torch.Generator().manual_seed(1), low)
+    assert ious.min() >= low
+    assert ious.max() <= 1
+    # 24 degrees of freedom: a uniform sample stays below 51.2 but for one time in a thousand.
+    assert chi_square(ious, low) < 51.2
+
+
+def test_ious_are_those_of_the_boxes_returned():
+    boxes = torch.tensor(list(SHAPES.values()))
+    jittered, ious = jitter_boxes(boxes, 50, SIZE)
+    assert torch.equal(ious, iou(jittered, boxes.repeat_interleave(50, dim=0)))
+
+
+def test_boxes_stay_in_the_image_and_keep_their_area():
+    jittered, _ = jitter_boxes(torch.tensor(list(SHAPES.values())), 500, SIZE)
+    assert (jittered >= 0).all()
+    assert (jittered[:, 0::2] <= 800).all()
+    assert (jittered[:, 1::2] <= 600).all()
+    assert (jittered[:, 2:] > jittered[:, :2]).all()
+
+
+def test_every_side_moves_out_and_in():
+    box = torch.tensor([SHAPES["ordinary"]])
+    jittered, _ = jitter_boxes(box, 4000, SIZE)
+    outwards = (jittered > box).float().mean(dim=0)
+    torch.testing.assert_close(outwards, torch.full((4,), 0.5), atol=0.05, rtol=0)  # six standard deviations
+
+
+def test_a_box_across_the_border_is_cut_first():
+    boxes = torch.tensor([[-50.0, 100.0, 50.0, 200.0]])
+    jittered, ious = jitter_boxes(boxes, 100, SIZE)
+    assert torch.equal(ious, iou(jittered, torch.tensor([[0.0, 100.0, 50.0, 200.0]])))
+    assert ious.min() >= 0.5
+
+
+def test_the_seed_decides():
+    boxes = torch.tensor(list(SHAPES.values()))
+    first, second, other = (jitter_boxes(boxes, 5, SIZE, torch.Generator().manual_seed(s))[0] for s in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("count", "per_box"), [(0, 5), (3, 0)])
+def test_nothing_to_draw(count, per_box):
+    jittered, ious = jitter_boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]]).expand(count, 4), per_box, SIZE)
+    assert (jittered.shape, ious.shape) == ((0, 4), (0,))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (5.0, 5.0, 5.0, 9.0),  # no width
+        (9.0, 5.0, 5.0, 9.0),  # inverted
+        (900.0, 5.0, 950.0, 9.0),  # outside the image
+        (math.nan, 5.0, 9.0, 9.0),  # NaN
+    ],
+)
+def test_a_box_without_area_is_named(box):
+    with pytest.raises(UserError, match="box 1 has no area"):
+        jitter_boxes(torch.tensor([(0.0, 0.0, 9.0, 9.0), box]), 5, SIZE)
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, math.nan])
+def test_lowest_iou_out_of_range(low):
+    with pytest.raises(UserError, match="must lie between 0 and 1"):
+        jitter_boxes(torch.tensor([(0.0, 0.0, 9.0, 9.0)]), 5, SIZE, low=low)
