@@ -80,9 +80,12 @@ def main() -> int:
     studies = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     seeds = studies.get(args.name, {}).get("seeds", {})
     for seed in args.seeds:
-        models = {kind: cast(IoUNet, load(root / f"{kind}-seed{seed}" / "last")) for kind in TRAINED}
-        seeds[str(seed)] = measure(models, read_data(data, "val").with_classes(models["fpn"].class_names))
-        print(f"measured: seed {seed}", flush=True)
+        measured = root / f"iou_net-seed{seed}" / "study.json"  # remove it to measure again
+        if not measured.exists():
+            models = {kind: cast(IoUNet, load(root / f"{kind}-seed{seed}" / "last")) for kind in TRAINED}
+            write_json(measured, measure(models, read_data(data, "val").with_classes(models["fpn"].class_names)))
+            print(f"measured: seed {seed}", flush=True)
+        seeds[str(seed)] = json.loads(measured.read_text(encoding="utf-8"))
         studies[args.name] = {
             "command": shlex.join(["python", "recipes/iou_net_study.py", *sys.argv[1:]]),
             "machine": machine(),

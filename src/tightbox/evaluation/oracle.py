@@ -6,7 +6,7 @@ rises most, most is lost: replacing the class score by the true IoU has it soar,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tightbox.boxes import centerness, iou, pairwise_iou
 from tightbox.data.records import DetectionData
 from tightbox.evaluation.calibration import Correlation, correlation
-from tightbox.evaluation.candidates import iterate_candidates
+from tightbox.evaluation.candidates import ImageCandidates, iterate_candidates
 from tightbox.evaluation.coco import CocoMetrics, Json, evaluate
 from tightbox.evaluation.run import to_results
 from tightbox.models import Detector
@@ -138,16 +138,26 @@ def oracle_study(
     *,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    images: Iterable[ImageCandidates] | None = None,
 ) -> OracleStudy:
     """The ladder and the correlations of a detector on records with its classes.
 
     Without the estimate, candidates are ranked by class score and thinned out by greedy NMS; with it, by the detector's
     own rules. An object that no candidate learns cannot be helped by any replacement.
+
+    Args:
+        model: used in evaluation mode.
+        data: the records, with its classes.
+        batch_size: pictures at a time.
+        progress: called with the number of pictures done and their total.
+        images: their assigned candidates, if somebody else runs the network.
     """
     alone: dict[str, dict[int, Detections]] = {}
     own: dict[str, dict[int, Detections]] = {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"score": [], "predicted IoU": []}
-    for image in iterate_candidates(model, data, assigned=True, batch_size=batch_size, progress=progress):
+    if images is None:
+        images = iterate_candidates(model, data, assigned=True, batch_size=batch_size, progress=progress)
+    for image in images:
         record = data.records[image.index]
         for name, (replacement, only_with) in replacements(image.candidates).items():
             changed = replacement(image.candidates, image.matched, image.targets)
