@@ -110,9 +110,9 @@ def record(data: str, rows: list[dict[str, Any]]) -> None:
         "deviation over the seeds, on the validation split, in per cent, of the last weights; α is that of the ranking",
         "p^α·u^(1−α). Several trainings shared the machine, so minutes are an upper bound.",
         "",
-        "In the ladders, a class score of 1 for every candidate that learns an object is worse than the predicted score:",
-        "assignment by overlap gives an object dozens of anchors, and with all of them at 1 suppression keeps any. With",
-        "the IoU estimate to tell them apart the same replacement is a gain, as in the paper, whose detector had ATSS.",
+        "In the ladders, a class score of 1 for every candidate that learns an object is worse than the predicted",
+        "score: assignment by overlap gives an object dozens of anchors, and with all of them at 1 suppression keeps",
+        "any. With the IoU estimate to tell them apart the same replacement is a gain, as in VFNet's table 1.",
     ]
     for name, study in studies.items():
         lines += ["", f"## {name}: {study['machine']}, {study['date']}", "", *tables(study["rows"])]
