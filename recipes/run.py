@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+import yaml
+
 from tightbox.checkpoint import read_card
 from tightbox.cli import main as tightbox
 from tightbox.data.layout import read_data, splits
@@ -29,7 +31,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = Path(args.out or f"runs/{args.recipe}-seed{args.seed}")
-    train = ["train", "--config", str(HERE / f"{args.recipe}.yaml"), "--data", args.data, "--out", str(out)]
+    recipe = HERE / f"{args.recipe}.yaml"
+    train = ["train", "--config", str(recipe), "--data", args.data, "--out", str(out)]
     if status := tightbox([*train, "--seed", str(args.seed)]):
         return status
     rows = []
@@ -38,6 +41,8 @@ def main() -> int:
             continue
         # The last weights, not the best: choosing an epoch by its validation AP would flatter that AP.
         command = ["eval", str(out / "last"), "--data", args.data, "--split", split, "--out", str(out / split)]
+        if classes := yaml.safe_load(recipe.read_text(encoding="utf-8")).get("classes"):
+            command += ["--classes", *classes]
         if status := tightbox(command):
             return status
         metrics = json.loads((out / split / "metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The command line: `tightbox train`, `eval`, `predict`, `oracle`, `rescore`, `import`, `export`, `doctor` and `demo`."""
+"""The command line: `tightbox train`, `eval`, `predict`, `diagnose`, and whatever else is in `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from tightbox import __version__
-from tightbox.commands import calibrate, demo, diagnose, doctor, evaluate, export, import_, oracle, predict, rescore, train
+from tightbox.commands import (
+    calibrate,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    export,
+    fddb,
+    import_,
+    oracle,
+    predict,
+    rescore,
+    train,
+)
 from tightbox.errors import UserError
 
 COMMANDS = {
@@ -25,6 +38,7 @@ COMMANDS = {
     "import": import_,
     "export": export,
     "rescore": rescore,
+    "fddb": fddb,
 }
 
 

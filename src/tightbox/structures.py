@@ -154,7 +154,7 @@ class Detections(_Tensors):
             UserError: if the detector predicts no IoU.
         """
         if self.ious is None:
-            raise UserError("this detector predicts no IoU, so boxes cannot be chosen by it; choose them by their score")
+            raise UserError("this detector predicts no IoU, so it cannot choose boxes; choose them by their score")
         return self[self.ious >= iou]
 
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:

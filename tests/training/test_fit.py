@@ -177,6 +177,16 @@ def test_early_stopping(tmp_path: Path, train: DetectionData, val: DetectionData
     assert len(rows(tmp_path)) == 3
 
 
+def test_the_weights_of_every_evaluation_are_kept_on_demand(
+    tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel
+) -> None:
+    options = replace(OPTIONS, epochs=3, eval_every=2, keep_all=True)
+    fit(new_model(), train, val, tmp_path, options, AUGMENT)
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-2", "epoch-3"]
+    assert_same_weights(tightbox.load(tmp_path / "epoch-3"), tightbox.load(tmp_path / "last"))
+    assert tightbox.load(tmp_path / "epoch-2").metrics["epoch"] == 2
+
+
 def test_accumulation_changes_the_weights_less_often(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
     # 4 batches an epoch, 3 epochs: 12 changes, or 6 with two batches each. After the warm-up of 2 changes the
     # learning rate of a cosine over n changes ends at 0 only if all n were counted.

@@ -25,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """What to evaluate, on what, and by which rules."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
     parser.add_argument("--data", required=True, help="folder of the data set")
+    parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
     parser.add_argument("--split", default="val", help="which split of it")
     parser.add_argument("--out", default=None, help="folder for metrics.json and the detections in results.json")
     parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
@@ -43,6 +44,7 @@ def run(args: Namespace) -> int:
     from tightbox.data.layout import read_data
 
     data = read_data(args.data, args.split)
+    data = data.only_classes(args.classes) if args.classes else data
 
     from tightbox.checkpoint import load
     from tightbox.evaluation.coco import evaluate

@@ -32,6 +32,7 @@ SMALL = {
     "iou_net.proposals": 300,
     "iou_net.rois": 128,
     "iou_net.jittered_boxes": 128,
+    "unitbox.pooled": False,
 }
 
 
@@ -39,6 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The folders, then every field of every options class."""
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_argument("--data", required=True, help="folder of the data set")
+    parser.add_argument("--classes", nargs="+", help="learn only these; objects of other classes are background")
     parser.add_argument("--out", required=True, help="folder for checkpoints, metrics and the resolved configuration")
     parser.add_argument(
         "--init", help="checkpoint folder to start from: its model, its options where none are given, and its weights"
@@ -102,7 +104,13 @@ def run(args: Namespace) -> int:
     from tightbox.data.layout import read_data, splits
 
     train = read_data(args.data, "train")
-    val = read_data(args.data, "val").with_classes(train.class_names) if "val" in splits(args.data) else None
+    train = train.only_classes(args.classes) if args.classes else train
+    val = None
+    if "val" in splits(args.data):
+        val = read_data(args.data, "val")
+        if args.classes:
+            val = val.only_classes([name for name in args.classes if name in val.class_names])
+        val = val.with_classes(train.class_names)
 
     from accelerate.utils import set_seed
 

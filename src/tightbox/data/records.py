@@ -85,6 +85,26 @@ class DetectionData:
         records = tuple(replace(record, labels=table[record.labels]) for record in self.records)
         return replace(self, class_names=tuple(names), category_ids=ids, records=records)
 
+    def only_classes(self, names: Sequence[str]) -> DetectionData:
+        """The same pictures with the objects of these classes only, labelled in this order.
+
+        Raises:
+            UserError: if a name is none of the classes here.
+        """
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown:
+            raise UserError(
+                f"the {self.split} split of {self.root} has no class {', '.join(unknown)}; "
+                f"choose from {', '.join(self.class_names)}"
+            )
+        wanted = [self.class_names.index(name) for name in names]
+        records = []
+        for record in self.records:
+            keep = np.isin(record.labels, wanted)
+            columns = {name: getattr(record, name)[keep] for name in ("boxes", "labels", "crowd", "areas")}
+            records.append(replace(record, **columns))
+        return replace(self, records=tuple(records)).with_classes(names)
+
     def to_coco(self) -> dict[str, Any]:
         """The content of a COCO JSON file with these pictures, objects and classes; annotation ids count from 1."""
         images: list[dict[str, Any]] = []

@@ -10,12 +10,14 @@ from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector
 from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
+from tightbox.models.iou_net import IoUNet
+from tightbox.models.unitbox import UnitBox
 from tightbox.models.vfnet import VFNet
 from tightbox.options import BackboneOptions, Preprocess
 
-__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "VFNet", "create_model"]
+__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "IoUNet", "UnitBox", "VFNet", "create_model"]
 
-DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet)}
+DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet, IoUNet, UnitBox)}
 
 
 def create_model(
@@ -23,7 +25,7 @@ def create_model(
     *,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    backbone: str | BackboneOptions | Backbone = "resnet50",
+    backbone: str | BackboneOptions | Backbone | None = None,
     pretrained_backbone: bool = True,
     preprocess: Preprocess | None = None,
     **options: Any,
@@ -31,11 +33,11 @@ def create_model(
     """A new detector.
 
     Args:
-        name: "vfnet" or "iou_aware_retinanet".
+        name: "vfnet", "iou_aware_retinanet", "iou_net" or "unitbox".
         num_classes: how many classes; without `class_names` they are called "0", "1", ...
         class_names: the classes, in the order of their labels.
-        backbone: a timm name, its full options, or a backbone that is already built.
-        pretrained_backbone: start from timm's published weights (only where `backbone` is a name).
+        backbone: a timm name, its full options, or a backbone that is already built; the published one if not given.
+        pretrained_backbone: start from timm's published weights (only where `backbone` is a name or not given).
         preprocess: how pictures are resized.
         options: fields of the model's own options, such as `channels=64`.
 
@@ -56,8 +58,8 @@ def create_model(
     known = {field.name for field in fields(kind.Options)}
     if unknown := sorted(set(options) - known):
         raise UserError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    if isinstance(backbone, str):
-        backbone = BackboneOptions(name=backbone, pretrained=pretrained_backbone)
+    if backbone is None or isinstance(backbone, str):
+        backbone = BackboneOptions(name=backbone or kind.default_backbone, pretrained=pretrained_backbone)
     chosen = kind.Options(**options)
     if isinstance(backbone, BackboneOptions):
         backbone = Backbone(backbone, kind.strides(chosen))

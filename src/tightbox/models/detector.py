@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
+from tightbox.calibration import Calibration
 from tightbox.errors import UserError
 from tightbox.images import open_image, to_rgb
 from tightbox.models.backbone import Backbone
@@ -35,11 +36,15 @@ class Detector(nn.Module, ABC):
         preprocess: how pictures are resized.
 
     Attributes:
+        class_layers: how the names of the weights begin that depend on the classes.
         metrics: figures of the run that made it, carried in its card.
+        calibration: what `tightbox calibrate` learned, carried in its card too; None if it was not run.
     """
 
     name: ClassVar[str]
+    default_backbone: ClassVar[str] = "resnet50"
     Options: ClassVar[type[Any]]
+    class_layers: ClassVar[tuple[str, ...]] = ("head.classes.",)
     backbone: Backbone
     options: Any
 
@@ -59,6 +64,7 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
+        self.calibration: Calibration | None = None
 
     @abstractmethod
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -101,13 +107,21 @@ class Detector(nn.Module, ABC):
         )
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
-        """Detections of one image by the system's own ranking and suppression, or by other rules."""
+        """Detections of one image by the system's own ranking and suppression, or by other rules; IoUs are raw."""
         scores = (rank or self.rank)(candidates)
         return (suppress or self.suppress)(*best_of_levels(candidates, scores, self.options.top_k))
 
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
-        """Detections of each image, best first, in pixels of the given images (which are not resized)."""
+        """Detections of each image, best first, in pixels of the given images (which are not resized).
+
+        Their predicted IoUs are calibrated, if the detector is. That comes last and changes no ranking.
+        """
+        found = self._detect(images)
+        return found if self.calibration is None else [self.calibration(detections) for detections in found]
+
+    def _detect(self, images: Images) -> list[Detections]:
+        """The same as the paper has it, with raw estimates."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
     @torch.no_grad()

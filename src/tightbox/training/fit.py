@@ -170,6 +170,8 @@ def fit(
                 ).to_dict()
                 result.metrics = {"epoch": position.epoch, "train_seconds": row["train_seconds"], **figures}
                 row |= {name: value for name, value in figures.items() if name != "per_class"}
+                if options.keep_all:
+                    _save(accelerator, result, out / f"epoch-{position.epoch}")
                 ap = figures["ap"] or 0.0
                 bar.print(
                     f"epoch {position.epoch}: AP {ap:.3f}  AP50 {row['ap50'] or 0:.3f}  AP75 {row['ap75'] or 0:.3f}"

@@ -1,0 +1,246 @@
+"""UnitBox: every pixel of an object knows how far the sides of its box are, and learns it by the IoU of the whole box.
+
+A confidence map tells which pixels lie on an object, a box map tells their distances to its sides. Both are as large as
+the picture. An object is a connected region of confident pixels; its box is read at one pixel in the middle of it.
+
+Yu et al., "UnitBox: An Advanced Object Detection Network", https://arxiv.org/abs/1608.01471.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions
+from tightbox.boxes import clip_boxes, decode_distances
+from tightbox.distributed import mean_over_processes
+from tightbox.losses import l2_distance_loss, unitbox_iou_loss
+from tightbox.models.backbone import Backbone
+from tightbox.models.detector import Detector, Images
+from tightbox.ops.floored_relu import floored_relu
+from tightbox.ops.regions import regions
+from tightbox.options import Preprocess, UnitBoxOptions
+from tightbox.rank import by_class_score
+from tightbox.structures import Candidates, Detections, Targets
+from tightbox.suppress import greedy_nms
+
+DIVISOR = 32  # the input is padded to a multiple of it, so that every stage divides it evenly
+INITIAL_DISTANCE = 32.0  # pixels; every box starts twice as wide, and no pixel starts dead
+INITIAL_CONFIDENCE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class PixelOutput:
+    """What the network says of every pixel of its input.
+
+    Attributes:
+        logits: (B, C, H, W) confidence of each class before the sigmoid.
+        distances: (B, 4, H, W) pixels from the pixel's centre to the left, top, right and bottom of its box, at least
+            0.5. The paper orders them t, b, l, r.
+    """
+
+    logits: Tensor
+    distances: Tensor
+
+
+class UnitBox(Detector):
+    """The detector: the confidence branch on stage 4 of the backbone, the box branch on stage 5.
+
+    There is one confidence map a class, but one box map for all, as a pixel shows one object, whatever it is.
+
+    `detect` reads one box from each confident region, as published. `candidates` are the dense reading, in which every
+    pixel's box is one: other rules of ranking and suppression, and the oracle study, apply to these.
+    """
+
+    name: ClassVar[str] = "unitbox"
+    default_backbone: ClassVar[str] = "vgg16"
+    Options = UnitBoxOptions
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        options: UnitBoxOptions | None = None,
+        preprocess: Preprocess | None = None,
+    ) -> None:
+        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
+        # timm's VGG gives its stages before their pooling; other networks shrink at the start of a stage instead.
+        self.pools = self.options.pooled and backbone.options.name.startswith("vgg")
+        self.confidence_stride, self.box_stride = (16, 32) if self.options.pooled else (8, 16)
+        widths = dict(zip(backbone.strides, backbone.channels, strict=True))
+        stage4 = 8 if self.pools else self.confidence_stride
+        self.head = UnitBoxHead(widths[stage4], widths[self.box_stride], len(self.class_names), self.options)
+        self.box_backbone: Backbone | None = None
+        if not self.options.shared:
+            self.box_backbone = backbone
+            # The confidence branch's own network ends where that branch begins: what comes after would learn nothing.
+            self.backbone = Backbone(replace(backbone.options, pretrained=False), (stage4,))
+            self.backbone.load_state_dict(backbone.state_dict(), strict=False)
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def strides(cls, options: UnitBoxOptions) -> tuple[int, ...]:
+        """Those of the two stages, and 8 because a VGG's stage 4 is pooled here."""
+        return (8, 16, 32) if options.pooled else (8, 16)
+
+    def forward(self, pixels: Tensor) -> PixelOutput:
+        """Both maps for normalised pixels (B, 3, H, W), in their size."""
+        height, width = pixels.shape[-2:]
+        pixels = F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
+        features = dict(zip(self.backbone.strides, self.backbone(pixels), strict=True))
+        if self.box_backbone is not None:
+            own = dict(zip(self.box_backbone.strides, self.box_backbone(pixels), strict=True))
+            box_features = own[self.box_stride]
+        else:
+            box_features = features[self.box_stride]
+        stage4 = F.max_pool2d(features[8], 2) if self.pools else features[self.confidence_stride]
+        logits, raw = self.head(stage4, box_features)
+        logits = _enlarged(logits, self.confidence_stride)[..., :height, :width]
+        raw = _enlarged(raw, self.box_stride)[..., :height, :width]
+        return PixelOutput(logits, floored_relu(raw * self.options.distance_unit))
+
+    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Cross-entropy of the confidence maps, and −ln IoU (eq. 1 to 7) or ℓ2 of the boxes at the positive pixels.
+
+        Either is the mean over its pixels, those of the whole batch together, or the sum over them in a picture. The
+        paper says neither, nor how it weighs the two. Pixels in regions to be ignored have no part.
+        """
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        confidence, box, known, positive = [], [], [], []
+        for i, ((height, width), target) in enumerate(zip(sizes, targets, strict=True)):
+            maps = pixel_regions((height, width), target, len(self.class_names), self.options.region)
+            entropy = F.binary_cross_entropy_with_logits(
+                output.logits[i, :, :height, :width], maps.confidence, reduction="none"
+            )
+            learns = maps.matched >= 0
+            predicted = output.distances[i, :, :height, :width][:, learns].T
+            confidence.append(entropy[:, maps.matched != IGNORED].sum())
+            box.append(self._box_loss(predicted, maps.distances[:, learns].T))
+            known.append((maps.matched != IGNORED).sum())
+            positive.append(learns.sum())
+        pictures = output.logits.new_tensor(len(sizes))
+        by_mean = self.options.reduction == "mean"
+        over = (torch.stack(known).sum(), torch.stack(positive).sum()) if by_mean else (pictures, pictures)
+        known_pixels, positives = (mean_over_processes(count.float()).clamp(min=1) for count in over)
+        return {
+            "confidence": self.options.confidence_weight * torch.stack(confidence).sum() / known_pixels,
+            "box": self.options.box_weight * torch.stack(box).sum() / positives,
+        }
+
+    def _detect(self, images: Images) -> list[Detections]:
+        """One box of each region, as published: connected confident pixels, the ellipse around them, its centre pixel.
+
+        The score is the confidence there, or the region's mean. Greedy NMS follows if the options say so.
+        """
+        return [self._detections(candidates) for candidates in self.region_candidates(images)]
+
+    def region_candidates(self, images: Images) -> list[Candidates]:
+        """One candidate for each region, scored in its class only."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        return [self._read_regions(output, i, size) for i, size in enumerate(sizes)]
+
+    def assigned_candidates(
+        self, images: Images, targets: Sequence[Targets] | None = None
+    ) -> list[tuple[Candidates, Tensor]]:
+        """The dense reading: the boxes of the `top_k` most confident pixels, of every `dense_stride`-th each way.
+
+        Neighbours say nearly the same, as both maps were enlarged many times over; a grid keeps the pixels of one large
+        object from crowding out all others. An object that no pixel of the grid learns has no candidate to learn it.
+        """
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        found = []
+        for i, size in enumerate(sizes):
+            matched = torch.full(size, BACKGROUND, device=pixels.device)
+            if targets is not None:
+                matched = pixel_regions(size, targets[i], len(self.class_names), self.options.region).matched
+            found.append(self._read_pixels(output, i, matched))
+        return found
+
+    def rank(self, candidates: Candidates) -> Tensor:
+        """The confidence."""
+        return by_class_score(candidates)
+
+    def _box_loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""
+        if self.options.loss == "iou":
+            return unitbox_iou_loss(predicted, truth, reduction="sum")
+        unit = self.options.distance_unit
+        return l2_distance_loss(predicted / unit, truth / unit, reduction="sum")
+
+    def _read_regions(self, output: PixelOutput, i: int, size: tuple[int, int]) -> Candidates:
+        height, width = size
+        confidence = output.logits[i, :, :height, :width].sigmoid()
+        places, scores = [], []
+        for label, of_class in enumerate(confidence):
+            found = regions(of_class, self.options.threshold)
+            large = found.areas >= self.options.min_region
+            score = found.centre_confidence if self.options.score == "centre" else found.mean_confidence
+            places.append(found.centres[large])
+            scores.append(score.new_zeros(int(large.sum()), len(confidence)))
+            scores[-1][:, label] = score[large]
+        x, y = torch.cat(places).unbind(1)
+        points = torch.stack([x, y], dim=1) + 0.5
+        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), size)
+        return Candidates(boxes, torch.cat(scores), points=points)
+
+    def _detections(self, candidates: Candidates) -> Detections:
+        return greedy_nms(
+            candidates,
+            candidates.class_scores,
+            iou_threshold=self.options.nms_iou if self.options.nms else 1.0,  # no IoU is above 1
+            score_threshold=self.options.score_threshold,
+            max_detections=self.options.max_detections,
+        )
+
+    def _read_pixels(self, output: PixelOutput, i: int, matched: Tensor) -> tuple[Candidates, Tensor]:
+        """The candidates of the grid in a picture whose pixels learn the objects `matched` (h, w)."""
+        (height, width), step = matched.shape, self.options.dense_stride
+        # The middle of every step × step block; of a picture that is smaller, its own middle.
+        y = torch.arange(min(step, height) // 2, height, step, device=matched.device)
+        x = torch.arange(min(step, width) // 2, width, step, device=matched.device)
+        y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))
+        scores, learns = output.logits[i, :, y, x].T.sigmoid(), matched[y, x]
+        keep = learns >= 0
+        keep[scores.amax(dim=1).topk(min(self.options.top_k, len(scores))).indices] = True
+        x, y = x[keep], y[keep]
+        points = torch.stack([x, y], dim=1) + 0.5
+        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
+        return Candidates(boxes, scores[keep], points=points), learns[keep].clamp(min=BACKGROUND)
+
+
+class UnitBoxHead(nn.Module):
+    """One 3x3 convolution a branch, and nothing else that learns."""
+
+    def __init__(self, stage4: int, stage5: int, num_classes: int, options: UnitBoxOptions) -> None:
+        super().__init__()
+        self.classes = nn.Conv2d(stage4, num_classes, 3, padding=1)
+        self.distances = nn.Conv2d(stage5, 4, 3, padding=1)
+        for layer, start in (
+            (self.classes, -math.log(1 / INITIAL_CONFIDENCE - 1)),
+            (self.distances, INITIAL_DISTANCE / options.distance_unit),
+        ):
+            # A VGG has no norms: its features go into the tens, and there are thousands in a sum.
+            nn.init.normal_(layer.weight, std=0.001)
+            nn.init.constant_(layer.bias, start)  # type: ignore[arg-type]
+
+    def forward(self, stage4: Tensor, stage5: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidence logits, and distances in units, before their ReLU, at the strides of the features."""
+        return self.classes(stage4).float(), self.distances(stage5).float()
+
+
+def _enlarged(maps: Tensor, stride: int) -> Tensor:
+    """Linear up-sampling; the same as a transposed convolution with bilinear weights, but for the border.
+
+    There the transposed convolution fades to 0, and this repeats the last value.
+    """
+    return F.interpolate(maps, scale_factor=stride, mode="bilinear", align_corners=False)
