@@ -21,15 +21,17 @@ class Annotator:
     Args:
         model: the detector.
         threshold: boxes with a lower score are left out.
+        min_iou: boxes with a lower predicted IoU are left out.
 
     Attributes:
         rows: of the result file so far; every picture and every frame has an `image_id` of its own, counted from 1, and
             `category_id` counts from 1 as well.
     """
 
-    def __init__(self, model: Detector, threshold: float) -> None:
+    def __init__(self, model: Detector, threshold: float, min_iou: float | None = None) -> None:
         self.model = model
         self.threshold = threshold
+        self.min_iou = min_iou
         self.rows: list[dict[str, Any]] = []
         self._images = 0
 
@@ -86,6 +88,8 @@ class Annotator:
     def _annotate(self, image: Image.Image, **where: Any) -> Image.Image:
         found = self.model.predict(image)
         found = found[found.scores >= self.threshold]
+        if self.min_iou is not None:
+            found = found.tighter_than(self.min_iou)
         names = self.model.class_names
         self._images += 1
         for row in found.to_coco(self._images, range(1, len(names) + 1)):

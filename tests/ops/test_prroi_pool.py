@@ -111,7 +111,11 @@ def test_gradient_of_an_edge_is_the_papers() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-coordinates = st.one_of(st.floats(-4, 12), st.integers(-3, 10).map(float), st.sampled_from([-50.0, 1e3, 1e30, -1e30]))
+coordinates = st.one_of(
+    st.integers(-4000, 12000).map(lambda thousandths: thousandths / 1000),
+    st.integers(-3, 10).map(float),
+    st.sampled_from([-50.0, 1e3, 1e30, -1e30]),
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,9 +131,6 @@ def test_equals_quadrature(height: int, width: int, bins: tuple[int, int], boxes
     rows = torch.tensor([[image, *box] for image, box in zip(images, boxes, strict=True)], dtype=torch.double)
     pooled, *gradients = value_and_gradients(lambda f, b: prroi_pool(f, b, bins), features, rows)
     for actual, image, box in zip(pooled, images, boxes, strict=True):
-        x1, y1, x2, y2 = box
-        if 0 < min(x2 - x1, y2 - y1) < 1e-4:
-            continue  # where rounding of the coordinates, not of the integral, decides
         torch.testing.assert_close(actual, slow_prroi_pool(features[image], box, *bins), rtol=0, atol=1e-9)
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -367,8 +368,8 @@ BOX = [0.0, 1, 1, 3, 3]
         (torch.tensor([BOX, [-1.0, 1, 1, 3, 3]]), "box 1 is of image -1, which"),
         (torch.tensor([[0.5, 1, 1, 3, 3]]), "box 0 is of image 0.5, which"),
         (torch.tensor([[math.nan, 1, 1, 3, 3]]), "box 0 is of image nan, which"),
-        (torch.tensor([BOX, [0.0, 1, math.nan, 3, 3]]), r"box 1 is \[1.0, nan, 3.0, 3.0\] in pixels of the map"),
-        (torch.tensor([[0.0, -math.inf, 1, math.inf, 3]]), "must be finite"),
+        (torch.tensor([BOX, [0.0, 1, math.nan, 3, 3]]), "box 1 is not finite"),
+        (torch.tensor([[0.0, -math.inf, 1, math.inf, 3]]), "box 0 is not finite"),
         (torch.tensor([[0.0, 1, 1, 3]]), r"boxes are torch.float32 of shape \(1, 4\)"),
         (torch.tensor(BOX), r"of shape \(5,\)"),
         (torch.tensor([BOX]).long(), "boxes are torch.int64"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.models import Detector
     from tightbox.rank import Rank
-    from tightbox.structures import Detections
+    from tightbox.structures import Candidates, Detections
 
 USAGE = "CHECKPOINT --data DIR [--split val] [--out DIR] [--rank RULE] [--suppress RULE]"
 
@@ -120,7 +120,12 @@ def _detect_by_rules(
     from tightbox.evaluation.candidates import read_candidates, select_all
 
     suppress = rules.suppress_rule(args, model)
-    return select_all(read_candidates(folder), data, lambda image: model.select(image, rank, suppress))
+
+    def select(image: Candidates) -> Detections:
+        found = model.select(image, rank, suppress)
+        return found if model.calibration is None else model.calibration(found)
+
+    return select_all(read_candidates(folder), data, select)
 
 
 def _sweep(args: Namespace, model: Detector, data: DetectionData) -> int:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import ClosedUnitInterval
 
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3]"
+    from tightbox.models import Detector
+
+USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
+SCORE_THRESHOLD = 0.3
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 
 
@@ -25,14 +29,31 @@ def add_arguments(parser: ArgumentParser) -> None:
         "source", nargs="+", help="pictures, folders of pictures, patterns such as 'a/*.jpg', or videos"
     )
     parser.add_argument("--out", required=True, help="folder for the annotated pictures and results.json")
-    parser.add_argument("--score_threshold", type=float, default=0.3, help="leave out boxes with a lower score")
+    parser.add_argument(
+        "--score_threshold", type=float, default=None, help=f"leave out boxes with a lower score; {SCORE_THRESHOLD}"
+    )
+    parser.add_argument(
+        "--min_iou", type=ClosedUnitInterval, default=None, help="leave out boxes with a lower predicted IoU"
+    )
+    parser.add_argument(
+        "--precision", type=float, default=None, help="score threshold with this share of right boxes, as calibrated"
+    )
+    parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto takes a GPU if there is one")
 
 
 def run(args: Namespace) -> int:
     """Draw every picture; the status is 1 if some of them could not be read."""
-    if not 0 <= args.score_threshold <= 1:
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
+    if args.score_threshold is not None and args.precision is not None:
+        raise UserError(
+            "--precision chooses the score threshold, so leave out --score-threshold, or the other way round"
+        )
+    if args.at_iou is not None and args.precision is None:
+        raise UserError(
+            "--at-iou says which boxes --precision counts as right: give that too, such as --precision 0.95"
+        )
     sources, out = find_sources(args.source), Path(args.out)
     originals = {path.resolve() for path, _ in sources}
     if any((out / name).resolve() in originals for _, name in sources):
@@ -44,7 +65,15 @@ def run(args: Namespace) -> int:
     from tightbox.images import UnreadableImage
     from tightbox.progress import counting
 
-    annotator = Annotator(load(args.checkpoint).to(find_device(args.device)), args.score_threshold)
+    model = load(args.checkpoint)
+    threshold = score_threshold(args, model)
+    if args.min_iou is not None and model.calibration is None:
+        print(
+            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
+            "`tightbox calibrate` makes --min-iou mean what it says",
+            file=sys.stderr,
+        )
+    annotator = Annotator(model.to(find_device(args.device)), threshold, args.min_iou)
     unreadable = 0
     pictures = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
     with counting("pictures", shown=bool(pictures)) as progress:
@@ -68,6 +97,25 @@ def run(args: Namespace) -> int:
     if unreadable:
         print(f"{unreadable} files could not be read", file=sys.stderr)
     return int(unreadable > 0)
+
+
+def score_threshold(args: Namespace, model: Detector) -> float:
+    """The threshold asked for, in numbers or by the precision that it is to reach.
+
+    Raises:
+        UserError: if a precision is asked of a detector that was not calibrated, or cannot reach it.
+    """
+    if args.precision is None:
+        return SCORE_THRESHOLD if args.score_threshold is None else float(args.score_threshold)
+    if model.calibration is None:
+        raise UserError(
+            f"{args.checkpoint} was not calibrated, so no threshold is known for --precision; run "
+            f"`tightbox calibrate {args.checkpoint} --data DIR` first"
+        )
+    at_iou = 0.5 if args.at_iou is None else args.at_iou
+    threshold = model.calibration.score_threshold(args.precision, at_iou)
+    print(f"score threshold {threshold:.3f} for precision {args.precision:g} at IoU {at_iou:g}")
+    return threshold
 
 
 def find_device(name: str) -> torch.device:

@@ -159,13 +159,14 @@ def _average_precisions(labels: Ints, scores: Floats, hit: Bools, kept: Bools, p
     starts = np.searchsorted(labels, np.arange(len(positives) + 1))
     return np.array(
         [
-            _average_precision(hit[start:stop], n)
+            average_precision(hit[start:stop], n)
             for start, stop, n in zip(starts[:-1], starts[1:], positives.tolist(), strict=True)
         ]
     )
 
 
-def _average_precision(hit: Bools, positives: int) -> float:
+def average_precision(hit: Bools, positives: int) -> float:
+    """COCO's AP at 101 recalls, of detections by falling score; NaN where there is no true box."""
     if not positives:
         return float("nan")
     hits = np.cumsum(hit)

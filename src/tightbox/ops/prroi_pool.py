@@ -123,14 +123,13 @@ def _weights(edges: Tensor, size: int) -> Tensor:
     """(K, bins, size): weight of each pixel along one axis in the mean over each bin; zero for a bin of no length."""
     # A pixel's share of [a, b] is G(b) − G(a), with G the antiderivative of the hat function max(0, 1 − |t|).
     beyond = (edges[:, :, None] - torch.arange(size, device=edges.device)).clamp(-1, 1)
-    shares = (beyond * (1 - beyond.abs() / 2)).diff(dim=1)
-    return shares * _inverse_lengths(edges)
+    return _per_length((beyond * (1 - beyond.abs() / 2)).diff(dim=1), edges)
 
 
-def _inverse_lengths(edges: Tensor) -> Tensor:
-    """(K, bins, 1): one by the length of each bin; 0 for no length, less than none or one that is not a number."""
+def _per_length(values: Tensor, edges: Tensor) -> Tensor:
+    """`values` (K, bins, size) by the length of each bin; 0 where that is 0, less, or not a number."""
     lengths = edges.diff(dim=1)[:, :, None]
-    return torch.where(lengths > 0, 1 / lengths, 0)
+    return torch.where(lengths > 0, values / lengths, 0)
 
 
 def _edges_gradient(edges: Tensor, weights: Tensor, to_weights: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ def _edges_gradient(edges: Tensor, weights: Tensor, to_weights: Tensor) -> Tenso
     The paper's equation 4: a bin whose end moves on takes in the features there, and what it had counts less.
     """
     hats = (1 - (edges[:, :, None] - torch.arange(weights.shape[2], device=edges.device)).abs()).clamp(min=0)
-    to_weights = to_weights * _inverse_lengths(edges)
+    to_weights = _per_length(to_weights, edges)
     to_starts = ((weights - hats[:, :-1]) * to_weights).sum(2)
     to_ends = ((hats[:, 1:] - weights) * to_weights).sum(2)
     return pad(to_starts, (0, 1)) + pad(to_ends, (1, 0))
@@ -150,8 +149,7 @@ def _pool_whole_maps(features: Tensor, row_edges: Tensor, column_edges: Tensor, 
     batch, channels, height, width = features.shape
     own = images[:, None] == torch.arange(batch, device=images.device)
     rows, columns = (
-        _weights(edges, size).nan_to_num().to(features.dtype)
-        for edges, size in ((row_edges, height), (column_edges, width))
+        _weights(edges, size).to(features.dtype) for edges, size in ((row_edges, height), (column_edges, width))
     )
     rows = (rows[:, :, None] * own[:, None, :, None]).flatten(2)  # (K, row of bins, N·H)
     table = features.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
@@ -264,8 +262,7 @@ def _check_values(row_edges: Tensor, column_edges: Tensor, images: Tensor, batch
         return
     number = int((finite & known).logical_not().nonzero()[0])
     if not finite[number]:
-        box = [float(edges[number, end]) for end in (0, -1) for edges in (column_edges, row_edges)]
-        raise UserError(f"box {number} is {box} in pixels of the map; it must be finite")
+        raise UserError(f"box {number} is not finite; its coordinates must be numbers")
     raise UserError(f"box {number} is of image {float(images[number]):g}, which is not in the batch of {batch}")
 
 

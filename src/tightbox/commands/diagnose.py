@@ -1,0 +1,112 @@
+"""One page that says how tight the boxes are, how far their scores can be trusted, and where AP is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tightbox.errors import UserError
+from tightbox.files import write_json
+
+if TYPE_CHECKING:
+    from tightbox.diagnosis.numbers import Diagnosis
+    from tightbox.models import Detector
+
+USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images DIR]    [--out diagnosis]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """A detector and a data set, or any tool's result file and its truth."""
+    parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
+    parser.add_argument("--data", default=None, help="folder of the data set")
+    parser.add_argument("--split", default="val", help="which split of it")
+    parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
+    parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+    parser.add_argument("--images", default=None, help="folder of the pictures of --gt; if absent, the usual ones")
+    parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
+    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
+
+
+def run(args: Namespace) -> int:
+    """Write the page and its numbers, and print the sentences that head the page."""
+    given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
+    if given == [True, True, False, False]:
+        if args.images is not None:
+            raise UserError("--images belongs to --gt and --dt; a data set says itself where its pictures are")
+        diagnosis, images = _of_checkpoint(args)
+    elif given == [False, False, True, True]:
+        diagnosis, images = _of_results(args)
+    else:
+        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
+
+    from tightbox.diagnosis.page import write_page
+    from tightbox.diagnosis.sentences import sentences
+    from tightbox.progress import counting
+
+    out = Path(args.out)
+    with counting("cutting out pictures") as progress:
+        write_page(diagnosis, images, out / "diagnosis.html", progress)
+    write_json(out / "diagnosis.json", diagnosis.to_json())
+    print("\n".join(sentences(diagnosis).values()))
+    print(f"written: {out / 'diagnosis.html'} and diagnosis.json")
+    return 0
+
+
+def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
+    from tightbox.data.layout import read_data
+
+    data = read_data(args.data, args.split)
+
+    from tightbox.checkpoint import load
+    from tightbox.diagnosis.before_suppression import look_before_suppression
+    from tightbox.diagnosis.diagnose import diagnose_results
+    from tightbox.distributed import new_accelerator
+    from tightbox.evaluation.run import detect_data, to_results
+    from tightbox.progress import counting
+
+    model = load(args.checkpoint)
+    data = data.with_classes(model.class_names)
+    model.to(new_accelerator().device)
+    with counting("detecting") as progress:
+        found = detect_data(model, data, batch_size=args.batch_size, workers=args.workers, progress=progress)
+    with counting("looking before suppression") as progress:
+        before = look_before_suppression(model, data, batch_size=args.batch_size, progress=progress)
+    with counting("measuring") as progress:
+        diagnosis = diagnose_results(
+            data.to_coco(),
+            to_results(found, data),
+            title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
+            before=before,
+            notes=_calibrated(model, args.split),
+            progress=progress,
+        )
+    return diagnosis, {record.image_id: record.path for record in data.records}
+
+
+def _calibrated(model: Detector, split: str) -> list[str]:
+    """What has to be known of the predicted IoUs."""
+    if model.calibration is None:
+        return []
+    learned = model.calibration.about.get("split")
+    flattered = "; on that very split they look better than they are" if learned == split else ""
+    return [f"Predicted IoUs are calibrated, by {learned}{flattered}."]
+
+
+def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
+    from tightbox.diagnosis.diagnose import diagnose_results
+    from tightbox.diagnosis.pictures import find_pictures
+    from tightbox.evaluation.results import read_json
+    from tightbox.progress import counting
+
+    truth, results = Path(args.gt), Path(args.dt)
+    ground_truth = read_json(truth)
+    rows = read_json(results)
+    with counting("measuring") as progress:
+        diagnosis = diagnose_results(
+            ground_truth, rows, title=f"{results.name} against {truth.name}", progress=progress
+        )
+    return diagnosis, find_pictures(ground_truth, truth, None if args.images is None else Path(args.images))

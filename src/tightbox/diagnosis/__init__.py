@@ -1,0 +1,1 @@
+"""What a detector's boxes are worth: figures, pictures, and one page that holds them all."""

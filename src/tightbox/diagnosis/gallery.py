@@ -1,0 +1,196 @@
+"""Which boxes to look at: where a tighter one was there, what was missed, and what was reported on nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tightbox.diagnosis.aps import sizes_of
+from tightbox.diagnosis.numbers import SIZES, Card, Shown
+from tightbox.evaluation.matching import Bools, Floats, Found, Ints, Matches
+from tightbox.evaluation.tide import KINDS, error_kinds
+
+if TYPE_CHECKING:
+    from tightbox.diagnosis.before_suppression import BeforeSuppression
+
+BETTER, MISSES, FALSE = 120, 48, 48  # how many cards of each kind at most
+EACH = 4  # the worst of each class and size come first, so that every filter finds some
+
+WHY_WRONG = {
+    "classification": "on an object of another class",
+    "localisation": "on its object, but too loose",
+    "both": "loosely on an object of another class",
+    "duplicate": "a second box on an object that was found",
+    "background": "on no object",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What there was for each of G true boxes; positions are in the matches, -1 for none.
+
+    Attributes:
+        kept: (G,) the detection that found it at IoU 0.5, and `kept_iou`, 0 for none.
+        nearest: (G,) the tightest detection of its class, and `nearest_iou`.
+        better_iou: (G,) IoU of the tightest box there was, detected or not.
+        from_candidates: (G,) whether that box is a candidate which is not among the detections.
+    """
+
+    kept: Ints
+    kept_iou: Floats
+    nearest: Ints
+    nearest_iou: Floats
+    better_iou: Floats
+    from_candidates: Bools
+
+
+def pick_cards(
+    ground_truth: Any,
+    matches: Matches,
+    found: Found,
+    names: Sequence[str],
+    truth_sizes: Ints,
+    seen: Seen,
+    better: Bools,
+    missed: Bools,
+    before: BeforeSuppression | None,
+) -> tuple[Card, ...]:
+    """The worst of each kind, those of the rarer classes and sizes among them.
+
+    Args:
+        ground_truth: the content of a COCO file.
+        matches: the N detections, matched at 0.5 too.
+        found: the same in the order of the file.
+        names: of the classes.
+        truth_sizes: (G,) position of each true box in `SIZES`.
+        seen: what there was for each.
+        better: (G,) which of them had a better box than the kept one.
+        missed: (G,) which have no box of their class on them.
+        before: what is known of the candidates.
+    """
+    truth = matches.truth
+    pictures = {row["id"]: row for row in ground_truth["images"]}
+    kinds = error_kinds(matches)
+
+    def picture(position: int) -> dict[str, Any]:
+        number = truth.image_ids[position]
+        width, height = (None if np.isnan(side) else float(side) for side in truth.sizes[position])
+        return {
+            "image_id": number,
+            "file": str(pictures[number].get("file_name", number)),
+            "width": width,
+            "height": height,
+        }
+
+    def object_(g: int) -> Shown:
+        return Shown(_box(truth.boxes[g]), name=names[truth.labels[g]])
+
+    def detection(i: int, iou: float) -> Shown:
+        row = matches.rows[i]
+        return Shown(
+            _box(found.boxes[row]),
+            float(matches.scores[i]),
+            _number(matches.ious[i]),
+            float(iou),
+            names[matches.labels[i]],
+        )
+
+    def candidate(g: int) -> Shown:
+        assert before is not None
+        return Shown(
+            _box(before.boxes[g]),
+            float(before.scores[g]),
+            _number(before.estimates[g]),
+            float(before.ious[g]),
+            names[truth.labels[g]],
+        )
+
+    cards = []
+    at = np.flatnonzero(better)
+    loss = seen.better_iou - seen.kept_iou
+    for g in at[_worst(loss[at], truth.labels[at], truth_sizes[at], BETTER)].tolist():
+        suppressed = bool(seen.from_candidates[g])
+        cards.append(
+            Card(
+                kind="better",
+                **picture(int(truth.images[g])),
+                category=names[truth.labels[g]],
+                size=SIZES[truth_sizes[g]],
+                loss=float(loss[g]),
+                truth=object_(g),
+                kept=detection(int(seen.kept[g]), float(seen.kept_iou[g])),
+                better=candidate(g) if suppressed else detection(int(seen.nearest[g]), float(seen.nearest_iou[g])),
+                why="the better box was suppressed" if suppressed else "the better box was out-ranked",
+            )
+        )
+    at = np.flatnonzero(missed)
+    area = truth.boxes[:, 2:].prod(axis=1)
+    for g in at[_worst(area[at], truth.labels[at], truth_sizes[at], MISSES)].tolist():
+        near, suppressed = int(seen.nearest[g]), bool(seen.from_candidates[g] and seen.better_iou[g] >= 0.5)
+        cards.append(
+            Card(
+                kind="miss",
+                **picture(int(truth.images[g])),
+                category=names[truth.labels[g]],
+                size=SIZES[truth_sizes[g]],
+                loss=float(area[g]),
+                truth=object_(g),
+                kept=detection(near, float(seen.nearest_iou[g])) if near >= 0 else None,
+                better=candidate(g) if suppressed else None,
+                why=_why_missed(g, near, suppressed, before),
+            )
+        )
+    at = np.flatnonzero(kinds >= 0)
+    sizes = sizes_of(found.boxes[matches.rows, 2:].prod(axis=1))
+    for i in at[_worst(matches.scores[at], matches.labels[at], sizes[at], FALSE)].tolist():
+        own, other = matches.best_iou[i], matches.other_iou[i]
+        object_at = int(matches.best_truth[i] if own >= other else matches.other_truth[i])
+        cards.append(
+            Card(
+                kind="false",
+                **picture(int(matches.images[i])),
+                category=names[matches.labels[i]],
+                size=SIZES[sizes[i]],
+                loss=float(matches.scores[i]),
+                truth=object_(object_at) if object_at >= 0 else None,
+                kept=detection(i, float(max(own, other))),
+                better=None,
+                why=WHY_WRONG[KINDS[kinds[i]]],
+            )
+        )
+    return tuple(cards)
+
+
+def _why_missed(g: int, near: int, suppressed: bool, before: BeforeSuppression | None) -> str:
+    if suppressed:
+        return "a good box was there, and was suppressed"
+    if before is not None and before.any_ious[g] >= 0.5:
+        return "a good box was there, but scored below the threshold"
+    if before is not None:
+        return "no candidate of any score overlaps it by 0.5"
+    return "the nearest box of its class is too loose" if near >= 0 else "no box of its class touches it"
+
+
+def _worst(loss: Floats, labels: Ints, sizes: Ints, most: int) -> Ints:
+    """At most `most` positions by falling loss: the worst `EACH` of every class and size, then the next ones."""
+    order = np.argsort(-loss, kind="stable")
+    group = (labels * len(SIZES) + sizes)[order]
+    together = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[together], prepend=-1))
+    rank = np.empty_like(order)
+    rank[together] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    chosen = order[np.lexsort((np.arange(len(order)), rank // EACH))[:most]]
+    worst: Ints = chosen[np.argsort(-loss[chosen], kind="stable")]
+    return worst
+
+
+def _box(box: Floats) -> tuple[float, float, float, float]:
+    x, y, width, height = (round(float(v), 2) for v in box)
+    return x, y, width, height
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,266 @@
+"""The figures of a diagnosis: what the page shows and the JSON file holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tightbox.evaluation.calibration import Correlation, Reliability
+from tightbox.evaluation.coco import AREAS, CocoMetrics
+from tightbox.evaluation.lrp import Lrp
+from tightbox.evaluation.tide import ClassErrors
+
+SIZES = AREAS[1:]
+CURVE = (50, 60, 70, 75, 80, 90)  # IoU thresholds, in per cent, of the AP curves
+
+
+@dataclass(frozen=True)
+class Aps:
+    """COCO AP, and what it is made of; None where no true box could tell.
+
+    Attributes:
+        ap: over the IoU thresholds 0.50 to 0.95.
+        by_iou: at single ones, by `CURVE` as text.
+        by_size: by `SIZES`.
+        by_class: by class name.
+    """
+
+    ap: float | None
+    by_iou: dict[str, float | None]
+    by_size: dict[str, float | None]
+    by_class: dict[str, float | None]
+
+    @classmethod
+    def of_coco(cls, metrics: CocoMetrics) -> Aps:
+        """The evaluator's own figures."""
+        return cls(
+            metrics.ap,
+            {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE},
+            {size: getattr(metrics, f"ap_{size}") for size in SIZES},
+            {name: row.ap for name, row in metrics.per_class.items()},
+        )
+
+    def minus(self, other: Aps) -> Aps:
+        """What this has more."""
+        return Aps(
+            _minus(self.ap, other.ap),
+            *(
+                {key: _minus(value, theirs.get(key)) for key, value in ours.items()}
+                for ours, theirs in (
+                    (self.by_iou, other.by_iou),
+                    (self.by_size, other.by_size),
+                    (self.by_class, other.by_class),
+                )
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Rung:
+    """AP with one output replaced by the truth: ranked by the class score alone, and by the detector's own rules.
+
+    For final boxes of any tool there is only the first, their score.
+    """
+
+    name: str
+    alone: Aps | None
+    with_estimate: Aps | None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The AP that each stage costs: what AP would gain if that stage alone made no mistake. They do not add up.
+
+    Attributes:
+        ranking: the score of every box on an object is its true IoU.
+        suppression: of the candidates on an object only the tightest is left, with the best score among them; None
+            where candidates are not known.
+        localisation: every box on an object is the object's.
+        misses: objects without any box of their class on them (IoU 0.5) are not asked for.
+    """
+
+    ranking: Aps | None
+    suppression: Aps | None
+    localisation: Aps | None
+    misses: Aps | None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a number can be trusted to tell the true IoU, over the final boxes.
+
+    Attributes:
+        table: what was claimed against what came true, in bins.
+        error: expected calibration error.
+        bias: the same with its sign; positive where claims are too high.
+        correlation: with the true IoU, over boxes above IoU 0.5.
+        points: some boxes as (claim, true IoU), evenly drawn from all.
+    """
+
+    table: Reliability
+    error: float | None
+    bias: float | None
+    correlation: Correlation
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One class, one size, or all.
+
+    Attributes:
+        objects: how many there are, crowds aside.
+        found: share that a detection found at IoU 0.5.
+        mean_iou: of these with their detections.
+        best_iou: mean over all objects of the IoU of the best box there was for them: before suppression where
+            candidates are known, in the file otherwise; 0 for none.
+    """
+
+    objects: int
+    found: float | None
+    mean_iou: float | None
+    best_iou: float | None
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """How many objects have a box of which IoU, in bins of 0.05 from 0 to 1; those without any are in the first.
+
+    Attributes:
+        kept: by the box that was reported for them (the nearest one, if none reaches IoU 0.5).
+        best: by the tightest box that was there.
+    """
+
+    kept: tuple[int, ...]
+    best: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The figures of one class: AP, optimal LRP, TIDE's errors, and calibration of the score (LaECE)."""
+
+    group: Group
+    lrp: Lrp
+    errors: ClassErrors
+    laece: float | None
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of the objects that no final box of their class is on (IoU 0.5): the last place they were seen.
+
+    Attributes:
+        suppressed: a box that was good enough to be reported was suppressed, or came too late among the candidates.
+        scored_low: a box was there, but scored below the threshold.
+        no_box: no candidate of any score was on them.
+    """
+
+    suppressed: int
+    scored_low: int
+    no_box: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A box in a picture: [x, y, width, height] in pixels; numbers that do not apply are None."""
+
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    predicted_iou: float | None = None
+    iou: float | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture of the gallery.
+
+    Attributes:
+        kind: "better", "miss" or "false".
+        image_id: the data set's own id.
+        file: the picture's name.
+        width: of the picture in pixels, None if unknown; likewise `height`.
+        category: the class's name.
+        size: of the object (of the false box, where there is none), by `SIZES`.
+        loss: what it is sorted by: the IoU that was lost, an object's area in pixels, or a false box's score.
+        truth: the object; for a false box the nearest one of any class, if one touches it.
+        kept: the box that was reported.
+        better: the tighter one that was there.
+        why: what happened, in words.
+    """
+
+    kind: str
+    image_id: int
+    file: str
+    width: float | None
+    height: float | None
+    category: str
+    size: str
+    loss: float
+    truth: Shown | None
+    kept: Shown | None
+    better: Shown | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything on the page.
+
+    Attributes:
+        title: what was diagnosed.
+        from_candidates: whether what was there before suppression is known.
+        images: how many pictures; likewise `objects` and `detections`.
+        notes: what has to be known to read the figures.
+        coco: COCO's figures.
+        aps: the same AP with its curve.
+        all: the objects of all classes and sizes together.
+        tightness: of the boxes of these.
+        lrp: optimal LRP, mean over the classes.
+        errors: TIDE's errors at IoU 0.5, all classes.
+        laece: localisation-aware calibration error of the score, by its threshold τ.
+        score: trust in the score.
+        predicted_iou: trust in the predicted IoU, None if there is none.
+        before_suppression: correlations with the true IoU of the candidates that would be reported.
+        ladder: AP with outputs replaced by the truth.
+        lost: AP lost to each stage.
+        fates: of missed objects, None where candidates are not known.
+        per_class: by class name.
+        per_size: by `SIZES`.
+        better_boxes: for how many objects a box tighter than the kept one was there, by at least 0.01.
+        iou_lost: the mean IoU these lost.
+        gallery: some cards of each kind.
+    """
+
+    title: str
+    from_candidates: bool
+    images: int
+    objects: int
+    detections: int
+    notes: tuple[str, ...]
+    coco: CocoMetrics
+    aps: Aps
+    all: Group
+    tightness: Tightness
+    lrp: Lrp
+    errors: ClassErrors
+    laece: dict[str, float | None]
+    score: Trust
+    predicted_iou: Trust | None
+    before_suppression: dict[str, Correlation]
+    ladder: tuple[Rung, ...]
+    lost: Lost
+    fates: Fates | None
+    per_class: dict[str, ClassRow]
+    per_size: dict[str, Group]
+    better_boxes: int
+    iou_lost: float | None
+    gallery: tuple[Card, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers."""
+        return asdict(self)
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

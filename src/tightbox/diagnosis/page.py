@@ -1,0 +1,292 @@
+"""A diagnosis as one HTML file that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import tightbox
+from tightbox.diagnosis.numbers import SIZES, Diagnosis
+from tightbox.diagnosis.pictures import cut_out
+from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
+from tightbox.diagnosis.sentences import STAGES, sentences
+from tightbox.files import atomic_path
+
+Column = tuple[str, str, int, str]  # heading, place in the JSON file (below that of the row, if any), factor, format
+
+GROUP_COLUMNS: tuple[Column, ...] = (
+    ("objects", "objects", 1, ",d"),
+    ("found", "found", 100, ".0f"),
+    ("mean IoU", "mean_iou", 1, ".3f"),
+    ("best IoU", "best_iou", 1, ".3f"),
+)
+LRP_COLUMNS: tuple[Column, ...] = (
+    ("oLRP", "lrp/error", 100, ".1f"),
+    ("location", "lrp/localisation", 100, ".1f"),
+    ("false", "lrp/false_positives", 100, ".1f"),
+    ("missed", "lrp/false_negatives", 100, ".1f"),
+    ("at score", "lrp/threshold", 1, ".2f"),
+)
+DEFINITIONS = {
+    "AP": "COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95, in per cent. Objects up to 32² "
+    "pixels are small, up to 96² medium.",
+    "Found, mean IoU, best IoU": "The share of objects that a detection matches at IoU 0.5; the mean IoU of these "
+    "matches; and the mean over all objects of the IoU of the tightest box of their class that was there: among the "
+    "candidates above the score threshold where they are known, else among the detections.",
+    "Lost to ranking": "What AP would gain if the score of every box on an object were its true IoU.",
+    "Lost to suppression": "What AP would gain if, of all candidates of its class that lie on an object (IoU 0.5 at "
+    "least, and no other object overlapped more), only the tightest were left, with the best score among them.",
+    "Lost to localisation": "What AP would gain if every box that lies on an object were the object's box.",
+    "Lost to misses": "What AP would gain if objects without any box of their class on them were not asked for. The "
+    "four are each measured alone, and do not add up to what is missing.",
+    "Optimal LRP": "Localisation Recall Precision error at the score threshold where it is least, the mean over the "
+    "classes (less is better): its parts are 1 − IoU of the matches, the share of false boxes, and of missed objects.",
+    "Kinds of mistakes": "TIDE's six, at IoU 0.5. Each gain is measured alone.",
+    "Calibration of the score": "LaECE: how far scores are from precision times mean IoU, in bins; matches from "
+    "IoU 0.1 on.",
+    "Calibration of the predicted IoU": "How far predicted IoUs are from the true ones, with the object of the class "
+    "that is overlapped most, in bins.",
+}
+
+
+def write_page(
+    diagnosis: Diagnosis,
+    pictures: Mapping[int, Path],
+    path: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        diagnosis: what it shows.
+        pictures: the files of the pictures by their ids; those that cannot be opened are shown as outlines.
+        path: of the HTML file.
+        progress: called with the number of pictures cut out and their total.
+
+    Raises:
+        UserError: if the extra `viz` is missing, or the disk refuses.
+    """
+    page = render(diagnosis, pictures, progress)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render(
+    diagnosis: Diagnosis, pictures: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
+) -> str:
+    """The HTML text of the page."""
+    figures = _Figures(diagnosis)
+    plots, said = draw_plots(diagnosis), sentences(diagnosis)
+    cuttings = cut_out(diagnosis.gallery, pictures, progress)
+    cards = [
+        asdict(card) | {"view": cutting.view, "source": cutting.source}
+        for card, cutting in zip(diagnosis.gallery, cuttings, strict=True)
+    ]
+    notes = list(diagnosis.notes)
+    if diagnosis.gallery and not any(cutting.source for cutting in cuttings):
+        notes.append(
+            "The pictures themselves were not found, so boxes are shown as outlines; --images says where they are."
+        )
+    facts = f"{diagnosis.images:,} pictures, {diagnosis.objects:,} objects, {diagnosis.detections:,} detections"
+    return Template(_file("page.html")).substitute(
+        title=escape(diagnosis.title),
+        style=_file("page.css"),
+        script=_file("page.js"),
+        version=tightbox.__version__,
+        facts=facts,
+        notes="\n".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        headline=_headline(diagnosis, figures),
+        sections="\n".join(_sections(diagnosis, figures, plots, said)),
+        better=escape(said["better"]),
+        definitions=_definitions(),
+        # In a script element nothing is special but "<", which may end it.
+        cards=json.dumps(cards, allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+class _Figures:
+    """Numbers of the page, each with its place in the JSON file, so that both can be compared."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        self._content = diagnosis.to_json()
+
+    def value(self, pointer: str) -> Any:
+        """What is there by RFC 6901, None if nothing is."""
+        found: Any = self._content
+        for part in pointer.split("/")[1:]:
+            found = None if found is None else found.get(part.replace("~1", "/").replace("~0", "~"))
+        return found
+
+    def __call__(self, pointer: str, factor: int = 100, form: str = ".1f") -> str:
+        """The number as HTML; a dash for None."""
+        value = self.value(pointer)
+        if value is None:
+            return "–"
+        text = format(factor * value, form).replace("-", "−")
+        return f'<data data-at="{escape(pointer)}" value="{value!r}">{text}</data>'
+
+
+def _headline(diagnosis: Diagnosis, figures: _Figures) -> str:
+    rows: list[Column] = [
+        ("AP", "/coco/ap", 100, ".1f"),
+        ("AP at IoU 0.50", "/coco/ap50", 100, ".1f"),
+        ("AP at IoU 0.75", "/coco/ap75", 100, ".1f"),
+        ("AP at IoU 0.90", "/coco/ap90", 100, ".1f"),
+        ("optimal LRP, less is better", "/lrp/error", 100, ".1f"),
+        ("mean IoU of found objects", "/all/mean_iou", 1, ".3f"),
+        ("error of the score (LaECE)", "/laece/0.1", 1, ".3f"),
+        ("rank correlation of score and IoU", "/score/correlation/spearman", 1, ".2f"),
+    ]
+    if diagnosis.predicted_iou is not None:
+        rows.append(("error of the predicted IoU", "/predicted_iou/error", 1, ".3f"))
+    return "\n".join(
+        f"<div><dt>{name}</dt><dd>{figures(at, factor, form)}</dd></div>" for name, at, factor, form in rows
+    )
+
+
+def _sections(diagnosis: Diagnosis, figures: _Figures, plots: Mapping[str, Plot], said: Mapping[str, str]) -> list[str]:
+    return [
+        _section(
+            "lost", "Where AP is lost", said["lost"], _plots(plots, "lost", "ladder") + _fates(diagnosis, figures)
+        ),
+        _section("tight", "How tight the boxes are", said["tight"], _plots(plots, "curve", "tightness")),
+        _section("kinds", "Kinds of mistakes", said["kinds"], _plots(plots, "kinds", "lrp") + _parts_of_lrp(figures)),
+        _section(
+            "trust",
+            "How far the numbers can be trusted",
+            said["trust"],
+            _plots(plots, "score-table", "score-points", "iou-table", "iou-points") + _correlations(diagnosis, figures),
+        ),
+        _section("groups", "By size and by class", said["groups"], _groups(diagnosis, figures)),
+    ]
+
+
+def _section(name: str, title: str, lead: str, content: str) -> str:
+    return (
+        f'<section id="{name}" class="part" aria-labelledby="{name}-heading">\n'
+        f'<div><h2 id="{name}-heading">{title}</h2>\n<p class="lead">{escape(lead)}</p></div>\n'
+        f'<div class="see">{content}</div>\n</section>'
+    )
+
+
+def _plots(plots: Mapping[str, Plot], *names: str) -> str:
+    drawn = [plots[name] for name in names if name in plots]
+    inner = "\n".join(f"<figure><figcaption>{escape(p.caption)}</figcaption>\n{p.svg}</figure>" for p in drawn)
+    return f'<div class="plots">\n{inner}\n</div>'
+
+
+def _fates(diagnosis: Diagnosis, figures: _Figures) -> str:
+    if diagnosis.fates is None:
+        return ""
+    return (
+        "<p>Of the objects that no box of their class is on, "
+        f"{figures('/fates/suppressed', 1, 'd')} had a good box that was suppressed, "
+        f"{figures('/fates/scored_low', 1, 'd')} had one that scored below the threshold, and "
+        f"{figures('/fates/no_box', 1, 'd')} had none.</p>"
+    )
+
+
+def _parts_of_lrp(figures: _Figures) -> str:
+    return (
+        f"<p>Optimal LRP is {figures('/lrp/error')}: at the score threshold that suits each class best, found boxes "
+        f"miss {figures('/lrp/localisation')} points of IoU, "
+        f"{figures('/lrp/false_positives')}% of the boxes are false, and "
+        f"{figures('/lrp/false_negatives')}% of the objects are missed.</p>"
+    )
+
+
+def _correlations(diagnosis: Diagnosis, figures: _Figures) -> str:
+    places = {"score, final boxes": "/score/correlation"}
+    if diagnosis.predicted_iou is not None:
+        places["predicted IoU, final boxes"] = "/predicted_iou/correlation"
+    places |= {f"{name}, before suppression": f"/before_suppression/{name}" for name in diagnosis.before_suppression}
+    columns: list[Column] = [
+        ("Pearson", "pearson", 1, ".3f"),
+        ("Spearman", "spearman", 1, ".3f"),
+        ("boxes", "pairs", 1, ",d"),
+    ]
+    return _table("Correlation with the true IoU, of boxes above IoU 0.5", columns, places, figures)
+
+
+def _groups(diagnosis: Diagnosis, figures: _Figures) -> str:
+    whole = ("/all", "/aps/ap", "ap")
+    sizes = {size: (f"/per_size/{size}", f"/aps/by_size/{size}", f"by_size/{size}") for size in SIZES}
+    classes, mistakes = {}, {}
+    for name in diagnosis.per_class:
+        key = _pointer(name)
+        classes[name] = f"/per_class/{key}/group", f"/aps/by_class/{key}", f"by_class/{key}"
+        mistakes[name] = f"/per_class/{key}"
+    columns = [*LRP_COLUMNS, ("LaECE", "laece", 1, ".3f")]
+    columns += [(name, f"errors/gain/{kind}", 100, ".1f") for kind, name in KIND_NAMES.items()]
+    above = [("", 1), ("optimal LRP and its parts", len(LRP_COLUMNS)), ("score", 1), ("AP50 lost to", len(KIND_NAMES))]
+    return "\n".join(
+        [
+            _ap_table("By size", {"all sizes": whole} | sizes, diagnosis, figures),
+            _ap_table("By class", {"all classes": whole} | classes, diagnosis, figures),
+            _table("Mistakes by class", columns, mistakes, figures, above),
+        ]
+    )
+
+
+def _ap_table(caption: str, rows: Mapping[str, tuple[str, str, str]], diagnosis: Diagnosis, figures: _Figures) -> str:
+    """Boxes and AP of each row, which says where its group and its AP are, and where its part of every loss is."""
+    stages = [name for name in STAGES if getattr(diagnosis.lost, name) is not None]
+    lines: list[str] = []
+    for name, (group, ap, part) in rows.items():
+        cells = [figures(f"{group}/{where}", factor, form) for _, where, factor, form in GROUP_COLUMNS]
+        cells += [figures(ap), *(figures(f"/lost/{stage}/{part}") for stage in stages)]
+        lines.append(_row(name, cells, total=not lines))
+    above = [("", 1), ("boxes", len(GROUP_COLUMNS)), ("", 1), ("AP lost to", len(stages))]
+    return _frame(caption, [*(head for head, *_ in GROUP_COLUMNS), "AP", *stages], lines, above)
+
+
+def _table(
+    caption: str,
+    columns: Sequence[Column],
+    rows: Mapping[str, str],
+    figures: _Figures,
+    above: Sequence[tuple[str, int]] = (),
+) -> str:
+    lines = [
+        _row(name, [figures(f"{place}/{where}", factor, form) for _, where, factor, form in columns])
+        for name, place in rows.items()
+    ]
+    return _frame(caption, [head for head, *_ in columns], lines, above)
+
+
+def _row(name: str, cells: Sequence[str], *, total: bool = False) -> str:
+    kind = ' class="total"' if total else ""
+    inner = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr{kind}><th scope="row" title="{escape(name)}">{escape(name)}</th>{inner}</tr>'
+
+
+def _frame(caption: str, heads: Sequence[str], lines: Sequence[str], above: Sequence[tuple[str, int]]) -> str:
+    """A table that scrolls sideways by itself where the page is too narrow."""
+    groups = "".join(f'<th class="group" colspan="{span}">{name}</th>' for name, span in above)
+    head = f"<tr>{groups}</tr>" if above else ""
+    head += '<tr><th scope="col"><span class="hidden">name</span></th>'
+    head += "".join(f'<th scope="col">{name}</th>' for name in heads) + "</tr>"
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
+        f"<thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _definitions() -> str:
+    rows = "\n".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in DEFINITIONS.items())
+    return f'<dl class="definitions">\n{rows}\n</dl>'
+
+
+def _pointer(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _file(name: str) -> str:
+    return files("tightbox.diagnosis").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,125 @@
+"""The pictures of the gallery: found on the disk, cut out around the boxes, and small enough to be embedded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tightbox.diagnosis.numbers import Card
+from tightbox.errors import UserError
+from tightbox.images import open_image
+
+SIZE = 480, 360  # pixels of a cutting at most
+MARGIN = 0.35  # around the boxes, in parts of their extent
+LEAST = 48.0  # pixels of the picture that a cutting shows at least, each way
+BUDGET = 12 << 20  # bytes of all cuttings together; what comes later has outlines only
+LOOKED_AT = 20  # pictures that are looked for in a folder before another one is tried
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """A part of a picture.
+
+    Attributes:
+        view: x, y, width and height of the part, in pixels of the picture.
+        source: the part as a data URI, None if the picture could not be had.
+    """
+
+    view: tuple[float, float, float, float]
+    source: str | None
+
+
+def find_pictures(ground_truth: Mapping[str, Any], file: Path, folder: Path | None) -> dict[int, Path]:
+    """Where the pictures of a COCO file should be, by their id; empty if the usual folders do not have them.
+
+    Args:
+        ground_truth: its content.
+        file: where it lies.
+        folder: where the user says they are.
+
+    Raises:
+        UserError: if the user's folder does not have them.
+    """
+    names = {row["id"]: row["file_name"] for row in ground_truth["images"] if isinstance(row.get("file_name"), str)}
+    first = list(names.values())[:LOOKED_AT]
+    split = file.stem.removeprefix("instances_")
+    usual = [file.parent / "images" / split, file.parent / "images", file.parent / split, file.parent]
+    usual += [file.parent.parent / part for part in (split, f"images/{split}", "images")]
+    for place in usual if folder is None else [folder]:
+        if any((place / name).is_file() for name in first):
+            return {number: place / name for number, name in names.items()}
+    if folder is not None:
+        example = f" such as {first[0]}" if first else ", which name no files"
+        raise UserError(f"--images {folder} has none of the pictures of {file}{example}; give the folder they are in")
+    return {}
+
+
+def cut_out(
+    cards: Iterable[Card], pictures: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
+) -> list[Cutting]:
+    """The part of its picture that each card needs, every picture opened once."""
+    cards = list(cards)
+    cuttings: dict[int, Cutting] = {}
+    spent = 0
+    by_picture = sorted(range(len(cards)), key=lambda i: (cards[i].image_id, i))
+    image, opened = None, None
+    for done, i in enumerate(by_picture, 1):
+        card = cards[i]
+        view, source = view_of(card), None
+        if card.image_id != opened:
+            image, opened = _open(card, pictures.get(card.image_id)), card.image_id
+        if image is not None and spent < BUDGET:
+            source = _encode(image, view)
+            spent += len(source)
+        cuttings[i] = Cutting(view, source)
+        if progress is not None:
+            progress(done, len(cards))
+    return [cuttings[i] for i in range(len(cards))]
+
+
+def view_of(card: Card) -> tuple[float, float, float, float]:
+    """What to show of a picture, four wide to three high: the boxes of a card and their surroundings."""
+    boxes = [shown.box for shown in (card.truth, card.kept, card.better) if shown is not None]
+    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
+    width, height = (max((1 + 2 * MARGIN) * side, LEAST) for side in (right - left, bottom - top))
+    width, height = max(width, height * SIZE[0] / SIZE[1]), max(height, width * SIZE[1] / SIZE[0])
+    spans = []
+    for low, high, side, limit in ((left, right, width, card.width), (top, bottom, height, card.height)):
+        side = side if limit is None else min(side, limit)
+        start = (low + high - side) / 2
+        spans.append((start if limit is None else min(max(start, 0.0), limit - side), side))
+    return round(spans[0][0], 2), round(spans[1][0], 2), round(spans[0][1], 2), round(spans[1][1], 2)
+
+
+def _open(card: Card, path: Path | None) -> Image.Image | None:
+    """The picture, None if it cannot be had: a page with outlines is better than none."""
+    if path is None:
+        return None
+    size = None if card.width is None or card.height is None else (int(card.width), int(card.height))
+    try:
+        return open_image(path, size)
+    except UserError:
+        return None
+
+
+def _encode(image: Image.Image, view: tuple[float, float, float, float]) -> str:
+    x, y, width, height = view
+    scale = min(1.0, SIZE[0] / width, SIZE[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    part = image.resize(size, Image.Resampling.BICUBIC, box=_inside(image, (x, y, x + width, y + height)))
+    file = io.BytesIO()
+    part.save(file, "JPEG", quality=75, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _inside(image: Image.Image, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    limits = (image.width, image.height) * 2
+    x1, y1, x2, y2 = (min(max(v, 0.0), float(limit)) for v, limit in zip(box, limits, strict=True))
+    return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else (0.0, 0.0, float(limits[0]), float(limits[1]))

@@ -1,0 +1,118 @@
+"""What the figures say, in one plain sentence for each part of the page."""
+
+from __future__ import annotations
+
+from tightbox.diagnosis.numbers import Diagnosis, Trust
+
+STAGES = {
+    "ranking": "scores that do not put the tightest box first",
+    "suppression": "suppression that keeps the wrong box",
+    "localisation": "boxes that are not quite tight",
+    "misses": "objects that have no box on them",
+}
+KINDS = {
+    "classification": "the wrong class",
+    "localisation": "loose boxes",
+    "both": "loose boxes of the wrong class",
+    "duplicate": "second boxes on one object",
+    "background": "boxes on no object",
+    "missed": "missed objects",
+}
+
+
+def sentences(diagnosis: Diagnosis) -> dict[str, str]:
+    """A sentence for each part: "lost", "tight", "kinds", "trust", "groups" and "better"."""
+    return {
+        "lost": _lost(diagnosis),
+        "tight": _tight(diagnosis),
+        "kinds": _kinds(diagnosis),
+        "trust": _trust(diagnosis),
+        "groups": _groups(diagnosis),
+        "better": _better(diagnosis),
+    }
+
+
+def points(value: float | None) -> str:
+    """A share of AP in points, such as 12.3; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _lost(diagnosis: Diagnosis) -> str:
+    ap = diagnosis.aps.ap
+    if ap is None:
+        return "There is no object in the truth, so there is no AP to lose."
+    stages = {name: getattr(diagnosis.lost, name) for name in STAGES}
+    gains = {name: aps.ap for name, aps in stages.items() if aps is not None and aps.ap is not None}
+    worst = max(gains, key=lambda name: gains[name], default=None)
+    if worst is None or gains[worst] < 0.0005:
+        return f"AP is {points(ap)}, and none of the stages costs any."
+    others = ", ".join(f"{name} {points(gain)}" for name, gain in gains.items() if name != worst)
+    return (
+        f"{points(gains[worst])} points of AP are lost because of {STAGES[worst]}: without that AP would be "
+        f"{points(ap + gains[worst])} instead of {points(ap)} (the other stages alone: {others})."
+    )
+
+
+def _tight(diagnosis: Diagnosis) -> str:
+    group = diagnosis.all
+    if group.found is None:
+        return "There is no object to be tight on."
+    if group.mean_iou is None:
+        return f"Not one of the {group.objects} objects is found at IoU 0.5."
+    text = (
+        f"{group.found:.0%} of the {group.objects} objects are found, with a mean IoU of {group.mean_iou:.3f}; "
+        f"AP falls from {points(diagnosis.coco.ap50)} at IoU 0.50 to {points(diagnosis.coco.ap90)} at 0.90."
+    )
+    return text + (f" Optimal LRP is {points(diagnosis.lrp.error)}." if diagnosis.lrp.error is not None else "")
+
+
+def _kinds(diagnosis: Diagnosis) -> str:
+    gain = diagnosis.errors.gain
+    gains = {name: value for name in KINDS if (value := getattr(gain, name)) is not None}
+    worst = max(gains, key=lambda name: gains[name], default=None)
+    if worst is None or gains[worst] < 0.0005:
+        return "No kind of mistake costs AP50 anything."
+    count = getattr(diagnosis.errors.count, worst)
+    return (
+        f"The costliest mistake is {KINDS[worst]} ({count:,} of them): "
+        f"mending it would give {points(gains[worst])} points of AP50."
+    )
+
+
+def _trust(diagnosis: Diagnosis) -> str:
+    parts = [_number("score", diagnosis.score)]
+    if diagnosis.predicted_iou is not None:
+        parts.append(_number("predicted IoU", diagnosis.predicted_iou))
+    else:
+        parts.append("There is no predicted IoU to judge.")
+    return " ".join(parts)
+
+
+def _number(name: str, trust: Trust) -> str:
+    if trust.error is None or trust.bias is None:
+        return f"There is no {name} to judge."
+    one_sided = abs(trust.bias) > trust.error / 2
+    way = ("too high" if trust.bias > 0 else "too low") if one_sided else "either way"
+    rank = trust.correlation.spearman
+    told = "" if rank is None else f", and orders boxes by their tightness with a rank correlation of {rank:.2f}"
+    return f"The {name} is off by {trust.error:.3f} on average, {'mostly ' if one_sided else ''}{way}{told}."
+
+
+def _groups(diagnosis: Diagnosis) -> str:
+    rows = {name: value for name, value in diagnosis.aps.by_class.items() if value is not None}
+    if len(rows) < 2:
+        return "There is one class with objects, so there is nothing to compare it with."
+    worst, best = min(rows, key=lambda name: rows[name]), max(rows, key=lambda name: rows[name])
+    sizes = {name: value for name, value in diagnosis.aps.by_size.items() if value is not None}
+    hardest = f"; {min(sizes, key=lambda name: sizes[name])} objects are hardest" if len(sizes) > 1 else ""
+    return f"{best} does best (AP {points(rows[best])}) and {worst} worst ({points(rows[worst])}){hardest}."
+
+
+def _better(diagnosis: Diagnosis) -> str:
+    where = "among the candidates" if diagnosis.from_candidates else "in the file"
+    if not diagnosis.better_boxes or diagnosis.iou_lost is None:
+        return f"No object had a clearly tighter box {where} than the one that was kept."
+    return (
+        f"For {diagnosis.better_boxes} of {diagnosis.objects} objects a tighter box was there {where} and was not "
+        f"kept; these lost {diagnosis.iou_lost:.2f} of IoU on average."
+    )

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.diagnosis.example import example, many
+from tightbox.calibration import IOUS
+from tightbox.diagnosis.aps import average_precisions, sizes_of
+from tightbox.diagnosis.diagnose import diagnose_results
+from tightbox.diagnosis.numbers import Aps, Diagnosis
+from tightbox.diagnosis.sentences import sentences
+from tightbox.errors import UserError
+from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.matching import match
+from tightbox.evaluation.oracle import results_study
+from tightbox.evaluation.results import to_columns
+
+
+def diagnosed(truth: Any, results: Any) -> Diagnosis:
+    return diagnose_results(truth, results, title="an example")
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> Diagnosis:
+    return diagnosed(*example())
+
+
+def test_what_there_is(diagnosis: Diagnosis) -> None:
+    assert (diagnosis.images, diagnosis.objects, diagnosis.detections) == (3, 4, 5)
+    # Objects 1 and 2 are found, by boxes of IoU 0.6 and 0.8; the best boxes have 0.95, 0.8, 0.4 and none.
+    assert diagnosis.all.found == 0.5
+    assert diagnosis.all.mean_iou == pytest.approx(0.7)
+    assert diagnosis.all.best_iou == pytest.approx((0.95 + 0.8 + 0.4 + 0) / 4)
+    assert diagnosis.per_size["small"].objects == 1
+    assert diagnosis.per_size["medium"].found == 0
+    assert diagnosis.per_size["large"].mean_iou == pytest.approx(0.7)
+    assert diagnosis.per_class["emu"].group.objects == 0
+    assert diagnosis.per_class["emu"].lrp.error is None
+
+
+def test_tightness_counts_every_object_once(diagnosis: Diagnosis) -> None:
+    # Kept 0.6, 0.8, the nearest 0.4, and none; best 0.95 instead of 0.6. These are edges of bins, so look around them.
+    kept, best = diagnosis.tightness.kept, diagnosis.tightness.best
+    assert [sum(kept[start:stop]) for start, stop in ((0, 1), (7, 9), (11, 13), (15, 17), (18, 20))] == [1, 1, 1, 1, 0]
+    assert [sum(best[start:stop]) for start, stop in ((0, 1), (7, 9), (11, 13), (15, 17), (18, 20))] == [1, 1, 0, 1, 1]
+    assert sum(diagnosis.tightness.kept) == sum(diagnosis.tightness.best) == diagnosis.objects
+
+
+def test_ap_lost(diagnosis: Diagnosis) -> None:
+    # Cats: 3 objects, detections at 0.9 (IoU 0.6), 0.7 (0.4), 0.6 (0.95). At the IoUs 0.50 to 0.60 the first is right
+    # and the others are wrong, so recall 1/3 at precision 1: 34 of 101 recalls. From 0.65 on the third is right only:
+    # 34 of 101 at precision 1/3. Dogs: 1 to IoU 0.80, then 0. AP is the mean of both classes over ten thresholds.
+    third = 34 / 101
+    cat, dog = (3 * third + 7 * third / 3) / 10, 0.7
+    assert diagnosis.aps.by_class["cat"] == pytest.approx(cat)
+    assert diagnosis.aps.ap == pytest.approx((cat + dog) / 2)
+    # Ranked by true IoU the cats' order is 0.95, 0.7 (its box is on no object, so it keeps its score), 0.6: the first
+    # is right at all thresholds.
+    assert diagnosis.lost.ranking is not None
+    assert diagnosis.lost.ranking.by_class["cat"] == pytest.approx(third - cat)
+    assert diagnosis.lost.ranking.by_class["dog"] == pytest.approx(0)
+    # With true boxes the first of the cats and the dog are right at all thresholds.
+    assert diagnosis.lost.localisation is not None
+    assert diagnosis.lost.localisation.ap == pytest.approx((third + 1) / 2 - (cat + dog) / 2)
+    # Two of the three cats have no box on them. Without these recall is 1 where it was 1/3.
+    assert diagnosis.lost.misses is not None
+    assert diagnosis.lost.misses.by_class["cat"] == pytest.approx((3 + 7 / 3) / 10 - cat)
+    assert diagnosis.lost.suppression is None
+    assert diagnosis.lost.misses.by_class["emu"] is None
+
+
+def test_tide_and_trust(diagnosis: Diagnosis) -> None:
+    count = diagnosis.errors.count
+    assert (count.localisation, count.duplicate, count.background) == (1, 1, 1)
+    # |claim - true| of the predicted IoUs, each alone in its bin but for the two of 0.8, whose means are 0.8 and 0.875.
+    expected = (abs(0.7 - 0.6) + 2 * abs(0.8 - 0.875) + abs(0.5 - 0.4) + abs(0.3 - 0)) / 5
+    assert diagnosis.predicted_iou is not None
+    assert diagnosis.predicted_iou.error == pytest.approx(expected)
+    # Over boxes above 0.5: scores 0.9, 0.8, 0.6 of IoUs 0.6, 0.8, 0.95 are in the wrong order throughout.
+    assert diagnosis.score.correlation.spearman == pytest.approx(-1)
+    assert sorted(diagnosis.score.points) == [(0.5, 0.0), (0.6, 0.95), (0.7, 0.4), (0.8, 0.8), (0.9, 0.6)]
+
+
+def test_gallery(diagnosis: Diagnosis) -> None:
+    assert (diagnosis.better_boxes, diagnosis.iou_lost) == (1, pytest.approx(0.35))
+    better, small, medium, *false = sorted(
+        diagnosis.gallery, key=lambda card: (card.kind != "better", card.kind != "miss", card.loss)
+    )
+    assert (better.kind, better.image_id, better.category, better.size) == ("better", 1, "cat", "large")
+    assert better.loss == pytest.approx(0.35)
+    assert better.kept is not None
+    assert better.better is not None
+    assert (better.kept.score, better.kept.iou) == (0.9, pytest.approx(0.6))
+    assert (better.better.score, better.better.iou, better.better.predicted_iou) == (0.6, pytest.approx(0.95), 0.8)
+    assert better.why == "the better box was out-ranked"
+    assert (small.size, small.kept, small.why) == ("small", None, "no box of its class touches it")
+    assert (medium.size, medium.why) == ("medium", "the nearest box of its class is too loose")
+    assert [(card.loss, card.category) for card in false] == [(0.5, "emu"), (0.6, "cat"), (0.7, "cat")]
+    assert [card.why for card in false] == [
+        "on no object",
+        "a second box on an object that was found",
+        "on its object, but too loose",
+    ]
+
+
+def test_notes_name_what_cannot_be_known(diagnosis: Diagnosis) -> None:
+    assert any("what suppression removed cannot be known" in note for note in diagnosis.notes)
+    assert any("emu" in note and "1 detections" in note for note in diagnosis.notes)
+
+
+def test_sentences(diagnosis: Diagnosis) -> None:
+    said = sentences(diagnosis)
+    assert said["better"].startswith("For 1 of 4 objects a tighter box was there in the file")
+    assert "50% of the 4 objects are found, with a mean IoU of 0.700" in said["tight"]
+    assert "dog does best" in said["groups"]
+    assert said["lost"].startswith(f"{100 * diagnosis.lost.localisation.ap:.1f} points of AP are lost")  # type: ignore[union-attr, operator]
+
+
+def test_the_ladder_is_that_of_the_oracle_study() -> None:
+    """Which is slow, and has the same definitions."""
+    truth, results = many(4)
+    rungs = {rung.name: rung.alone for rung in diagnosed(truth, results).ladder}
+    study = results_study(truth, results)
+    assert set(rungs) == {rung.name for rung in study.rungs}
+    for rung in study.rungs:
+        ours = rungs[rung.name]
+        assert ours is not None
+        assert rung.alone is not None
+        assert ours.ap == pytest.approx(rung.alone.ap, abs=1e-6), rung.name
+        assert ours.by_iou == pytest.approx(Aps.of_coco(rung.alone).by_iou, abs=1e-6), rung.name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_is_the_evaluators(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = [{"id": i} for i in range(6)]
+    categories = [{"id": i, "name": str(i)} for i in range(1, 4)]
+
+    def boxes(count: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": i + 1,
+                "image_id": int(rng.integers(6)),
+                "category_id": int(rng.integers(1, 4)),
+                "bbox": [*rng.uniform(0, 150, 2).round(1).tolist(), *rng.uniform(10, 150, 2).round(1).tolist()],
+                "score": float(rng.random()),
+                "iscrowd": int(rng.random() < 0.1),
+            }
+            for i in range(count)
+        ]
+
+    truth = {"images": images, "categories": categories, "annotations": boxes(60)}
+    results = [
+        row | {"bbox": [v + rng.normal() for v in row["bbox"]]} for row in truth["annotations"] for _ in range(2)
+    ]
+    results = [row | {"score": float(rng.random())} for row in results] + boxes(60)
+    columns, found = to_columns(truth, results)
+    matches = match(columns, found, IOUS)
+    sizes = sizes_of(columns.boxes[:, 2:].prod(axis=1)), sizes_of(found.boxes[matches.rows, 2:].prod(axis=1))
+    ours, theirs = average_precisions(matches, ["1", "2", "3"], *sizes), Aps.of_coco(evaluate(truth, results))
+    assert ours.ap == pytest.approx(theirs.ap, abs=1e-9)
+    assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-9)
+    assert ours.by_class == pytest.approx(theirs.by_class, abs=1e-9)
+    # By size they may differ a little: see the docstring.
+    assert {k: v for k, v in ours.by_size.items() if v is not None} == pytest.approx(
+        {k: v for k, v in theirs.by_size.items() if v is not None}, abs=0.02
+    )
+
+
+def test_json_is_plain(diagnosis: Diagnosis) -> None:
+    text = json.dumps(diagnosis.to_json(), allow_nan=False)
+    assert json.loads(text)["coco"]["ap"] == diagnosis.coco.ap
+
+
+# Bad input
+
+
+def _unknown_image(truth: Any, results: Any) -> None:
+    results[1]["image_id"] = 77
+
+
+def _unknown_class(truth: Any, results: Any) -> None:
+    results[1]["category_id"] = 77
+
+
+def _nan(truth: Any, results: Any) -> None:
+    results[2]["score"] = float("nan")
+
+
+def _logit(truth: Any, results: Any) -> None:
+    results[2]["score"] = 3.5
+
+
+def _nameless(truth: Any, results: Any) -> None:
+    del truth["categories"][0]["name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_unknown_image, "result 2 has the image_id 77"),
+        (_unknown_class, "result 2 has the category_id 77"),
+        (_nan, "result 3 has the score nan"),
+        (_logit, "result 3 has the score 3.5"),
+        (_nameless, "category with the id 1 has no name"),
+    ],
+)
+def test_bad_rows(change: Any, message: str) -> None:
+    truth, results = example()
+    change(truth, results)
+    with pytest.raises(UserError, match=message):
+        diagnosed(truth, results)
+
+
+def test_corners_are_recognised() -> None:
+    truth, results = many(10)
+    for row in truth["annotations"]:
+        row["bbox"][1] += 200
+    for row in results:
+        x, y, width, height = row["bbox"]
+        row["bbox"] = [x, y + 200, x + width, y + 200 + height]
+    with pytest.raises(UserError, match="look like corners"):
+        diagnosed(truth, results)
+
+
+def test_no_detections(tmp_path: Path) -> None:
+    truth, _ = example()
+    empty = diagnosed(truth, [])
+    assert empty.aps.ap == 0
+    assert empty.all.mean_iou is None
+    assert empty.predicted_iou is None
+    assert {card.kind for card in empty.gallery} == {"miss"}
+    assert any("not a single detection" in note for note in empty.notes)
+    assert all(sentences(empty).values())
+
+
+def test_no_objects() -> None:
+    truth, results = example()
+    nothing = diagnosed(truth | {"annotations": []}, results)
+    assert nothing.aps.ap is None
+    assert {card.kind for card in nothing.gallery} == {"false"}
+    assert sentences(nothing)["lost"] == "There is no object in the truth, so there is no AP to lose."
+    json.dumps(nothing.to_json(), allow_nan=False)
+
+
+def test_no_pictures_at_all() -> None:
+    empty = diagnosed({"images": [], "annotations": [], "categories": []}, [])
+    assert empty.objects == 0
+    assert empty.gallery == ()
+    assert all(sentences(empty).values())
