@@ -39,7 +39,7 @@ from tightbox.options import Preprocess
 from tightbox.structures import ImageBatch
 
 LOSSES = {"iou": "IoU loss", "l2": "ℓ2 loss"}
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SIZES = (60, 120, 240, 360, 480, 960)  # of the paper's figure 5
 FALSE_POSITIVES = 100  # one for each test scene; the paper has 10,000 for 2,845 photographs
 RUNS = Path("runs/unitbox")
