@@ -1,4 +1,4 @@
-"""Precise RoI pooling (IoU-Net, section 3.4): the exact mean of the interpolated features over each bin of a box.
+"""Precise RoI pooling (IoU-Net, ECCV 2018): the exact mean of the interpolated features over each bin of a box.
 
 The integral of bilinear interpolation is separable: the weight of a pixel in a bin is the weight of its row times the
 weight of its column, and the gradient reaches the box through these.
@@ -87,9 +87,10 @@ class PrRoIPool(nn.Module):
 
 def _as_one_tensor(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
     """(K, 5) boxes in float32 at least, the image's index first; `input` and `boxes` are checked on the way."""
-    if input.dim() != 4 or not input.is_floating_point():
+    if input.dim() != 4 or not input.shape[1] or not input.is_floating_point():
         raise UserError(
-            f"input is {_kind(input)}; it must be a batch of feature maps (N, C, H, W) of a floating-point dtype"
+            f"input is {_kind(input)}; it must be feature maps (N, C, H, W) of one channel or more and of a "
+            "floating-point dtype"
         )
     parts = [boxes] if isinstance(boxes, Tensor) else list(boxes)
     numbers = 5 if isinstance(boxes, Tensor) else 4
@@ -135,7 +136,7 @@ def _per_length(values: Tensor, edges: Tensor) -> Tensor:
 def _edges_gradient(edges: Tensor, weights: Tensor, to_weights: Tensor) -> Tensor:
     """The gradient (K, bins + 1) of the edges for that of the `weights` (K, bins, size).
 
-    The paper's equation 4: a bin whose end moves on takes in the features there, and what it had counts less.
+    A bin whose end moves on takes in the features there, and what it had counts less in the mean.
     """
     hats = (1 - (edges[:, :, None] - torch.arange(weights.shape[2], device=edges.device)).abs()).clamp(min=0)
     to_weights = _per_length(to_weights, edges)
@@ -310,6 +311,7 @@ def _blocks(
 
 
 def _reads(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> _Reads:
+    """All reads, bin by bin, line by line, pixel by pixel; the arguments are those of `_pool_bins`."""
     height, width = features.shape[2:]
     first_row, row_counts = _spans(row_edges, height)
     first_column, column_counts = _spans(column_edges, width)
@@ -324,9 +326,9 @@ def _reads(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Te
     bin_of_line, y = _expand(lines)
     line_of_read, x = _expand(line_sizes.index_select(0, bin_of_line))
 
-    def of_reads(of_bins: Tensor, step: int) -> Tensor:
-        """What the first pixels of bins have, for all reads, after `step` more for each line below the first."""
-        of_lines = of_bins.index_select(0, bin_of_line) + step * y
+    def of_reads(first: Tensor, step: int) -> Tensor:
+        """What begins as `first` in each bin and grows by `step` from line to line, for all reads."""
+        of_lines = first.index_select(0, bin_of_line) + step * y
         return of_lines.index_select(0, line_of_read)
 
     return _Reads(
