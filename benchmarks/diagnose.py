@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import write_table
 from machine import measured
 from PIL import Image
-
-from tightbox.errors import UserError
-from tightbox.files import atomic_path
 
 CLASSES, WIDTH, HEIGHT = 80, 640, 480
 HEADER = "| pictures | boxes | classes | seconds | page, MB |\n|---|---|---|---|---|"
@@ -45,12 +43,7 @@ def main() -> None:
         size = (folder / "out" / "diagnosis.html").stat().st_size / 1e6
     lines.append(f"| {options.pictures:,} | {len(results):,} | {CLASSES} | {seconds:.1f} | {size:.1f} |")
     print("\n".join(lines))
-    if options.markdown:
-        try:
-            with atomic_path(options.markdown) as path:
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except UserError as error:
-            parser.error(str(error))
+    write_table(options.markdown, lines, parser)
 
 
 def make_results(pictures: int, boxes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

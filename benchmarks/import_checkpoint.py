@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from harness import write_table
 from machine import measured
 
-from tightbox.errors import UserError
-from tightbox.files import atomic_path
 from tightbox.mmdet import import_checkpoint
 from tightbox.mmdet.names import to_published
 from tightbox.mmdet.variants import title
@@ -55,12 +54,7 @@ def main() -> None:
         times = f"{read:.2f} | {whole:.2f}"
         lines.append(f"| {title(options)} | {megabytes:.0f} | {times} | {memory:.0f} | {memory / megabytes:.1f}× |")
         print(lines[-1], flush=True)
-    if args.markdown:
-        try:
-            with atomic_path(args.markdown) as path:
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except UserError as error:
-            parser.error(str(error))
+    write_table(args.markdown, lines, parser)
 
 
 def write_file(path: Path, options: BackboneOptions) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import fastest_interleaved, write_table
 from machine import measured
 from torch import Tensor
 from torchvision.ops import nms
 
 from tightbox.boxes import iou
-from tightbox.errors import UserError
-from tightbox.files import atomic_path
 from tightbox.ops import iou_guided_nms
 
 COUNTS = [1000, 5000, 20000]
@@ -48,12 +45,7 @@ def main() -> None:
                 f"| {name} | {count} | {kept} | {1e3 * plain:.2f} | {1e3 * guided:.2f} | {guided / plain:.2f}× |"
             )
             print(lines[-1], flush=True)
-    if options.markdown:
-        try:
-            with atomic_path(options.markdown) as path:
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except UserError as error:
-            parser.error(str(error))
+    write_table(options.markdown, lines, parser)
 
 
 def around_objects(count: int, per_object: int) -> tuple[Tensor, Tensor]:
@@ -73,19 +65,6 @@ def time_row(boxes: Tensor, ious: Tensor, repeats: int) -> tuple[int, float, flo
         [lambda: nms(boxes, ious, THRESHOLD), lambda: iou_guided_nms(boxes, scores, ious, THRESHOLD)], repeats
     )
     return len(keep), plain, guided
-
-
-def fastest_interleaved(steps: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Seconds of each step at its fastest; taking turns lets a busy moment of the machine fall on all of them."""
-    fastest = [float("inf")] * len(steps)
-    for step in steps:
-        step()
-    for _ in range(repeats):
-        for number, step in enumerate(steps):
-            start = time.perf_counter()
-            step()
-            fastest[number] = min(fastest[number], time.perf_counter() - start)
-    return fastest
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import fastest_interleaved, write_table
 from machine import measured
 from torch import Tensor
 from torch.profiler import profile
 from torchvision.ops import roi_align
 
-from tightbox.errors import UserError
-from tightbox.files import atomic_path
 from tightbox.ops import prroi_pool
 
 CHANNELS, HEIGHT, WIDTH = 256, 100, 168
@@ -72,12 +70,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += ["", FOOT]
     print("\n".join(lines[-2:]))
-    if options.markdown:
-        try:
-            with atomic_path(options.markdown) as path:
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except UserError as error:
-            parser.error(str(error))
+    write_table(options.markdown, lines, parser)
 
 
 def align(features: Tensor, boxes: Tensor) -> Tensor:
@@ -106,19 +99,6 @@ def make_step(pool: Pool, layout: torch.memory_format, *, features: bool = False
             maps.grad = rois.grad = None
 
     return run
-
-
-def fastest_interleaved(steps: tuple[Step, ...], repeats: int) -> list[float]:
-    """Seconds of each step at its fastest; taking turns lets a busy moment of the machine fall on all of them."""
-    fastest = [float("inf")] * len(steps)
-    for step in steps:
-        step()
-    for _ in range(repeats):
-        for number, step in enumerate(steps):
-            start = time.perf_counter()
-            step()
-            fastest[number] = min(fastest[number], time.perf_counter() - start)
-    return fastest
 
 
 def peak_memory(step: Step) -> int:

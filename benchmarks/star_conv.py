@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import fastest_interleaved, write_table
 from machine import measured
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.ops import deform_conv2d
 
-from tightbox.errors import UserError
-from tightbox.files import atomic_path
 from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
 
 MAPS = [(1, 64, 64), (1, 100, 168), (2, 40, 40)]  # batch, height, width
@@ -51,12 +49,7 @@ def main() -> None:
                     f"| {deform / star:.1f}× | {star / plain:.2f}× |"
                 )
                 print(lines[-1], flush=True)
-    if options.markdown:
-        try:
-            with atomic_path(options.markdown) as path:
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except UserError as error:
-            parser.error(str(error))
+    write_table(options.markdown, lines, parser)
 
 
 def time_row(batch: int, channels: int, height: int, width: int, backward: bool, repeats: int) -> list[float]:
@@ -89,19 +82,6 @@ def time_row(batch: int, channels: int, height: int, width: int, backward: bool,
         step(torch.channels_last, lambda x, w: star_conv2d(x, StarSampling(distances, STRIDE), w)),
     ]
     return fastest_interleaved(steps, repeats)
-
-
-def fastest_interleaved(steps: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Seconds of each step at its fastest; taking turns lets a busy moment of the machine fall on all of them."""
-    fastest = [float("inf")] * len(steps)
-    for step in steps:
-        step()
-    for _ in range(repeats):
-        for number, step in enumerate(steps):
-            start = time.perf_counter()
-            step()
-            fastest[number] = min(fastest[number], time.perf_counter() - start)
-    return fastest
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from training import HERE, machine, scenes, train_all
+from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.checkpoint import load
 from tightbox.data.layout import read_data
@@ -132,7 +132,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         minutes = f"{mean(row['minutes'] for row in found):.1f}"
         for rank, shown in (("class", "class score"), ("0.5", "α = 0.5")):
             if rank in found[0]["by_rank"]:
-                cells = [spread([row["by_rank"][rank][figure] for row in found]) for figure in FIGURES]
+                cells = [spread([100 * row["by_rank"][rank][figure] for row in found], 1) for figure in FIGURES]
                 cells = [VARIANTS[variant][0], shown, *cells, str(len(found)), minutes]
                 lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *directions(by_variant)]
@@ -141,7 +141,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         lines += ["| α | AP | AP50 | AP75 | AP90 |", "|---|---|---|---|---|"]
         for alpha in ALPHAS:
             found = [row["by_rank"][f"{alpha:.1f}"] for row in by_variant["gradient"]]
-            cells = [spread([row[figure] for row in found]) for figure in FIGURES]
+            cells = [spread([100 * row[figure] for row in found], 1) for figure in FIGURES]
             lines.append(f"| {alpha:.1f} | " + " | ".join(cells) + " |")
     for variant in LADDERS:
         if variant in by_variant:
@@ -163,8 +163,8 @@ def directions(by_variant: dict[str, list[dict[str, Any]]]) -> list[str]:
         if better not in by_variant or worse not in by_variant:
             continue
         pairs = list(zip(by_variant[better], by_variant[worse], strict=True))
-        differences = {f: [a["by_rank"][its][f] - b["by_rank"][their][f] for a, b in pairs] for f in FIGURES}
-        cells = [spread(differences[figure], sign=True) for figure in ("ap", "ap75", "ap90")]
+        differences = {f: [100 * (a["by_rank"][its][f] - b["by_rank"][their][f]) for a, b in pairs] for f in FIGURES}
+        cells = [spread(differences[figure], 1, sign=True) for figure in ("ap", "ap75", "ap90")]
         rises = f"{sum(d > 0 for d in differences['ap'])} of {len(pairs)}"
         lines.append(f"| {claim} | " + " | ".join([*cells, rises]) + " |")
     return lines
@@ -175,18 +175,12 @@ def ladder_table(found: list[dict[str, Any]]) -> list[str]:
     lines = ["| replaced before suppression | class score alone | with the IoU estimate |", "|---|---|---|"]
     for rung in ladders[0]["rungs"]:
         cells = [[ladder["rungs"][rung][column] for ladder in ladders] for column in (0, 1)]
-        shown = [spread(values) if None not in values else "" for values in cells]
+        shown = [spread([100 * value for value in values], 1) if None not in values else "" for values in cells]
         lines.append(f"| {rung} | {shown[0]} | {shown[1]} |")
-    lost = spread([ladder["lost_to_ranking"] for ladder in ladders])
-    pearson = {name: spread([ladder["pearson"][name] for ladder in ladders], 1) for name in ladders[0]["pearson"]}
+    lost = spread([100 * ladder["lost_to_ranking"] for ladder in ladders], 1)
+    pearson = {name: spread([ladder["pearson"][name] for ladder in ladders], 2) for name in ladders[0]["pearson"]}
     shown = ", ".join(f"{name} {value}" for name, value in pearson.items())
     return [*lines, "", f"AP lost to ranking: {lost}. Pearson correlation with the true IoU, where above 0.5: {shown}."]
-
-
-def spread(values: list[float], scale: float = 100, sign: bool = False) -> str:
-    digits = 1 if scale == 100 else 2
-    text = f"{scale * mean(values):{'+' if sign else ''}.{digits}f}"
-    return text + (f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from training import HERE, machine, scenes, train_all
+from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.boxes import pairwise_iou
 from tightbox.checkpoint import load
@@ -219,12 +218,6 @@ def step_rows(seeds: Sequence[Any]) -> Iterator[list[str]]:
     for row in ("optimisation", "regression"):
         steps = zip(*(seed["ap_by_steps"][row] for seed in seeds), strict=True)
         yield [row, *(spread([100 * value for value in values], 1) for values in steps)]
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation; the value alone if it is the only one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def table(head: Sequence[str], rows: Iterator[list[str]]) -> list[str]:

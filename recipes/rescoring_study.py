@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -33,7 +32,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from training import HERE, machine, train_all
+from training import HERE, machine, spread, train_all
 
 from tightbox.checkpoint import load
 from tightbox.cli import main as tightbox
@@ -272,12 +271,7 @@ def report(studies: dict[str, Any]) -> str:
 
 def table(seeds: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
     for row in ROWS:
-        yield row, [spread([100 * seed[row][figure] for seed in seeds]) for figure in FIGURES]
-
-
-def spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+        yield row, [spread([100 * seed[row][figure] for seed in seeds], 1) for figure in FIGURES]
 
 
 if __name__ == "__main__":

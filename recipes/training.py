@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean, stdev
 
 import yaml
 
@@ -18,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
 from machine import machine  # noqa: E402 - a script beside the benchmarks, not a package
 
-__all__ = ["HERE", "machine", "scenes", "train_all"]
+__all__ = ["HERE", "machine", "scenes", "spread", "train_all"]
 
 
 def scenes(root: Path = Path("runs/scenes"), train: int = 600, val: int = 200) -> Path:
@@ -52,3 +54,9 @@ def _finished(out: Path) -> bool:
     rows = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["epochs"]
     return bool(rows) and json.loads(rows[-1])["epoch"] >= epochs
+
+
+def spread(values: Sequence[float], digits: int, sign: bool = False) -> str:
+    """Mean ± standard deviation; the value alone if it is the only one."""
+    text = f"{mean(values):{'+' if sign else ''}.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from training import HERE, machine, train_all
+from training import HERE, machine, spread, train_all
 
 from tightbox.boxes import decode_distances, iou
 from tightbox.checkpoint import load
@@ -230,7 +230,7 @@ def report(study: dict[str, Any]) -> list[str]:
         count = len(found[0]["history"])
         for i in sorted({count // 4, count // 2, count - 1}):
             points = [row["history"][i] for row in found]
-            cells = [spread([point[name] for point in points]) for name in ("miss", "recall")]
+            cells = [spread([point[name] for point in points], 3) for name in ("miss", "recall")]
             false = f"{mean(point['false_positives'] for point in points):.0f}"
             start = [LOSSES[loss], f"{study['rates'][loss]:g}", str(points[0]["iterations"])]
             lines.append("| " + " | ".join([*start, *cells, false]) + " |")
@@ -252,15 +252,11 @@ def report(study: dict[str, Any]) -> list[str]:
     ]
     for loss, found in by_loss(rows):
         values = [[np.array(row["ious"][str(size)]) for row in found] for size in SIZES]
-        means = [spread([float(v.mean()) for v in of_size]) for of_size in values]
-        shares = [spread([float((v > 0.5).mean()) for v in of_size]) for of_size in values]
+        means = [spread([float(v.mean()) for v in of_size], 3) for of_size in values]
+        shares = [spread([float((v > 0.5).mean()) for v in of_size], 3) for of_size in values]
         lines.append(f"| {LOSSES[loss]} | mean IoU | " + " | ".join(means) + " |")
         lines.append("| | IoU > 0.5 | " + " | ".join(shares) + " |")
     return [*lines, "", "![mean IoU by size](unitbox_sizes.png)"]
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ def _require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
+    _require(0 <= score_threshold < 1, "score_threshold must be in [0, 1)")
+    _require(0 < nms_iou <= 1, "nms_iou must be in (0, 1]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How a picture becomes the network's input.
@@ -91,8 +96,7 @@ class VFNetOptions:
         _require(
             not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
         )
-        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
-        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require_thresholds(self.score_threshold, self.nms_iou)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +140,7 @@ class IoUAwareRetinaNetOptions:
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.anchor_scale > 0, "anchor_scale must be positive")
         _require(0 <= self.alpha <= 1, "alpha must be in [0, 1]")
-        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
-        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require_thresholds(self.score_threshold, self.nms_iou)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +209,7 @@ class IoUNetOptions:
         _require(0 < self.positive_share <= 1, "positive_share must be in (0, 1]")
         _require(self.iou_head or not self.standalone, "standalone is the IoU head alone: leave iou_head=true")
         _require(self.iou_weight >= 0, "iou_weight must not be negative")
-        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
-        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require_thresholds(self.score_threshold, self.nms_iou)
         for name in ("refine_steps", "refine_step_size", "refine_min_change", "refine_max_drop"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative")
         _require(
@@ -268,8 +270,7 @@ class UnitBoxOptions:
         _require(0 <= self.threshold < 1, "threshold must be in [0, 1)")
         least = min(self.min_region, self.dense_stride, self.top_k, self.max_detections)
         _require(least >= 1, "min_region, dense_stride, top_k and max_detections must be at least 1")
-        _require(0 <= self.score_threshold < 1, "score_threshold must be in [0, 1)")
-        _require(0 < self.nms_iou <= 1, "nms_iou must be in (0, 1]")
+        _require_thresholds(self.score_threshold, self.nms_iou)
 
 
 MODEL_OPTIONS = {

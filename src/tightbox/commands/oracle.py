@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -73,22 +72,14 @@ def _of_model(args: Namespace) -> OracleStudy:
 
 def _of_results(truth: Path, results: Path) -> OracleStudy:
     from tightbox.evaluation.oracle import results_study
+    from tightbox.evaluation.results import read_json
 
-    content, rows = _read(truth), _read(results)
+    content, rows = read_json(truth), read_json(results)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise UserError(f"{truth} is not a COCO file with images, annotations and categories; give the truth as --gt")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{results} is not a COCO result file, a list of boxes; give such a list as --dt")
     return results_study(content, rows)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it may be cut off: copy or export it again") from error
 
 
 def _table(study: OracleStudy) -> str:
