@@ -4,7 +4,9 @@ import importlib
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -355,6 +357,20 @@ def test_exports_as_plain_operators(strict: bool) -> None:
         torch.testing.assert_close(program.module()(images, boxes), expected, rtol=0, atol=1e-5)
     wrong = torch.tensor([[0, math.nan, 1, 4, 4], [4, 1, 1, 4, 4], [-1, 1, 1, 4, 4]])
     assert not program.module()(other[0], wrong).any()
+
+
+def test_onnx_runtime_pools_the_same(tmp_path: Path) -> None:
+    arguments = torch.randn(2, 3, 8, 9), random_boxes(5, 2, (8, 9), torch.float32)
+    dynamic = ({0: torch.export.Dim("images")}, {0: torch.export.Dim("boxes")})
+    path = tmp_path / "prroi_pool.onnx"
+    torch.onnx.export(PrRoIPool((2, 3), 0.7).eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [argument.name for argument in session.get_inputs()]
+    for images, count in ((2, 5), (4, 11), (1, 0)):  # neither number is fixed in the file
+        features, boxes = torch.randn(images, 3, 8, 9), random_boxes(count, images, (8, 9), torch.float32)
+        (pooled,) = session.run(None, dict(zip(names, (features.numpy(), boxes.numpy()), strict=True)))
+        expected = prroi_pool(features, boxes, (2, 3), 0.7)
+        torch.testing.assert_close(torch.from_numpy(pooled), expected.contiguous(), rtol=0, atol=1e-5)
 
 
 BOX = [0.0, 1, 1, 3, 3]
