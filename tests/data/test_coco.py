@@ -180,7 +180,7 @@ def test_classes_that_were_not_trained_are_refused_by_name_only_if_used() -> Non
     data = small(("cat", "dog", "eel"), [0, 0])
     assert data.with_classes(["cat"]).records[0].labels.tolist() == [0, 0]
     data = small(("cat", "dog", "eel"), [0, 1, 2])
-    with pytest.raises(UserError, match=r"the val split of shapes has objects of .* not trained: dog, eel; rename"):
+    with pytest.raises(UserError, match=r"the val split of shapes has objects of .* not trained: dog, eel; leave"):
         data.with_classes(["cat"])
 
 

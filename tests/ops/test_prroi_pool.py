@@ -363,7 +363,9 @@ def test_onnx_runtime_pools_the_same(tmp_path: Path) -> None:
     arguments = torch.randn(2, 3, 8, 9), random_boxes(5, 2, (8, 9), torch.float32)
     dynamic = ({0: torch.export.Dim("images")}, {0: torch.export.Dim("boxes")})
     path = tmp_path / "prroi_pool.onnx"
-    torch.onnx.export(PrRoIPool((2, 3), 0.7).eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    torch.onnx.export(
+        PrRoIPool((2, 3), 0.7).eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic, verbose=False
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     for images, count in ((2, 5), (4, 11), (1, 0)):  # neither number is fixed in the file

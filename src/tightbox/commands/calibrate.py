@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,37 +21,31 @@ USAGE = "CHECKPOINT --data DIR [--split val] [--method isotonic] [--report-split
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Which detector, and which pictures to learn from and to report on."""
-    parser.add_argument("checkpoint", help="folder that `tightbox train` wrote; its card is changed, its weights not")
-    parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--split", default="val", help="split to learn from; the detector was not trained on it")
+    on_data.add_arguments(parser)
     parser.add_argument(
         "--method", choices=["isotonic", "temperature"], default="isotonic", help="any rising map, or one parameter"
     )
     parser.add_argument(
         "--report_split", default=None, help="split to report on; test if absent and the data set has one"
     )
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
 
 
 def run(args: Namespace) -> int:
     """Fit, store, and print the calibration error before and after."""
-    from tightbox.data.layout import read_data, splits
+    from tightbox.data.layout import splits
 
     report_split = args.report_split
     if report_split is None and args.split != "test" and "test" in splits(args.data):
         report_split = "test"
     if report_split == args.split:
         raise UserError(f"--report-split {report_split} is the split it learns from; give another, or leave it out")
-    data = read_data(args.data, args.split)
-    third = None if report_split is None else read_data(args.data, report_split)
+    third = None if report_split is None else on_data.read(args, report_split)
+    model, data = on_data.open_both(args)
 
     from tightbox.calibration import fit_calibration
-    from tightbox.checkpoint import load, save_calibration
-    from tightbox.distributed import new_accelerator
+    from tightbox.checkpoint import save_calibration
 
     folder = Path(args.checkpoint)
-    model = load(folder).to(new_accelerator().device)
     model.calibration = None  # the estimates to learn from are the raw ones
     matches = _detected(model, data, args)
     calibration = fit_calibration(matches, args.method, split=args.split, images=len(data.records))
@@ -60,7 +54,7 @@ def run(args: Namespace) -> int:
     print("predicted IoU against true IoU     boxes  error  worst   says  is")
     _report(f"{args.split} (it learned from)", matches, calibration.ious)
     if third is not None:
-        _report(f"{report_split}", _detected(model, third, args), calibration.ious)
+        _report(f"{report_split}", _detected(model, third.with_classes(model.class_names), args), calibration.ious)
     print(f"written: {folder / 'card.json'}")
     return 0
 
@@ -69,12 +63,9 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
     from tightbox.calibration import IOUS
     from tightbox.evaluation.matching import match
     from tightbox.evaluation.results import to_columns
-    from tightbox.evaluation.run import detect_data, to_results
-    from tightbox.progress import counting
+    from tightbox.evaluation.run import to_results
 
-    data = data.with_classes(model.class_names)
-    with counting(f"detecting in {data.split}") as progress:
-        found = detect_data(model, data, batch_size=args.batch_size, workers=args.workers, progress=progress)
+    found = on_data.detect(args, model, data)
     if any(detections.ious is None for detections in found.values()):
         raise UserError(
             f"{args.checkpoint}: this detector predicts no IoU, so there is nothing to calibrate; "

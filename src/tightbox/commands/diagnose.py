@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -20,28 +20,17 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A detector and a data set, or any tool's result file and its truth."""
-    parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
-    parser.add_argument("--data", default=None, help="folder of the data set")
-    parser.add_argument("--split", default="val", help="which split of it")
-    parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
-    parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+    on_data.add_arguments(parser, or_results=True)
     parser.add_argument("--images", default=None, help="folder of the pictures of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
 
 
 def run(args: Namespace) -> int:
     """Write the page and its numbers, and print the sentences that head the page."""
-    given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
-    if given == [True, True, False, False]:
-        if args.images is not None:
-            raise UserError("--images belongs to --gt and --dt; a data set says itself where its pictures are")
-        diagnosis, images = _of_checkpoint(args)
-    elif given == [False, False, True, True]:
-        diagnosis, images = _of_results(args)
-    else:
-        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
+    of_results = on_data.of_results(args)
+    if args.images is not None and not of_results:
+        raise UserError("--images belongs to --gt and --dt; a data set says itself where its pictures are")
+    diagnosis, images = _of_results(args) if of_results else _of_checkpoint(args)
 
     from tightbox.diagnosis.page import write_page
     from tightbox.diagnosis.sentences import sentences
@@ -57,24 +46,16 @@ def run(args: Namespace) -> int:
 
 
 def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
-    from tightbox.data.layout import read_data
+    model, data = on_data.open_both(args)
 
-    data = read_data(args.data, args.split)
-
-    from tightbox.checkpoint import load
     from tightbox.diagnosis.before_suppression import look_before_suppression
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.distributed import new_accelerator
-    from tightbox.evaluation.run import detect_data, to_results
+    from tightbox.evaluation.run import to_results
     from tightbox.progress import counting
 
-    model = load(args.checkpoint)
-    data = data.with_classes(model.class_names)
-    model.to(new_accelerator().device)
-    with counting("detecting") as progress:
-        found = detect_data(model, data, batch_size=args.batch_size, workers=args.workers, progress=progress)
+    found = on_data.detect(args, model, data)
     with counting("looking before suppression") as progress:
-        before = look_before_suppression(model, data, batch_size=args.batch_size, progress=progress)
+        before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
     with counting("measuring") as progress:
         diagnosis = diagnose_results(
             data.to_coco(),

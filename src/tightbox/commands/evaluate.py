@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tightbox.commands import rules
+from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -23,14 +22,8 @@ USAGE = "CHECKPOINT --data DIR [--split val] [--out DIR] [--rank RULE] [--suppre
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What to evaluate, on what, and by which rules."""
-    parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
-    parser.add_argument("--split", default="val", help="which split of it")
+    on_data.add_arguments(parser)
     parser.add_argument("--out", default=None, help="folder for metrics.json and the detections in results.json")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
-    parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such pictures as missed")
     rules.add_arguments(parser)
     parser.add_argument("--alpha_sweep", action="store_true", help="AP by --rank power at alpha 0, 0.1, ..., 1")
 
@@ -41,17 +34,11 @@ def run(args: Namespace) -> int:
     Rules other than the detector's own work on candidates that are kept in the checkpoint's folder: the network runs
     once, however many rules are tried.
     """
-    from tightbox.data.layout import read_data
+    model, data = on_data.open_both(args)
 
-    data = read_data(args.data, args.split)
-    data = data.only_classes(args.classes) if args.classes else data
-
-    from tightbox.checkpoint import load
     from tightbox.evaluation.coco import evaluate
     from tightbox.evaluation.run import to_results
 
-    model = load(args.checkpoint)
-    data = data.with_classes(model.class_names)
     if args.alpha_sweep:
         return _sweep(args, model, data)
     found: dict[int, Detections] | None
@@ -75,21 +62,10 @@ def run(args: Namespace) -> int:
 def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, Detections] | None:
     """As published, by all processes together; the first of them has the result."""
     from tightbox.distributed import new_accelerator
-    from tightbox.evaluation.run import detect_data
-    from tightbox.progress import counting
 
     accelerator = new_accelerator()
     accelerator.print(f"found {data.layout}: {len(data.records)} pictures")
-    with counting("detecting", shown=accelerator.is_main_process) as progress:
-        found = detect_data(
-            model.to(accelerator.device),
-            data,
-            accelerator=accelerator,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            skip_unreadable=args.skip_unreadable,
-            progress=progress,
-        )
+    found = on_data.detect(args, model, data, accelerator)
     return found if accelerator.is_main_process else None
 
 
@@ -99,16 +75,15 @@ def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     from tightbox.evaluation.candidates import cache_candidates
     from tightbox.progress import counting
 
-    accelerator = new_accelerator()
-    if accelerator.num_processes > 1:
+    if new_accelerator().num_processes > 1:
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
-    model.to(accelerator.device)
     with counting("finding candidates") as progress:
         return cache_candidates(
             model,
             Path(args.checkpoint),
             data,
             batch_size=args.batch_size,
+            workers=args.workers,
             skip_unreadable=args.skip_unreadable,
             progress=progress,
         )

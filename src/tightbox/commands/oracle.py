@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -21,27 +21,19 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE    [--out o
 
 def add_arguments(parser: ArgumentParser) -> None:
     """A detector and a data set, or a tool's result file and its truth."""
-    parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
-    parser.add_argument("--data", default=None, help="folder of the data set")
-    parser.add_argument("--split", default="val", help="which split of it")
-    parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
-    parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+    on_data.add_arguments(parser, or_results=True)
     parser.add_argument("--out", default="oracle", help="folder for oracle.json and ladder.png")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
 
 
 def run(args: Namespace) -> int:
     """Print the ladder, write it as JSON, and draw it."""
-    given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
-    by_model, by_file = given == [True, True, False, False], given == [False, False, True, True]
-    if not (by_model or by_file):
-        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
-    study = _of_model(args) if by_model else _of_results(Path(args.gt), Path(args.dt))
+    of_results = on_data.of_results(args)
+    study = _of_results(Path(args.gt), Path(args.dt)) if of_results else _of_model(args)
 
     from tightbox.evaluation.ladder import draw_ladder
 
     print(_table(study))
-    if by_file:
+    if of_results:
         print(
             "\nFinal boxes only: what suppression removed cannot be known, so missed objects stay missed, and nothing"
         )
@@ -54,20 +46,13 @@ def run(args: Namespace) -> int:
 
 
 def _of_model(args: Namespace) -> OracleStudy:
-    from tightbox.data.layout import read_data
+    model, data = on_data.open_both(args)
 
-    data = read_data(args.data, args.split)
-
-    from tightbox.checkpoint import load
-    from tightbox.distributed import new_accelerator
     from tightbox.evaluation.oracle import oracle_study
     from tightbox.progress import counting
 
-    model = load(args.checkpoint)
-    data = data.with_classes(model.class_names)
     with counting("replacing outputs by the truth") as progress:
-        model.to(new_accelerator().device)
-        return oracle_study(model, data, batch_size=args.batch_size, progress=progress)
+        return oracle_study(model, data, on_data.assigned_candidates(args, model, data, progress))
 
 
 def _of_results(truth: Path, results: Path) -> OracleStudy:

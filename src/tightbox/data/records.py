@@ -76,7 +76,7 @@ class DetectionData:
         if unknown:
             raise UserError(
                 f"the {self.split} split of {self.root} has objects of classes that were not trained: "
-                f"{', '.join(unknown)}; rename or remove them there, or train with examples of them"
+                f"{', '.join(unknown)}; leave them out with --classes, rename them there, or train with some"
             )
         own = dict(zip(self.class_names, self.category_ids, strict=True))
         fresh = count(max(self.category_ids, default=0) + 1)

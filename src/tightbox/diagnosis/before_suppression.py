@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -52,19 +52,21 @@ class BeforeSuppression:
 
 @torch.inference_mode()
 def look_before_suppression(
-    model: Detector,
-    data: DetectionData,
-    *,
-    batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    model: Detector, data: DetectionData, images: Iterable[ImageCandidates] | None = None
 ) -> BeforeSuppression:
-    """Run the detector over the records once more, and keep what `diagnose_results` cannot see in its detections."""
+    """What `diagnose_results` cannot see in the detections of the records.
+
+    Args:
+        model: the detector, in evaluation mode.
+        data: the records, with its classes.
+        images: their assigned candidates; without them, the network is run.
+    """
     best: dict[int, Tensor] = {}
     own: dict[int, Detections] = {}
     better: dict[int, Detections] = {}
 
     def watched() -> Iterator[ImageCandidates]:
-        for image in iterate_candidates(model, data, assigned=True, batch_size=batch_size, progress=progress):
+        for image in iterate_candidates(model, data, assigned=True) if images is None else images:
             record = data.records[image.index]
             size = record.height, record.width
             scale = torch.tensor([image.size[1] / size[1], image.size[0] / size[0]] * 2)
@@ -79,7 +81,7 @@ def look_before_suppression(
             better[image.index] = model.select(image.candidates, suppress=suppress).resized(image.size, size)
             yield image
 
-    study = oracle_study(model, data, images=watched())
+    study = oracle_study(model, data, watched())
     truth = data.to_coco()
     columns = torch.cat([best[index] for index in sorted(best)]).double().numpy().reshape(-1, 8)
     estimates = columns[:, 6] if model.calibration is None else model.calibration.ious(columns[:, 6])

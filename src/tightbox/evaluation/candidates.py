@@ -52,6 +52,7 @@ def iterate_candidates(
     *,
     assigned: bool = False,
     batch_size: int = 8,
+    workers: int = 0,
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageCandidates]:
@@ -62,6 +63,7 @@ def iterate_candidates(
         data: the records.
         assigned: with the objects they learn, and with every candidate that learns one; otherwise `matched` is all -1.
         batch_size: pictures at a time.
+        workers: processes that load pictures.
         skip_unreadable: take pictures that cannot be read for grey ones, instead of stopping.
         progress: called with the number of pictures done and their total.
     """
@@ -69,7 +71,7 @@ def iterate_candidates(
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
     device = next(model.parameters()).device
     done = 0
-    for images, targets, indices in evaluation_loader(dataset, range(len(dataset)), batch_size, 0):
+    for images, targets, indices in evaluation_loader(dataset, range(len(dataset)), batch_size, workers):
         given = [target.to(device) for target in targets] if assigned else None
         found = model.assigned_candidates(images.to(device), given)
         for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, found, strict=True):
@@ -85,6 +87,7 @@ def cache_candidates(
     data: DetectionData,
     *,
     batch_size: int = 8,
+    workers: int = 0,
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -99,7 +102,7 @@ def cache_candidates(
     if not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
         found = iterate_candidates(
-            model, data, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
+            model, data, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable, progress=progress
         )
         _write(folder, found)
     return folder

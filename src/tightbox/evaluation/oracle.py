@@ -132,14 +132,7 @@ def has_estimate(candidates: Candidates) -> bool:
     )
 
 
-def oracle_study(
-    model: Detector,
-    data: DetectionData,
-    *,
-    batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
-    images: Iterable[ImageCandidates] | None = None,
-) -> OracleStudy:
+def oracle_study(model: Detector, data: DetectionData, images: Iterable[ImageCandidates] | None = None) -> OracleStudy:
     """The ladder and the correlations of a detector on records with its classes.
 
     Without the estimate, candidates are ranked by class score and thinned out by greedy NMS; with it, by the detector's
@@ -148,15 +141,13 @@ def oracle_study(
     Args:
         model: used in evaluation mode.
         data: the records, with its classes.
-        batch_size: pictures at a time.
-        progress: called with the number of pictures done and their total.
-        images: their assigned candidates, if somebody else runs the network.
+        images: their assigned candidates; without them, the network is run.
     """
     alone: dict[str, dict[int, Detections]] = {}
     own: dict[str, dict[int, Detections]] = {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"score": [], "predicted IoU": []}
     if images is None:
-        images = iterate_candidates(model, data, assigned=True, batch_size=batch_size, progress=progress)
+        images = iterate_candidates(model, data, assigned=True)
     for image in images:
         record = data.records[image.index]
         for name, (replacement, only_with) in replacements(image.candidates).items():

@@ -1,0 +1,106 @@
+"""A detector on a data set: the options that every command on both takes, and how the two are opened and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tightbox.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from tightbox.data.records import DetectionData
+    from tightbox.evaluation.candidates import ImageCandidates
+    from tightbox.models import Detector
+    from tightbox.structures import Detections
+
+
+def add_arguments(parser: ArgumentParser, *, or_results: bool = False) -> None:
+    """Which detector, on what; with `or_results`, any tool's result file and its truth can take their place."""
+    if or_results:
+        parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
+        parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
+        parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+    else:
+        parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
+    parser.add_argument("--data", required=not or_results, default=None, help="folder of the data set")
+    parser.add_argument("--split", default="val", help="which split of it")
+    parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
+    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
+    parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such pictures as missed")
+
+
+def of_results(args: Namespace) -> bool:
+    """Whether a result file was given, and not a checkpoint.
+
+    Raises:
+        UserError: if it is neither, both, or half of one.
+    """
+    given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
+    if given not in ([True, True, False, False], [False, False, True, True]):
+        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
+    for option in ("classes", "workers", "skip_unreadable"):
+        if args.gt and args[option]:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name} belongs to a checkpoint and --data; leave it out with --gt and --dt")
+    return bool(args.gt)
+
+
+def read(args: Namespace, split: str | None = None) -> DetectionData:
+    """A split of the data set, `--split` if not another."""
+    from tightbox.data.layout import read_data
+
+    data = read_data(args.data, split or args.split)
+    return data.only_classes(args.classes) if args.classes else data
+
+
+def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
+    """The detector, on a GPU if there is one, and the data set with its classes."""
+    data = read(args)  # before anything slow: a wrong path is known at once
+
+    from tightbox.checkpoint import load
+    from tightbox.distributed import new_accelerator
+
+    model = load(args.checkpoint).to(new_accelerator().device)
+    return model, data.with_classes(model.class_names)
+
+
+def detect(
+    args: Namespace, model: Detector, data: DetectionData, accelerator: Accelerator | None = None
+) -> dict[int, Detections]:
+    """What the detector finds in every record; an accelerator shares the work among processes."""
+    from tightbox.evaluation.run import detect_data
+    from tightbox.progress import counting
+
+    with counting(f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process) as progress:
+        return detect_data(
+            model,
+            data,
+            accelerator=accelerator,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            skip_unreadable=args.skip_unreadable,
+            progress=progress,
+        )
+
+
+def assigned_candidates(
+    args: Namespace, model: Detector, data: DetectionData, progress: Callable[[int, int], None]
+) -> Iterator[ImageCandidates]:
+    """What the detector considers in every record, with the objects that it learns."""
+    from tightbox.evaluation.candidates import iterate_candidates
+
+    return iterate_candidates(
+        model,
+        data,
+        assigned=True,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        skip_unreadable=args.skip_unreadable,
+        progress=progress,
+    )
