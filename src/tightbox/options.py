@@ -6,7 +6,7 @@ Nothing here imports torch, so that `tightbox --help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from tightbox.errors import UserError
 
@@ -14,6 +14,14 @@ from tightbox.errors import UserError
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def _require_choices(options: object) -> None:
+    """Every field that has a list of values has one of these."""
+    for name, kind in get_type_hints(type(options)).items():
+        if get_origin(kind) is Literal:
+            value, choices = getattr(options, name), get_args(kind)
+            _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
 
 
 def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
@@ -89,6 +97,7 @@ class VFNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         positive = self.channels > 0 and self.channels % 32 == 0
         _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
@@ -135,6 +144,7 @@ class IoUAwareRetinaNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         positive = self.channels > 0 and (self.channels % 32 == 0 or not self.tower_norm)
         _require(positive, f"channels is {self.channels}; with group norm it must be a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
@@ -202,6 +212,7 @@ class IoUNetOptions:
     rank_by_iou: bool = False
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         for name in ("channels", "fc_channels", "train_proposals", "proposals", "rois", "jittered_boxes"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
@@ -265,6 +276,7 @@ class UnitBoxOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(min(self.confidence_weight, self.box_weight) >= 0, "confidence_weight and box_weight must be >= 0")
         _require(self.distance_unit > 0, "distance_unit must be positive")
         _require(0 <= self.threshold < 1, "threshold must be in [0, 1)")
@@ -380,6 +392,7 @@ class TrainOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         for name in ("epochs", "batch_size", "accumulate", "eval_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):

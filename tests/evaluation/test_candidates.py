@@ -118,10 +118,13 @@ def test_what_changes_the_candidates_changes_the_folder(model: Detector, checkpo
     folders.add(cache_candidates(model, checkpoint, data))
     model.backbone.options = replace(model.backbone.options, res2net_pool=False)
     folders.add(cache_candidates(model, checkpoint, data))
+    assert all(folder.exists() for folder in folders)
     model.head.classes.bias.data += 1  # type: ignore[union-attr, operator]
     model.save(checkpoint)
-    folders.add(cache_candidates(model, checkpoint, data))
+    last = cache_candidates(model, checkpoint, data)
+    folders.add(last)
     assert len(folders) == 7
+    assert [folder for folder in folders if folder.exists()] == [last]  # of the old weights nothing is left
     assert len(runs) == 6
 
 

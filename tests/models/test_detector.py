@@ -175,6 +175,8 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
         ({"name": "vfnet", "num_classes": 2, "chanels": 3}, "vfnet has no option chanels; it has .*channels"),
         ({"name": "vfnet", "num_classes": 2, "channels": 40}, "channels is 40; group norm needs a multiple of 32"),
         ({"name": "vfnet", "num_classes": 2, "centerness": True}, "also set varifocal=false"),
+        ({"name": "vfnet", "num_classes": 2, "assigner": "max"}, "assigner is 'max'; choose from atss, fcos"),
+        ({"name": "iou_net", "num_classes": 2, "pooling": "max"}, "pooling is 'max'; choose from prroi, roi_align"),
     ],
 )
 def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:

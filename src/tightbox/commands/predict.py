@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,23 +76,26 @@ def run(args: Namespace) -> int:
         )
     annotator = Annotator(model.to(find_device(args.device)), threshold, args.min_iou)
     unreadable = 0
+
+    @contextmanager
+    def unreadable_ones_counted() -> Iterator[None]:
+        nonlocal unreadable
+        try:
+            yield
+        except UnreadableImage as error:
+            unreadable += 1
+            print(f"tightbox: {error}", file=sys.stderr)
+
     pictures = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
     with counting("pictures", shown=bool(pictures)) as progress:
         for done, (path, name) in enumerate(pictures, 1):
-            try:
+            with unreadable_ones_counted():
                 annotator.picture(path, out / name)
-            except UnreadableImage as error:
-                unreadable += 1
-                print(f"tightbox: {error}", file=sys.stderr)
             progress(done, len(pictures))
     for path, name in sources:
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            try:
-                with counting(f"frames of {path.name}") as progress:
-                    annotator.video(path, out / name, progress)
-            except UnreadableImage as error:
-                unreadable += 1
-                print(f"tightbox: {error}", file=sys.stderr)
+            with unreadable_ones_counted(), counting(f"frames of {path.name}") as progress:
+                annotator.video(path, out / name, progress)
     write_json(out / "results.json", annotator.rows)
     print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:

@@ -93,14 +93,18 @@ def cache_candidates(
 ) -> Path:
     """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
 
-    The network runs only if they are not there yet for the same weights, options and pictures.
+    The network runs only if they are not there yet for the same weights, options and pictures. Those of other weights,
+    which the checkpoint had before, are removed.
 
     Raises:
         UserError: if a picture cannot be read or the disk refuses.
     """
-    folder = checkpoint / "candidates" / _fingerprint(model, checkpoint, data)
+    weights, choices = _fingerprints(model, checkpoint, data)
+    folder = checkpoint / "candidates" / f"{weights}-{choices}"
     if not (folder / INDEX).is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+        others = [path for path in folder.parent.glob("*") if not path.name.startswith(f"{weights}-")]
+        for path in (folder, *others):  # the folder itself is there if a run was cut off
+            shutil.rmtree(path, ignore_errors=True)
         found = iterate_candidates(
             model, data, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable, progress=progress
         )
@@ -163,13 +167,13 @@ def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
     write_json(folder / INDEX, index)  # last: without it the folder counts as unfinished
 
 
-def _fingerprint(model: Detector, checkpoint: Path, data: DetectionData) -> str:
+def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tuple[str, str]:
+    """Of the weights; and of the options and the pictures."""
     pictures = []
     for record in data.records:
         state = record.path.stat() if record.path.exists() else None
         pictures.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
     choices: list[object] = [tightbox.__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
     choices += [asdict(model.preprocess), pictures]
-    digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
-    digest.update(json.dumps(choices).encode())
-    return digest.hexdigest()[:16]
+    weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
+    return weights.hexdigest()[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]
