@@ -1,7 +1,8 @@
 """IoU-Net step by step: the paper's ladder, figures 2 to 4, on synthetic scenes or on your data, over several seeds.
 
 Trains what is missing in `runs/iou_net/NAME`, measures the last weights on the validation split, and writes
-`recipes/iou_net.json` and, from it, `recipes/iou_net.md`: `python recipes/iou_net_study.py --name bccd --data DIR`.
+`recipes/iou_net.json` and, from it, `iou_net.md` and `iou_net.png`:
+`python recipes/iou_net_study.py --name bccd --data DIR`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from training import HERE, machine, scenes, spread, train_all
 
@@ -95,6 +97,7 @@ def main() -> int:
         write_json(path, studies)
         with atomic_path(HERE / "iou_net.md") as temporary:
             temporary.write_text(report(studies), encoding="utf-8")
+        draw(studies, HERE / "iou_net.png")
     return 0
 
 
@@ -178,7 +181,8 @@ def report(studies: dict[str, Any]) -> str:
         "",
         "Written by `recipes/iou_net_study.py` from runs that took place. AP in per cent;",
     ]
-    lines += ["mean ± standard deviation over the seeds. Last weights, validation split."]
+    lines += ["mean ± standard deviation over the seeds. Last weights, validation split.", ""]
+    lines += ["![AP by steps, and the objects by the IoU of the best box left, on each data set](iou_net.png)"]
     for name, study in studies.items():
         seeds = list(study["seeds"].values())
         lines += ["", f"## {name}: {study['pictures']} pictures, seeds {', '.join(study['seeds'])}", ""]
@@ -192,6 +196,31 @@ def report(studies: dict[str, Any]) -> str:
         lines += ["", "AP by the number of steps, from the boxes that IoU-guided NMS leaves (figure 4):", ""]
         lines += table(["steps", *map(str, STEPS)], step_rows(seeds))
     return "\n".join(lines) + "\n"
+
+
+def draw(studies: dict[str, Any], path: Path) -> None:
+    """The paper's figures 4 and 3, a row for each data set; bars and bands reach one standard deviation."""
+    figure = Figure(figsize=(10, 3.4 * len(studies)), layout="constrained")
+    panels = figure.subplots(len(studies), 2, squeeze=False)
+    for (left, right), (name, study) in zip(panels, studies.items(), strict=True):
+        seeds = list(study["seeds"].values())
+        for kind in ("optimisation", "regression"):
+            values = 100 * np.array([seed["ap_by_steps"][kind] for seed in seeds])
+            middle, spread_ = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(seeds) - 1))
+            left.plot(STEPS, middle, marker="o", label=kind)
+            left.fill_between(STEPS, middle - spread_, middle + spread_, alpha=0.2)
+        left.set(xlabel="steps", ylabel="AP", title=f"{name}: boxes moved step by step")
+        left.legend()
+        for number, rule in enumerate(RULES):
+            counts = np.array([seed["surviving"][rule] for seed in seeds])
+            places = np.arange(counts.shape[1]) + (number - (len(RULES) - 1) / 2) / (len(RULES) + 1)
+            error = counts.std(axis=0, ddof=min(1, len(seeds) - 1))
+            right.bar(places, counts.mean(axis=0), 1 / (len(RULES) + 1), yerr=error, label=rule)
+        right.set_xticks(range(len(EDGES) - 1), [f"{low:.1f}-{high:.1f}" for low, high in pairwise(EDGES)])
+        right.set(xlabel="IoU of the best box left", ylabel="objects", title=f"{name}: after suppression")
+        right.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def ladder_rows(seeds: Sequence[Any]) -> Iterator[list[str]]:
