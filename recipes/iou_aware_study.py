@@ -13,7 +13,6 @@ from typing import Any
 
 from training import HERE, machine, scenes, spread, train_all
 
-from tightbox.checkpoint import load
 from tightbox.data.layout import read_data
 from tightbox.evaluation.candidates import cache_candidates, read_candidates, select_all
 from tightbox.evaluation.coco import evaluate
@@ -21,6 +20,7 @@ from tightbox.evaluation.ladder import draw_ladder
 from tightbox.evaluation.oracle import OracleStudy, oracle_study
 from tightbox.evaluation.run import to_results
 from tightbox.files import atomic_path, write_json
+from tightbox.models import load
 from tightbox.rank import by_class_score, by_power
 
 HEAD = "--iou_aware_retinanet."

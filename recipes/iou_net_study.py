@@ -26,7 +26,6 @@ from torch import Tensor
 from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.boxes import pairwise_iou
-from tightbox.checkpoint import load
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
@@ -35,7 +34,7 @@ from tightbox.evaluation.candidates import ImageCandidates, iterate_candidates
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.run import evaluate_model, to_results
 from tightbox.files import atomic_path, write_json
-from tightbox.models import IoUNet
+from tightbox.models import IoUNet, load
 from tightbox.rank import by_class_score
 from tightbox.structures import Detections
 from tightbox.suppress import Suppress, greedy_nms, iou_guided_nms, soft_nms

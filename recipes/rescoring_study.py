@@ -34,7 +34,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from training import HERE, machine, spread, train_all
 
-from tightbox.checkpoint import load
 from tightbox.cli import main as tightbox
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evaluation_loader
 from tightbox.data.layout import read_data
@@ -44,7 +43,7 @@ from tightbox.evaluation.candidates import iterate_candidates
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.run import to_results
 from tightbox.files import atomic_path, write_json
-from tightbox.models import Detector
+from tightbox.models import Detector, load
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions
 from tightbox.rank import by_class_score
 from tightbox.structures import Detections, ImageBatch

@@ -25,7 +25,6 @@ from torch import Tensor
 from training import HERE, machine, spread, train_all
 
 from tightbox.boxes import decode_distances, iou
-from tightbox.checkpoint import load
 from tightbox.data.dataset import DetectionDataset
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
@@ -34,7 +33,7 @@ from tightbox.evaluation.matching import match
 from tightbox.evaluation.results import to_columns
 from tightbox.evaluation.run import detect_data, to_results
 from tightbox.files import atomic_path, write_json
-from tightbox.models import UnitBox
+from tightbox.models import UnitBox, load
 from tightbox.options import Preprocess
 from tightbox.structures import ImageBatch
 

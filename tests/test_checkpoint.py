@@ -14,8 +14,9 @@ import torch
 
 import tightbox
 from tests.tiny import tiny_model
-from tightbox import checkpoint
+from tightbox.checkpoint import start_from
 from tightbox.errors import UserError
+from tightbox.models import load
 from tightbox.options import BackboneOptions, Preprocess
 
 
@@ -79,13 +80,13 @@ def test_loading_asks_for_no_pretrained_weights(folder: Path, monkeypatch: pytes
     asked = []
     real = tightbox.models.backbone.timm.create_model
     monkeypatch.setattr("timm.create_model", lambda *a, **k: asked.append(k.get("pretrained", False)) or real(*a, **k))
-    assert checkpoint.load(folder).backbone.options == BackboneOptions(name="test_resnet", pretrained=False)
+    assert load(folder).backbone.options == BackboneOptions(name="test_resnet", pretrained=False)
     assert asked == [False, False]
 
 
 def test_loading_draws_no_random_numbers(folder: Path) -> None:
     before = torch.get_rng_state()
-    loaded = checkpoint.load(folder).state_dict()
+    loaded = load(folder).state_dict()
     assert torch.get_rng_state().equal(before)
     stored = safetensors.torch.load_file(folder / "weights.safetensors")
     assert all(value.equal(stored[name]) for name, value in loaded.items())
@@ -133,13 +134,13 @@ def _cut_weights(folder: Path) -> None:
 def test_damage_is_one_sentence(folder: Path, damage: Callable[[Path], None], sentence: str) -> None:
     damage(folder)
     with pytest.raises(UserError, match=sentence) as caught:
-        checkpoint.load(folder)
+        load(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not a checkpoint"):
-        checkpoint.load(str(tmp_path / "nowhere"))
+        load(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "card.json"])
@@ -162,7 +163,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(folder: Path, monkeypatch: py
         with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
             other.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert checkpoint.load(folder).class_names == ("cat", "dog")
+    assert load(folder).class_names == ("cat", "dog")
 
 
 def test_nothing_is_unpickled() -> None:
@@ -182,13 +183,13 @@ def test_starting_from_a_checkpoint(saved: Path, names: list[str], same: bool) -
     torch.manual_seed(1)
     model = tiny_model(class_names=names)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    assert checkpoint.start_from(model, saved) is same
+    assert start_from(model, saved) is same
     first = safetensors.torch.load_file(saved / "weights.safetensors")
     for name, value in model.state_dict().items():
         anew = not same and name in ("head.classes.weight", "head.classes.bias")
         assert value.equal((fresh if anew else first)[name]), name
     with pytest.raises(UserError, match=r"weights\.safetensors: .* is \(32, .*, the model's \(64"):
-        checkpoint.start_from(tiny_model(channels=64), saved)
+        start_from(tiny_model(channels=64), saved)
 
 
 def _nothing() -> tightbox.Targets:

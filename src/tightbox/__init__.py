@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tightbox.checkpoint import load as load
     from tightbox.models import create_model as create_model
+    from tightbox.models import load as load
     from tightbox.structures import Candidates as Candidates
     from tightbox.structures import Detections as Detections
     from tightbox.structures import ImageBatch as ImageBatch
@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 # Loaded on first use, because torch takes seconds to import and `tightbox --help` must not.
 _HOMES = {
     "create_model": "tightbox.models",
-    "load": "tightbox.checkpoint",
+    "load": "tightbox.models",
     "Candidates": "tightbox.structures",
     "Detections": "tightbox.structures",
     "ImageBatch": "tightbox.structures",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -15,9 +15,9 @@ import tightbox
 from tightbox.calibration import Calibration
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
-from tightbox.models import Detector, create_model
-from tightbox.models.blank import Blank
-from tightbox.options import BackboneOptions, Preprocess
+
+if TYPE_CHECKING:
+    from tightbox.models import Detector
 
 WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
 
@@ -73,34 +73,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load(path: str | Path) -> Detector:
-    """A detector from the folder it was saved in, in evaluation mode, on the CPU.
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint folder.
 
     Raises:
-        UserError: if the folder holds no checkpoint, or card and weights do not fit each other.
+        UserError: if they cannot be read.
     """
-    folder = Path(path)
-    card = read_card(folder)
-    try:
-        backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
-        with Blank():
-            model = create_model(
-                card["model"],
-                class_names=card["class_names"],
-                backbone=backbone,
-                preprocess=Preprocess(**card["preprocess"]),
-                **card["options"],
-            )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
-    load_weights(model, _read_weights(folder), str(folder / WEIGHTS))
-    model.metrics = card.get("metrics", {})
-    if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
-        model.calibration = Calibration.from_json(card["calibration"])
-    return model.eval()
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
@@ -120,7 +98,7 @@ def start_from(model: Detector, path: str | Path) -> bool:
         UserError: if the folder holds no checkpoint of such a model.
     """
     folder = Path(path)
-    card, tensors = read_card(folder), _read_weights(folder)
+    card, tensors = read_card(folder), read_weights(folder)
     same = tuple(card.get("class_names", ())) == model.class_names
     if not same:
         own = model.state_dict()

@@ -111,7 +111,7 @@ def test_every_row_gets_its_iou_and_stays_where_it_was(
 
 
 def test_the_iou_is_that_of_the_class_of_the_row(checkpoint: Path, data: Path, results: Path) -> None:
-    from tightbox.checkpoint import load
+    from tightbox.models import load
     from tightbox.models.detector import as_pixels, resize
     from tightbox.structures import Detections
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tests.tiny import BACKBONE
 from tightbox.boxes import pairwise_iou
-from tightbox.checkpoint import load, start_from
+from tightbox.checkpoint import start_from
 from tightbox.errors import UserError
-from tightbox.models import IoUNet, create_model
+from tightbox.models import IoUNet, create_model, load
 from tightbox.options import IoUNetOptions, Preprocess
 from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
-from tightbox.checkpoint import load
 from tightbox.errors import UserError
 from tightbox.evaluation.oracle import true_box
-from tightbox.models import UnitBox, create_model
+from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import ImageBatch, Targets

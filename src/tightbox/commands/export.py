@@ -27,10 +27,10 @@ def run(args: Namespace) -> int:
     import torch
 
     from tightbox import __version__
-    from tightbox.checkpoint import load
     from tightbox.files import atomic_path
     from tightbox.mmdet import export_state
     from tightbox.mmdet.variants import title
+    from tightbox.models import load
 
     model = load(args.checkpoint)
     state = export_state(model)

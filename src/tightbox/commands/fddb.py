@@ -30,10 +30,10 @@ def run(args: Namespace) -> int:
 
     data, ellipses = read_fddb(Path(args.data), args.split), read_ellipses(Path(args.data), args.split)
 
-    from tightbox.checkpoint import load
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.fddb import fddb_curves, plot_fddb
     from tightbox.evaluation.run import detect_data
+    from tightbox.models import load
     from tightbox.progress import counting
 
     model = load(args.checkpoint)

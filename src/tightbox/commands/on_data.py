@@ -63,8 +63,8 @@ def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
     """The detector, on a GPU if there is one, and the data set with its classes."""
     data = read(args)  # before anything slow: a wrong path is known at once
 
-    from tightbox.checkpoint import load
     from tightbox.distributed import new_accelerator
+    from tightbox.models import load
 
     model = load(args.checkpoint).to(new_accelerator().device)
     return model, data.with_classes(model.class_names)

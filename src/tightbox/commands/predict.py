@@ -61,9 +61,9 @@ def run(args: Namespace) -> int:
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
     from tightbox.annotate import Annotator
-    from tightbox.checkpoint import load
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
+    from tightbox.models import load
     from tightbox.progress import counting
 
     model = load(args.checkpoint)

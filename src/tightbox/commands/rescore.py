@@ -43,12 +43,12 @@ def run(args: Namespace) -> int:
 
     data = read_data(args.data, args.split)
 
-    from tightbox.checkpoint import load
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
     from tightbox.evaluation.rescore import by_record, rescore_data
     from tightbox.evaluation.results import read_json, to_columns
     from tightbox.evaluation.run import to_results
+    from tightbox.models import load
     from tightbox.models.iou_net import IoUNet
     from tightbox.progress import counting
     from tightbox.rank import by_class_score, by_power

@@ -1,13 +1,17 @@
-"""The detectors, and the one function that builds any of them."""
+"""The detectors, and the two functions that build any of them: anew, or from a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from tightbox.calibration import Calibration
+from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
+from tightbox.models.blank import Blank
 from tightbox.models.detector import Detector
 from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
 from tightbox.models.iou_net import IoUNet
@@ -15,7 +19,7 @@ from tightbox.models.unitbox import UnitBox
 from tightbox.models.vfnet import VFNet
 from tightbox.options import BackboneOptions, Preprocess
 
-__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "IoUNet", "UnitBox", "VFNet", "create_model"]
+__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "IoUNet", "UnitBox", "VFNet", "create_model", "load"]
 
 DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet, IoUNet, UnitBox)}
 
@@ -64,3 +68,30 @@ def create_model(
     if isinstance(backbone, BackboneOptions):
         backbone = Backbone(backbone, kind.strides(chosen))
     return kind(backbone=backbone, class_names=names, options=chosen, preprocess=preprocess or Preprocess())
+
+
+def load(path: str | Path) -> Detector:
+    """A detector from the folder it was saved in, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: if the folder holds no checkpoint, or card and weights do not fit each other.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    try:
+        backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
+        with Blank():
+            model = create_model(
+                card["model"],
+                class_names=card["class_names"],
+                backbone=backbone,
+                preprocess=Preprocess(**card["preprocess"]),
+                **card["options"],
+            )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
+    load_weights(model, read_weights(folder), str(folder / WEIGHTS))
+    model.metrics = card.get("metrics", {})
+    if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
+        model.calibration = Calibration.from_json(card["calibration"])
+    return model.eval()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from tightbox.calibration import Calibration
+from tightbox.checkpoint import save
 from tightbox.errors import UserError
 from tightbox.images import open_image, to_rgb
 from tightbox.models.backbone import Backbone
@@ -156,8 +157,6 @@ class Detector(nn.Module, ABC):
 
     def save(self, path: str | Path) -> Path:
         """Write the checkpoint folder `path`: weights in safetensors and a readable card."""
-        from tightbox.checkpoint import save
-
         return save(self, Path(path))
 
     def _normalise(self, images: Images) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
