@@ -3,7 +3,7 @@
 The others are our RetinaNet without IoU head, and torchvision's FCOS and RetinaNet; all are trained on the data first,
 if they are not in `runs/rescoring/NAME`. Every row is one `tightbox rescore` of a COCO result file, as a user would run
 it on any tool's file. IoU-guided suppression and its gain need the boxes from before the tool's own NMS: most tools
-write them if told to suppress nothing (an NMS threshold of 1) and to report many boxes (such as 1000 a picture).
+write them if told to suppress nothing (an NMS threshold of 1) and to report more boxes than they find.
 Writes `recipes/rescoring.json` and `recipes/rescoring.md`: `python recipes/rescoring_study.py --name bccd --data DIR`.
 """
 
@@ -68,7 +68,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {  # the result file, and the options o
     "before its NMS: greedy, refinement": ("before", ["--nms", "greedy", "--refine_steps", "5"]),
 }
 CHANNELS = 64
-NMS_IOU, SCORE_THRESHOLD, SHOWN, MANY = 0.5, 0.05, 100, 1000
+NMS_IOU, SCORE_THRESHOLD, SHOWN, EVERY = 0.5, 0.05, 100, 10000
 
 
 def main() -> int:
@@ -89,17 +89,21 @@ def main() -> int:
         shared = ["--data", args.data, "--seed", str(seed)]
         runs[root / f"standalone-seed{seed}"] = ["--config", str(config), "--standalone", *shared]
         if "retinanet" in args.detectors:
-            runs[root / f"retinanet-seed{seed}"] = [*other, *shared]
+            runs[root / f"retinanet-{args.epochs}epochs-seed{seed}"] = [*other, *shared]
     train_all(runs, args.jobs)
 
     path = HERE / "rescoring.json"
     studies = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    rows = studies.get(args.name, {}).get("rows", {})
+    about = {
+        "command": shlex.join(["python", "recipes/rescoring_study.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "date": str(datetime.date.today()),
+    }
     for seed in args.seeds:
         judge = load(root / f"standalone-seed{seed}" / "last")
         data = read_data(args.data, "val").with_classes(judge.class_names)
         for name in args.detectors:
-            folder = root / f"{name}-seed{seed}"
+            folder = root / f"{name}-{args.epochs}epochs-seed{seed}"
             if not (folder / "before.json").exists():
                 if name == "retinanet":
                     found = our_detections(load(folder / "last"), data)
@@ -108,18 +112,14 @@ def main() -> int:
                     model = torchvision_model(name, len(data.class_names))
                     train_torchvision(model, folder, args.data, config, seed, args.epochs)
                     found = torchvision_detections(model, data, judge.preprocess)
+                if max(map(len, found["before"].values())) >= EVERY:
+                    raise SystemExit(f"{folder}: some pictures have {EVERY} boxes or more; raise EVERY")
                 for kind, detections in found.items():
                     write_json(folder / f"{kind}.json", to_results(detections, data))
-            rows.setdefault(DETECTORS[name], {})[str(seed)] = measure(
-                folder, root / f"standalone-seed{seed}", args.data, data
-            )
-            studies[args.name] = {
-                "command": shlex.join(["python", "recipes/rescoring_study.py", *sys.argv[1:]]),
-                "machine": machine(),
-                "date": str(datetime.date.today()),
-                "pictures": len(data.records),
-                "rows": rows,
-            }
+            rows = measure(folder, root / f"standalone-seed{seed}", args.data, data)
+            study = studies.setdefault(args.name, {"pictures": len(data.records), "detectors": {}})
+            seeds = study["detectors"].get(DETECTORS[name], {}).get("seeds", {})
+            study["detectors"][DETECTORS[name]] = about | {"seeds": seeds | {str(seed): rows}}
             write_json(path, studies)
             with atomic_path(HERE / "rescoring.md") as temporary:
                 temporary.write_text(report(studies), encoding="utf-8")
@@ -155,7 +155,7 @@ def measure(folder: Path, judge: Path, where: str, data: DetectionData) -> dict[
 def our_detections(model: Detector, data: DetectionData) -> dict[str, dict[int, Detections]]:
     """What the detector finds before and after its NMS."""
     rules = {
-        "before": partial(greedy_nms, iou_threshold=1.0, score_threshold=SCORE_THRESHOLD, max_detections=MANY),
+        "before": partial(greedy_nms, iou_threshold=1.0, score_threshold=SCORE_THRESHOLD, max_detections=EVERY),
         "after": partial(greedy_nms, iou_threshold=NMS_IOU, score_threshold=SCORE_THRESHOLD, max_detections=SHOWN),
     }
     found: dict[str, dict[int, Detections]] = {kind: {} for kind in rules}
@@ -234,7 +234,7 @@ def torchvision_detections(model: Any, data: DetectionData, preprocess: Preproce
     """What the detector finds before and after its NMS: the same network, told to suppress nothing or as published."""
     model.eval()
     model.score_thresh = SCORE_THRESHOLD
-    settings = {"before": (1.0, MANY), "after": (NMS_IOU, SHOWN)}
+    settings = {"before": (1.0, EVERY), "after": (NMS_IOU, SHOWN)}
     found: dict[str, dict[int, Detections]] = {kind: {} for kind in settings}
     dataset = DetectionDataset(data, preprocess)
     for images, _, indices in evaluation_loader(dataset, range(len(dataset)), 4, 0):
@@ -259,10 +259,11 @@ def report(studies: dict[str, Any]) -> str:
     ]
     lines += ['over the seeds. "Before its NMS" are results of the same network told to suppress nothing.']
     for name, study in studies.items():
-        lines += ["", f"## {name}: {study['pictures']} pictures", ""]
-        lines += [f"`{study['command']}` on {study['machine']}, {study['date']}."]
-        for detector, seeds in study["rows"].items():
-            lines += ["", f"{detector}, seeds {', '.join(seeds)}:", ""]
+        lines += ["", f"## {name}: {study['pictures']} pictures"]
+        for detector, found in study["detectors"].items():
+            seeds = found["seeds"]
+            lines += ["", f"### {detector}, seeds {', '.join(seeds)}", ""]
+            lines += [f"`{found['command']}` on {found['machine']}, {found['date']}.", ""]
             lines += [f"| | {' | '.join(figure.upper() for figure in FIGURES)} |", "|---" * (len(FIGURES) + 1) + "|"]
             lines += [f"| {row} | {' | '.join(cells)} |" for row, cells in table(list(seeds.values()))]
     return "\n".join(lines) + "\n"

@@ -68,6 +68,12 @@ def test_float32_iou_stays_in_range(a, b):
     assert 0 <= found <= 1
 
 
+def test_pairwise_iou_has_gradients():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 2, 6, 5], [9, 9, 12, 11]], dtype=torch.float64)
+    others = torch.tensor([[0.5, 1, 5, 3], [2, 0.25, 3, 7]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(pairwise_iou, (boxes.requires_grad_(), others.requires_grad_()))
+
+
 def test_pairwise_iou_of_nothing():
     assert pairwise_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
     assert pairwise_iou(torch.zeros(3, 4), torch.zeros(0, 4)).shape == (3, 0)
@@ -108,6 +114,11 @@ def test_clip_takes_height_first(size):
     expected = [[0, 0, 20, 30], [20, 30, 20, 30], [1, 2, 3, 4]]
     assert clip_boxes(boxes, size).tolist() == expected
     assert clip_boxes(boxes[None], size).tolist() == [expected]
+
+
+def test_clip_to_a_size_for_each_box():
+    boxes = torch.tensor([[-5.0, -5.0, 50.0, 50.0]] * 2)
+    assert clip_boxes(boxes, torch.tensor([[30, 20], [10, 40]])).tolist() == [[0, 0, 20, 30], [0, 0, 40, 10]]
 
 
 def test_clip_exports_with_the_size_as_an_input():

@@ -175,6 +175,12 @@ def test_boxes_are_clipped_to_the_image():
     assert ious.item() == 12
 
 
+def test_boxes_are_clipped_each_to_its_own_image():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
+    found, _ = refine_boxes(boxes, lambda b, _: b[:, 2] - b[:, 0], size=torch.tensor([[20, 12], [20, 14]]))
+    assert found.tolist() == [[0, 0, 12, 10], [0, 0, 14, 10]]
+
+
 def test_nothing_to_refine():
     found, ious = refine_boxes(torch.zeros(0, 4), TrueIoU(torch.zeros(0, 4)))
     assert (found.shape, ious.shape) == ((0, 4), (0,))

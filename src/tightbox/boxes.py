@@ -56,7 +56,14 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     tensor([[1., 0.],
             [0., 0.]])
     """
-    return iou(a[:, None], b[None])
+    # A coordinate at a time and in place: of millions of pairs, as few copies as can be are made.
+    a, b = at_least_float32(a), at_least_float32(b)
+    (x1, y1, x2, y2), (left, top, right, bottom) = (boxes.T.contiguous() for boxes in (a, b))
+    width = torch.minimum(x2[:, None], right).sub_(torch.maximum(x1[:, None], left)).clamp_(min=0)
+    height = torch.minimum(y2[:, None], bottom).sub_(torch.maximum(y1[:, None], top)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = (area(a)[:, None] + area(b)).sub_(intersection)
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
 def decode_distances(points: Tensor, distances: Tensor) -> Tensor:
@@ -97,14 +104,15 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
-    """Boxes (..., 4) with every side moved into an image of `size` (height, width).
+    """Boxes (..., 4) with every side moved into an image of `size` (height, width), or (..., 2) for each of its own.
 
     >>> clip_boxes(torch.tensor([-3.0, 5.0, 40.0, 50.0]), (30, 20))
     tensor([ 0.,  5., 20., 30.])
     """
     boxes = at_least_float32(boxes)
     height_width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)
-    return torch.minimum(boxes.clamp(min=0), height_width.flip(0).repeat(2))
+    width_height = height_width.flip(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1))
 
 
 MAX_LOG_RATIO = math.log(1000 / 16)  # a box more than 62 times its anchor's size is a number gone wrong

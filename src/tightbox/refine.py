@@ -20,7 +20,7 @@ def refine_boxes(
     min_change: float = 0.001,
     max_drop: float = -0.01,
     roll_back: bool = False,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 2 of IoU-Net (https://arxiv.org/abs/1807.11590): moves each box to where its predicted IoU is higher.
 
@@ -38,7 +38,8 @@ def refine_boxes(
         min_change: Ω1.
         max_drop: Ω2, not positive.
         roll_back: a last step that lowered the prediction is undone; the paper keeps it.
-        size: (height, width) of the image that boxes are clipped to after each step; without it they are not.
+        size: (height, width) of the image that boxes are clipped to after each step, or (K, 2) of each box's own;
+            without it they are not.
 
     Returns:
         The boxes (K, 4), detached, and their predicted IoUs (K,).
@@ -50,11 +51,14 @@ def refine_boxes(
     with torch.inference_mode(False), torch.enable_grad():
         boxes = at_least_float32(boxes.detach()).clone()
         moving = torch.arange(len(boxes), device=boxes.device)
+        limits = None if size is None else torch.as_tensor(size, device=boxes.device).expand(len(boxes), 2)
         if len(boxes) == 0:
             return boxes, boxes.new_zeros(0)
         ious, gradient = _value_and_gradient(predict_iou, boxes, moving, differentiate=steps > 0)
         for step in range(steps):
-            moved = _ascend(boxes[moving], gradient, step_size, size)
+            moved = _ascend(boxes[moving], gradient, step_size)
+            if limits is not None:
+                moved = clip_boxes(moved, limits[moving])
             possible = ious[moving].isfinite() & moved.isfinite().all(dim=1) & (moved[:, 2:] > moved[:, :2]).all(dim=1)
             moving, moved = moving[possible], moved[possible]
             if len(moving) == 0:
@@ -84,7 +88,6 @@ def _value_and_gradient(
     return ious.detach().to(boxes.dtype), gradient
 
 
-def _ascend(boxes: Tensor, gradient: Tensor, step_size: float, size: tuple[int, int] | None) -> Tensor:
+def _ascend(boxes: Tensor, gradient: Tensor, step_size: float) -> Tensor:
     width_height = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    moved = boxes + step_size * gradient * width_height
-    return moved if size is None else clip_boxes(moved, size)
+    return boxes + step_size * gradient * width_height

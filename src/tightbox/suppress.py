@@ -138,10 +138,11 @@ def iou_guided_nms(
     found = found[found.scores.argsort(descending=True, stable=True)]
     assert found.ious is not None
     group = torch.zeros_like(found.labels) if class_agnostic else found.labels
-    # Ranks instead of scores: they say which of a cluster is the best, and so its label too.
-    ranks = torch.arange(len(found), device=group.device)
+    # Ranks instead of scores: they say which of a cluster is the best, and so its label too. Apple's GPUs find no
+    # maximum of integers; float32 holds those up to 16 million.
+    ranks = torch.arange(len(found), device=group.device, dtype=torch.float32)
     keep, best = ops.batched_iou_guided_nms(found.boxes, -ranks, found.ious, group, iou_threshold)
-    keep, best = keep[:max_detections], -best[:max_detections]
+    keep, best = keep[:max_detections], -best[:max_detections].long()
     return replace(found[keep], scores=found.scores[best], labels=found.labels[best])
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,9 +219,71 @@ def test_refined_boxes_carry_the_iou_predicted_for_them(model: IoUNet, images: l
     found = moving.detect(images)
     for detections, again in zip(found, moving.predict_ious(images, found), strict=True):
         assert detections.ious is not None
-        inside = (detections.boxes > 0).all(dim=1)  # those that were not clipped after the last prediction
-        assert inside.any()
-        torch.testing.assert_close(detections.ious[inside], again[inside], atol=1e-4, rtol=0)
+        torch.testing.assert_close(detections.ious, again, atol=1e-4, rtol=0)
+
+
+def test_refined_boxes_stay_in_their_pictures(model: IoUNet, images: list[Tensor]) -> None:
+    moving = with_options(model, refine_steps=3, refine_step_size=500.0, refine_max_drop=1.0, refine_min_change=0.0)
+    given = []
+    for height, width in SIZES:
+        box = torch.tensor([[-9.0, 1.0, width + 9.0, height - 1.0], [2.0, 2.0, width - 2.0, height - 2.0]])
+        given.append(Detections(box, torch.ones(2), torch.tensor([0, 1])))
+    found = moving.rescore(images, given)
+    # The pictures have different sides, and the longer of both batched together is no bound.
+    for (height, width), detections, again in zip(SIZES, found, moving.predict_ious(images, found), strict=True):
+        assert detections.boxes.amin() >= 0
+        assert detections.boxes[:, 2].amax() <= width
+        assert detections.boxes[:, 3].amax() <= height
+        torch.testing.assert_close(detections.ious, again, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_pieces_change_nothing(
+    model: IoUNet, images: list[Tensor], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = with_options(model, refine_steps=steps, refine_step_size=5.0)
+    together = still.detect(images)
+    monkeypatch.setattr(sys.modules[IoUNet.__module__], "PIECE", 7)
+    for whole, pieces in zip(together, still.detect(images), strict=True):
+        torch.testing.assert_close(pieces.boxes, whole.boxes)
+        torch.testing.assert_close(pieces.ious, whole.ious)
+        assert torch.equal(pieces.labels, whole.labels)
+
+
+def test_autocast_does_not_blunt_the_predicted_iou(model: IoUNet, images: list[Tensor]) -> None:
+    """The head's own layers stay in float32: bf16 would give no more than some 30 values between 0.4 and 0.6."""
+    given = [
+        Detections(c.boxes, c.class_scores.amax(dim=1), c.class_scores.argmax(dim=1)) for c in model.candidates(images)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        ious = torch.cat(model.predict_ious(images, given))
+    assert ious.dtype == torch.float32
+    assert not torch.equal(ious * 2 - 1, (ious * 2 - 1).bfloat16().float())
+
+
+def test_boxes_that_are_not_numbers_are_no_candidates(model: IoUNet, images: list[Tensor]) -> None:
+    broken = with_options(model)
+    assert broken.head is not None
+    with torch.no_grad():
+        broken.head.deltas.bias[4:8] = torch.nan  # of the second class
+    for found, all_of_them in zip(broken.candidates(images), model.candidates(images), strict=True):
+        assert found.boxes.isfinite().all()
+        assert len(found) == int((all_of_them.class_scores.argmax(dim=1) != 1).sum())
+    assert all(found.labels.ne(1).all() for found in broken.detect(images))
+    nan = Detections(torch.full((1, 4), torch.nan), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(UserError, match="box 0 is not finite"):
+        model.predict_ious(images[:1], [nan])
+
+
+def test_a_sliver_teaches_no_iou_and_stops_nothing(images: list[Tensor]) -> None:
+    model = tiny(standalone=True).train()  # in which nothing else draws random numbers
+    good = Targets.of(torch.tensor([[4.0, 6.0, 30.0, 40.0]]), torch.tensor([0]))
+    thin = Targets.of(torch.tensor([[4.0, 6.0, 30.0, 40.0], [80.0, 5.0, 80.0, 9.0]]), torch.tensor([0, 1]))
+    losses = []
+    for target in (good, thin):
+        torch.manual_seed(3)
+        losses.append(model.loss(images[:1], [target])["iou"].item())
+    assert losses[0] == losses[1]
 
 
 def test_detecting_under_inference_mode_is_the_same(model: IoUNet, images: list[Tensor]) -> None:
@@ -244,6 +308,9 @@ def test_a_candidate_is_of_one_class_even_if_the_class_score_does_not_count(
     one = Detections(candidates.boxes[:1], torch.ones(1), torch.tensor([2]))
     (ranked,) = model.rescore(images[:1], [one], rank=partial(by_power, alpha=0.0), refine_steps=0)
     assert ranked.labels.tolist() == [2]
+    worthless = replace(one, scores=torch.zeros(1))
+    (ranked,) = model.rescore(images[:1], [worthless], refine_steps=0)
+    assert (ranked.labels.tolist(), ranked.scores.tolist()) == ([2], [0])
 
 
 def test_rank_by_iou_reports_the_product(model: IoUNet, images: list[Tensor]) -> None:
@@ -260,6 +327,9 @@ def test_roi_align_pools_but_cannot_refine(model: IoUNet, images: list[Tensor]) 
     with pytest.raises(UserError, match="refine_steps=0"):
         IoUNetOptions(pooling="roi_align")
     IoUNetOptions(pooling="roi_align", iou_head=False)
+    with pytest.raises(UserError, match="set refine_steps to 0"):
+        aligned.rescore(images, aligned.detect(images), refine_steps=1)
+    assert len(aligned.rescore(images, aligned.detect(images))) == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=0.5, help="overlap of suppression")
     parser.add_argument("--score_threshold", type=ClosedUnitInterval, default=0.05, help="lowest score that --nms sees")
     parser.add_argument("--max_detections", type=PositiveInt, default=100, help="most boxes of a picture after --nms")
-    parser.add_argument("--refine_steps", type=NonNegativeInt, default=5, help="steps towards a higher predicted IoU")
+    parser.add_argument(
+        "--refine_steps",
+        type=NonNegativeInt,
+        default=None,
+        help="steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes",
+    )
     parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
 
 

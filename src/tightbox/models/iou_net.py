@@ -8,7 +8,7 @@ Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ from tightbox.refine import refine_boxes
 from tightbox.structures import Candidates, Detections, Targets
 from tightbox.suppress import Suppress, iou_guided_nms
 
+PIECE = 2048  # boxes that the IoU head looks at together: the features pooled for more would fill the memory
 MATCH_IOU = 0.5  # least overlap with its object of a proposal that learns it
 BOX_BETA = 1 / 9  # of the smooth L1 loss
 
@@ -158,7 +159,12 @@ class IoUNet(Detector):
         for given, ious in zip(detections, self._ious(pyramid, boxes, labels), strict=True):
             one_hot = F.one_hot(given.labels, len(self.class_names)).to(given.scores)
             candidates = Candidates(given.boxes, one_hot * given.scores[:, None], ious)
-            chosen.append((suppress or _all)(candidates, _of_its_class(candidates, rank or self.rank)))
+            scores = _of_its_class(candidates, rank or self.rank)
+            if suppress is None:
+                own = scores.gather(1, given.labels[:, None]).squeeze(1)
+                chosen.append(_by_score(Detections(given.boxes, own, given.labels, ious)))
+            else:
+                chosen.append(suppress(candidates, scores))
         found = self.refine(pyramid, chosen, refine_steps)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
@@ -167,10 +173,15 @@ class IoUNet(Detector):
         """Detections moved to a higher predicted IoU (algorithm 2), which they then carry, best score first.
 
         Without an IoU head they are given back as they are.
+
+        Raises:
+            UserError: if there are steps to take and features are pooled by RoIAlign.
         """
         options, refined = self.options, list(detections)
         steps = options.refine_steps if steps is None else steps
         if self.iou_head is not None and steps > 0:
+            if options.pooling != "prroi":
+                raise UserError("this model pools by RoIAlign, which gives boxes no gradient: set refine_steps to 0")
             refined = self._moved(self.iou_head, pyramid, refined, steps)
         if self.iou_head is not None and options.rank_by_iou:
             refined = [_by_score_and_iou(found) for found in refined]
@@ -223,11 +234,12 @@ class IoUNet(Detector):
         """Over jittered true boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
         for target, size in zip(targets, pyramid.sizes, strict=True):
-            each = max(1, self.options.jittered_boxes // max(1, len(target)))
-            jittered, overlaps = jitter_boxes(target.boxes, each, size)
+            solid = area(clip_boxes(target.boxes, size)) > 0  # a sliver may have been rounded away in augmentation
+            each = max(1, self.options.jittered_boxes // max(1, int(solid.sum())))
+            jittered, overlaps = jitter_boxes(target.boxes[solid], each, size)
             boxes.append(jittered)
             ious.append(overlaps)
-            labels.append(target.labels.repeat_interleave(each))
+            labels.append(target.labels[solid].repeat_interleave(each))
         outputs = head(pyramid.pool(boxes), torch.cat(labels))
         total = mean_over_processes(outputs.new_tensor(len(outputs))).clamp(min=1)
         loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
@@ -247,7 +259,7 @@ class IoUNet(Detector):
         rows, labels, boxes, objects = [], [], [], []
         for i, (rois, scores, moves) in enumerate(per_image):
             matched, chosen = self._pairs(rois, scores, None if targets is None else targets[i])
-            row, label = chosen.nonzero().unbind(1)
+            row, label = (chosen & moves.isfinite().all(dim=2)).nonzero().unbind(1)
             boxes.append(clip_boxes(decode(rois[row], moves[row, label]), pyramid.sizes[i]))
             rows.append(scores[row] * F.one_hot(label, scores.shape[1]))
             labels.append(label)
@@ -275,47 +287,59 @@ class IoUNet(Detector):
         """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each picture; 0 for one without area."""
         if self.iou_head is None:
             raise UserError("this model was trained without its IoU head (iou_head=false); train one with it")
-        outputs = self.iou_head(pyramid.pool(boxes), torch.cat(list(labels)))
-        ious = self.iou_head.to_iou(outputs).clamp(0, 1) * (area(torch.cat(list(boxes))) > 0)
-        return list(torch.split(ious, [len(part) for part in boxes]))
+        together = torch.cat(list(boxes)), image_of(boxes), torch.cat(list(labels))
+        ious = torch.cat([_predicted(self.iou_head, pyramid, *piece) for piece in _pieces(*together)])
+        return list(torch.split(_valid(ious, together[0]), [len(part) for part in boxes]))
 
     @torch.inference_mode(False)  # whose tensors gradients cannot use
     def _moved(self, head: IoUHead, pyramid: Pyramid, detections: list[Detections], steps: int) -> list[Detections]:
-        """Algorithm 2 on the boxes of all pictures at once."""
-        options = self.options
-        counts = [len(found) for found in detections]
-        labels = torch.cat([found.labels for found in detections]).clone()
+        """Algorithm 2 on the boxes of all pictures together, which stay inside their pictures."""
         images = image_of([found.boxes for found in detections])
-        constant = pyramid.cloned()
+        sizes = torch.tensor(pyramid.sizes, device=images.device)[images]
+        boxes = clip_boxes(torch.cat([found.boxes for found in detections]), sizes)
+        labels, constant = torch.cat([found.labels for found in detections]).clone(), pyramid.cloned()
 
-        def predict_iou(boxes: Tensor, index: Tensor) -> Tensor:
-            return head.to_iou(head(constant.pool_at(boxes, images[index]), labels[index]))
+        def climb(boxes: Tensor, images: Tensor, labels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+            return refine_boxes(
+                boxes,
+                lambda moved, index: _predicted(head, constant, moved, images[index], labels[index]),
+                steps=steps,
+                step_size=self.options.refine_step_size,
+                min_change=self.options.refine_min_change,
+                max_drop=-self.options.refine_max_drop,
+                roll_back=self.options.refine_roll_back,
+                size=sizes,
+            )
 
-        boxes, ious = refine_boxes(
-            torch.cat([found.boxes for found in detections]),
-            predict_iou,
-            steps=steps,
-            step_size=options.refine_step_size,
-            min_change=options.refine_min_change,
-            max_drop=-options.refine_max_drop,
-            roll_back=options.refine_roll_back,
-        )
-        parts = zip(detections, torch.split(boxes, counts), torch.split(ious, counts), pyramid.sizes, strict=True)
-        return [
-            replace(found, boxes=clip_boxes(moved, size), ious=predicted.clamp(0, 1))
-            for found, moved, predicted, size in parts
-        ]
+        refined = [climb(*piece) for piece in _pieces(boxes, images, labels, sizes)]
+        moved, ious = (torch.cat(column) for column in zip(*refined, strict=True))
+        counts = [len(found) for found in detections]
+        parts = zip(detections, torch.split(moved, counts), torch.split(_valid(ious, moved), counts), strict=True)
+        return [replace(found, boxes=new, ious=predicted) for found, new, predicted in parts]
+
+
+def _pieces(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`PIECE` rows of every column at a time; once none, if there are none."""
+    return zip(*(torch.split(column, PIECE) for column in columns), strict=True)
+
+
+def _predicted(head: IoUHead, pyramid: Pyramid, boxes: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """IoU (K,) of the boxes (K, 4) of the pictures `images` (K,), as ones of the classes `labels` (K,).
+
+    In float32, whatever the rest runs in: a step of refinement matters from a thousandth on.
+    """
+    with torch.autocast(boxes.device.type, enabled=False):
+        return head.to_iou(head(pyramid.pool_at(boxes, images), labels))
+
+
+def _valid(ious: Tensor, boxes: Tensor) -> Tensor:
+    """Predictions in [0, 1], and 0 for a box without area."""
+    return ious.clamp(0, 1) * (area(boxes) > 0)
 
 
 def _of_its_class(candidates: Candidates, rank: Rank) -> Tensor:
     """Scores (K, C) that are 0 where the class score is."""
     return rank(candidates) * (candidates.class_scores > 0)
-
-
-def _all(candidates: Candidates, scores: Tensor) -> Detections:
-    """Every candidate as a detection of its best class, best first."""
-    best, labels = scores.max(dim=1)
-    return _by_score(Detections(candidates.boxes, best, labels, candidates.ious))
 
 
 def _by_score_and_iou(detections: Detections) -> Detections:

@@ -76,7 +76,8 @@ def pyramid_level(boxes: Tensor) -> Tensor:
     """
     # The margin lets a box of exactly twice the size be on the level above in float32, too.
     doublings = torch.log2(area(boxes).sqrt() / CANONICAL_SIZE + 1e-6).floor()
-    return (CANONICAL_LEVEL + doublings).clamp(0, len(STRIDES) - 1).long()
+    levels = (CANONICAL_LEVEL + doublings).clamp(0, len(STRIDES) - 1)
+    return levels.nan_to_num(0).long()  # that a box is not a number, the pooling of its level says
 
 
 class BoxHead(nn.Module):

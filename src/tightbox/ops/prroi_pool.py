@@ -19,8 +19,9 @@ from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
 from tightbox.ops.row_bag import Bags, add_rows_gradient, bag_sum, weights_gradient
 
-# Boxes are worked off in blocks, whose lists of reads then stay small beside the features and the output.
-_BLOCK = 64
+# Boxes are worked off in blocks, whose lists of reads then stay small beside the features and the output. A GPU has the
+# memory for larger ones, and each block costs it a wait.
+_BLOCK, _BLOCK_ON_GPU = 64, 2048
 
 
 def prroi_pool(
@@ -305,8 +306,9 @@ def _blocks(
     features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor
 ) -> Iterator[tuple[slice, _Reads]]:
     """Blocks of boxes and what they read."""
-    for start in range(0, len(images), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    size = _BLOCK if features.device.type == "cpu" else _BLOCK_ON_GPU
+    for start in range(0, len(images), size):
+        block = slice(start, start + size)
         yield block, _reads(features, row_edges[block], column_edges[block], images[block])
 
 

@@ -104,7 +104,7 @@ def fit(
         log_with=_tracker() if options.tensorboard else None,
         project_dir=str(out),
     )
-    set_seed(options.seed)
+    set_seed(options.seed, device_specific=True)  # processes draw different random numbers; the weights they share
     batches = EpochBatches(len(train.records), options.batch_size, options.seed)
     batches_per_epoch = len(batches) // accelerator.num_processes
     if batches_per_epoch == 0:
