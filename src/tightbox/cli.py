@@ -55,10 +55,12 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""
-        text = re.sub(
-            r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", str(ex or message)
-        )
-        command = self.prog.replace(" [options]", "")
+        text, command = str(ex or message), self.prog.replace(" [options]", "")
+        text = re.sub(r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", text)
+        if missing := re.search(r"arguments are required: (\w+)\.(.+)", text):
+            names = [name.split(".")[-1] for name in missing[2].split(", ")]
+            shown = [name.upper() if name in ("checkpoint", "source") else f"--{name}" for name in names]
+            text, command = f"{missing[1]} needs {' and '.join(shown)}", f"tightbox {missing[1]}"
         print(f"tightbox: {' '.join(text.split())} (see {command} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -91,6 +93,13 @@ def _sentence(error: UserError) -> str:
     return re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).strip()
 
 
+def _refuse_empty(options: dict[str, Any]) -> None:
+    """An empty text would count as a path to the current folder; mostly a shell's variable was not set."""
+    for name, value in options.items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise UserError(f"{name.replace('_', '-')} is empty; give a name, or leave it out")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for findings of the doctor, 2 for mistakes, 130 for Ctrl-C."""
     given = with_underscores(sys.argv[1:] if arguments is None else arguments)
@@ -104,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(given)
         if parsed.command == "train" and parsed.train.init:
             parsed = parser.parse_args(train.with_initial_configuration(given, parsed.train.init))
+        _refuse_empty(parsed[parsed.command].as_dict())
         return int(COMMANDS[parsed.command].run(parsed[parsed.command]) or 0)
     except UserError as error:
         print(f"tightbox: {_sentence(error)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
+        way_out = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another place"
+        )
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {way_out}") from error
     finally:
         with suppress(OSError):  # it is gone, or could not be made
             temporary.unlink()

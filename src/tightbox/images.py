@@ -31,7 +31,7 @@ class UnreadableImage(UserError):
     """A picture that is missing, cut off, or in no known format; `reason` says which."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"cannot read the picture {path}: {reason}; replace the file or take it out of the data set")
+        super().__init__(f"cannot read {path}: {reason}; replace the file or leave it out")
         self.reason = reason
 
 

@@ -55,7 +55,7 @@ class ImageBatch:
         Raises:
             ValueError: if there is no picture, or one is not (3, h, w).
         """
-        if not images:
+        if len(images) == 0:
             raise ValueError("a batch needs at least one picture")
         for i, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:

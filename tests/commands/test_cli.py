@@ -387,7 +387,7 @@ def test_a_cut_off_picture_is_named_and_the_rest_is_done(
     assert predict(checkpoint, out, source) == 1
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 2
-    assert error[0].startswith(f"tightbox: cannot read the picture {broken}: ")
+    assert error[0].startswith(f"tightbox: cannot read {broken}: ")
     assert error[1] == "1 files could not be read"
     assert {row["file_name"] for row in rows_of(out)} == {str(source / "a.jpg"), str(source / "c.jpg")}
     assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "c.jpg", "results.json"]
@@ -462,7 +462,7 @@ def test_a_cut_off_video_is_named(
     content = source.read_bytes()
     source.write_bytes(content[: int(cut * len(content))])
     assert predict(checkpoint, tmp_path / "out", source) == 1
-    assert f"cannot read the picture {source}: " in capsys.readouterr().err.splitlines()[0]
+    assert f"cannot read {source}: " in capsys.readouterr().err.splitlines()[0]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.json"]
 
 

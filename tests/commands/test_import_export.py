@@ -294,3 +294,14 @@ def test_evaluating_on_the_folder_that_coco_comes_in(
     assert {name for name, figures in per_class.items() if figures is not None} >= {"zebra"}
     results = json.loads((out / "results.json").read_text())
     assert {row["category_id"] for row in results} - {1, 2}  # classes that the set lacks are found under ids it lacks
+
+
+def test_exporting_to_where_nothing_can_be_written(
+    imported: Path, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = published / "x.pth"  # in a file
+    assert status(["export", str(imported), "--format", "mmdet", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tightbox: cannot write {out}: ")
+    assert error.endswith("; choose another place\n")
+    assert error.count("\n") == 1

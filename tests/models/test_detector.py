@@ -96,7 +96,7 @@ def test_pictures_of_any_mode(model: Detector, mode: str) -> None:
         (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8, or float in .* not torch.int64"),
         (None, "cannot make a picture of a NoneType; give a path"),
         (7, "cannot make a picture of a int"),
-        ("no/such/file.jpg", "cannot read the picture no/such/file.jpg: there is no such file"),
+        ("no/such/file.jpg", "cannot read no/such/file.jpg: there is no such file"),
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda p: p, lambda p: [p]])

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
@@ -14,16 +17,17 @@ if TYPE_CHECKING:
     from tightbox.structures import Detections
 
 USAGE = "[--out demo]"
+PARTS, MARK = ("scenes", "run", "checkpoint"), ".tightbox-demo"  # folders in it, and the file that says whose they are
 SHOWN, SHOWN_SCORE = 8, 0.4  # pictures in the grid, and the least score of a box that is drawn there
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Where to, how long, and which scenes."""
     parser.add_argument("--out", default="demo", help="folder for scenes, checkpoint, metrics and pictures")
-    parser.add_argument("--epochs", type=int, default=11, help="passes over the training scenes")
-    parser.add_argument("--train_scenes", type=int, default=600, help="how many scenes to train on")
-    parser.add_argument("--val_scenes", type=int, default=100, help="how many other scenes to evaluate on")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and training")
+    parser.add_argument("--epochs", type=PositiveInt, default=11, help="passes over the training scenes")
+    parser.add_argument("--train_scenes", type=PositiveInt, default=600, help="how many scenes to train on")
+    parser.add_argument("--val_scenes", type=PositiveInt, default=100, help="how many other scenes to evaluate on")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of scenes, weights and training")
 
 
 def run(args: Namespace) -> int:
@@ -32,11 +36,16 @@ def run(args: Namespace) -> int:
 
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
+    from tightbox.files import atomic_path
     from tightbox.progress import counting
 
     out = Path(args.out)
-    for name in ("scenes", "run", "checkpoint"):  # of an earlier demo
+    if not (out / MARK).exists() and (there := [str(out / name) for name in PARTS if (out / name).exists()]):
+        raise UserError(f"{there[0]} exists and no demo made it; choose another --out, whose content may be replaced")
+    for name in PARTS:
         shutil.rmtree(out / name, ignore_errors=True)
+    with atomic_path(out / MARK) as temporary:
+        temporary.touch()
     with counting("rendering scenes") as progress:
         splits = {"train": args.train_scenes, "val": args.val_scenes}
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)

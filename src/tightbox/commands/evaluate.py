@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,17 +33,22 @@ def run(args: Namespace) -> int:
     """Print the table; with --out also write it and the detections.
 
     Rules other than the detector's own work on candidates that are kept in the checkpoint's folder: the network runs
-    once, however many rules are tried.
+    once, however many rules are tried. Without the pictures no box can be refined.
     """
+    if args.alpha_sweep and (args.rank != "own" or args.alpha is not None):
+        raise UserError("--alpha-sweep goes through the alphas of --rank power by itself: leave out --rank and --alpha")
+    by_rules = rules.given(args)
     model, data = on_data.open_both(args)
 
     from tightbox.evaluation.coco import evaluate
     from tightbox.evaluation.run import to_results
 
+    if (args.alpha_sweep or by_rules) and getattr(model.options, "refine_steps", 0) > 0:
+        print("tightbox: boxes are not refined under rules other than the detector's own", file=sys.stderr)
     if args.alpha_sweep:
         return _sweep(args, model, data)
     found: dict[int, Detections] | None
-    if rules.given(args):
+    if by_rules:
         rank = rules.rank_rule(args)
         found = _detect_by_rules(args, model, data, _candidates(args, model, data), rank)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -35,8 +36,10 @@ def run(args: Namespace) -> int:
     model = load(args.checkpoint)
     state = export_state(model)
     content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
+    whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
+    torch.save(content, whole)
     with atomic_path(out) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(whole.getbuffer())
     print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
     print(f"mmdetection loads it into its VFNet with num_classes={len(model.class_names)}")
     return 0

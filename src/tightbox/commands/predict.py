@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,8 @@ def run(args: Namespace) -> int:
             "`tightbox calibrate` makes --min-iou mean what it says",
             file=sys.stderr,
         )
+    if threshold < model.options.score_threshold:
+        model.options = replace(model.options, score_threshold=threshold)
     annotator = Annotator(model.to(find_device(args.device)), threshold, args.min_iou)
     unreadable = 0
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tightbox.suppress import Suppress
 
 USAGE = "--model CHECKPOINT --data DIR --dt results.json --out better.json [--nms iou_guided]"
+THRESHOLDS = {"nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100}
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 
 
@@ -25,14 +27,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder of an iou_net checkpoint, standalone or whole")
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--split", default="val", help="which split of it")
+    parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
     parser.add_argument("--dt", required=True, help="COCO result file; before its tool's suppression, for --nms")
     parser.add_argument("--out", required=True, help="result file to write; its rows also have a predicted `iou`")
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
-    parser.add_argument("--alpha", type=ClosedUnitInterval, default=0.5, help="weight of the score p in --rank power")
+    parser.add_argument("--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5")
     parser.add_argument("--nms", choices=["none", "iou_guided", "greedy"], default="none", help="what thins them out")
-    parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=0.5, help="overlap of suppression")
-    parser.add_argument("--score_threshold", type=ClosedUnitInterval, default=0.05, help="lowest score that --nms sees")
-    parser.add_argument("--max_detections", type=PositiveInt, default=100, help="most boxes of a picture after --nms")
+    parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; 0.5")
+    parser.add_argument(
+        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that --nms sees; 0.05"
+    )
+    parser.add_argument(
+        "--max_detections", type=PositiveInt, default=None, help="most boxes of a picture after --nms; 100"
+    )
     parser.add_argument(
         "--refine_steps",
         type=NonNegativeInt,
@@ -44,9 +51,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the better results, and print their AP beside that of the given ones."""
-    from tightbox.data.layout import read_data
-
-    data = read_data(args.data, args.split)
+    if args.alpha is not None and args.rank != "power":
+        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
+    thresholds = {name: args[name] for name in THRESHOLDS if args[name] is not None}
+    if thresholds and args.nms == "none":
+        option = next(iter(thresholds)).replace("_", "-")
+        raise UserError(f"--{option} belongs to suppression: also give --nms, iou_guided or greedy")
+    out = Path(args.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name the file to write, such as {out / 'better.json'}")
+    data = on_data.read(args)
 
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
@@ -73,8 +87,10 @@ def run(args: Namespace) -> int:
             model,
             known,
             detections,
-            rank=partial(by_power, alpha=args.alpha) if args.rank == "power" else by_class_score,
-            suppress=_suppress_rule(args),
+            rank=partial(by_power, alpha=0.5 if args.alpha is None else args.alpha)
+            if args.rank == "power"
+            else by_class_score,
+            suppress=_suppress_rule(args.nms, THRESHOLDS | thresholds),
             refine_steps=args.refine_steps,
             batch_size=args.batch_size,
             progress=progress,
@@ -83,22 +99,18 @@ def run(args: Namespace) -> int:
     print("         AP  AP50  AP75  AP90   boxes")
     for name, rows in (("before", results), ("after", better)):
         print(f"{name:6}{_figures(evaluate(known.to_coco(), rows))} {len(rows):7d}")
-    write_json(Path(args.out), better)
+    write_json(out, better)
     print(f"written: {args.out}")
     return 0
 
 
-def _suppress_rule(args: Namespace) -> Suppress | None:
+def _suppress_rule(name: str, thresholds: dict[str, Any]) -> Suppress | None:
     from tightbox.suppress import greedy_nms, iou_guided_nms
 
-    if args.nms == "none":
+    if name == "none":
         return None
-    return partial(
-        iou_guided_nms if args.nms == "iou_guided" else greedy_nms,
-        iou_threshold=args.nms_iou,
-        score_threshold=args.score_threshold,
-        max_detections=args.max_detections,
-    )
+    numbers = {"iou_threshold" if option == "nms_iou" else option: value for option, value in thresholds.items()}
+    return partial(iou_guided_nms if name == "iou_guided" else greedy_nms, **numbers)
 
 
 def _figures(metrics: CocoMetrics) -> str:

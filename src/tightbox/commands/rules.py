@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from tightbox.errors import UserError
 
@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; the detector's own if absent"
     )
-    parser.add_argument("--sigma", type=float, default=0.5, help="width of --suppress soft-gaussian")
+    parser.add_argument("--sigma", type=PositiveFloat, default=None, help="width of --suppress soft-gaussian; 0.5")
     parser.add_argument(
         "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
     )
@@ -36,8 +36,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def given(args: Namespace) -> bool:
-    """Whether anything but the detector's own rules is asked for."""
-    numbers = (args.alpha, args.nms_iou, args.score_threshold, args.max_detections)
+    """Whether anything but the detector's own rules is asked for.
+
+    Raises:
+        UserError: if a number belongs to a rule that is not.
+    """
+    if args.alpha is not None and args.rank != "power":
+        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
+    if args.sigma is not None and args.suppress != "soft-gaussian":
+        raise UserError("--sigma is the width of --suppress soft-gaussian: give that too")
+    numbers = (args.alpha, args.sigma, args.nms_iou, args.score_threshold, args.max_detections)
     return args.rank != "own" or args.suppress != "own" or args.class_agnostic or any(n is not None for n in numbers)
 
 
@@ -45,8 +53,6 @@ def rank_rule(args: Namespace) -> Rank | None:
     """The ranking asked for; None for the detector's own."""
     from tightbox.rank import by_class_score, by_power
 
-    if args.alpha is not None and args.rank != "power":
-        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
     if args.rank == "own":
         return None
     if args.rank == "class":
@@ -75,5 +81,5 @@ def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
     if name == "soft-linear":
         return partial(soft_nms, method="linear", **shared)
     if name == "soft-gaussian":
-        return partial(soft_nms, method="gaussian", sigma=args.sigma, **shared)
+        return partial(soft_nms, method="gaussian", sigma=0.5 if args.sigma is None else args.sigma, **shared)
     return partial(greedy_nms, **shared)

@@ -50,6 +50,8 @@ def soft_nms(
     if len(scores) != len(boxes) or (labels is not None and len(labels) != len(boxes)):
         also = "" if labels is None else f" and {len(labels)} labels"
         raise UserError(f"soft-NMS: {len(scores)} scores{also} for {len(boxes)} boxes; it needs one for each")
+    if method not in ("linear", "gaussian"):
+        raise UserError(f"soft-NMS: the method is {method!r}; it must be linear or gaussian")
     if not 0 <= iou_threshold <= 1 or not sigma > 0 or not score_threshold >= 0:
         raise UserError("soft-NMS: iou_threshold must be in [0, 1], sigma above 0 and score_threshold at least 0")
     boxes, scores = at_least_float32(boxes), at_least_float32(scores)
