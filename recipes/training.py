@@ -36,7 +36,7 @@ def train_all(runs: dict[Path, list[str]], jobs: int) -> None:
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
 
     def train(out: Path) -> None:
-        resume = ["--resume"] if (out / "metrics.jsonl").exists() else []
+        resume = ["--resume"] if (out / "resume").exists() else []
         command = [sys.executable, "-m", "tightbox", "train", *missing[out], "--out", str(out), *resume]
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{out}.log", "a", encoding="utf-8") as log:

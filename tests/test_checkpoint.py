@@ -16,7 +16,7 @@ import tightbox
 from tests.tiny import tiny_model
 from tightbox.checkpoint import start_from
 from tightbox.errors import UserError
-from tightbox.models import load
+from tightbox.models import create_model, load
 from tightbox.options import BackboneOptions, Preprocess
 
 
@@ -190,6 +190,19 @@ def test_starting_from_a_checkpoint(saved: Path, names: list[str], same: bool) -
         assert value.equal((fresh if anew else first)[name]), name
     with pytest.raises(UserError, match=r"weights\.safetensors: .* is \(32, .*, the model's \(64"):
         start_from(tiny_model(channels=64), saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "sentence"),
+    [
+        ("unitbox", "test_resnet", "holds vfnet on test_resnet, not unitbox on test_resnet; leave out --model and"),
+        ("vfnet", "test_convnext", "holds vfnet on test_resnet, not vfnet on test_convnext; leave out --model and"),
+    ],
+)
+def test_starting_from_another_kind_of_model(saved: Path, name: str, backbone: str, sentence: str) -> None:
+    model = create_model(name, class_names=["cat", "dog"], backbone=backbone, pretrained_backbone=False)
+    with pytest.raises(UserError, match=sentence):
+        start_from(model, saved)
 
 
 def _nothing() -> tightbox.Targets:

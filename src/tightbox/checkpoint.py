@@ -98,7 +98,13 @@ def start_from(model: Detector, path: str | Path) -> bool:
         UserError: if the folder holds no checkpoint of such a model.
     """
     folder = Path(path)
-    card, tensors = read_card(folder), read_weights(folder)
+    card = read_card(folder)
+    held, wanted = (card["model"], card["backbone"]["name"]), (model.name, model.backbone.options.name)
+    if held != wanted:
+        raise UserError(
+            f"{folder} holds {held[0]} on {held[1]}, not {wanted[0]} on {wanted[1]}; leave out --model and --backbone"
+        )
+    tensors = read_weights(folder)
     same = tuple(card.get("class_names", ())) == model.class_names
     if not same:
         own = model.state_dict()

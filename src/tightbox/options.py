@@ -6,6 +6,7 @@ Nothing here imports torch, so that `tightbox --help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from tightbox.errors import UserError
@@ -16,12 +17,19 @@ def _require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
-def _require_choices(options: object) -> None:
-    """Every field that has a list of values has one of these."""
+def _require_types(options: object) -> None:
+    """Every field holds what it is declared to: one of its choices, or a value of its type; numbers are finite."""
     for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
         if get_origin(kind) is Literal:
-            value, choices = getattr(options, name), get_args(kind)
-            _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
+            _require(value in get_args(kind), f"{name} is {value!r}; choose from {', '.join(get_args(kind))}")
+        elif kind is float:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _require(number and -inf < value < inf, f"{name} is {value!r}; it must be a finite number")
+        else:
+            wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            _require(fits, f"{name} is {value!r}; it must be {wanted}")
 
 
 def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
@@ -42,6 +50,7 @@ class Preprocess:
     short_side: int = 800
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(min(self.long_side, self.short_side) >= 32, "long_side and short_side must be at least 32 pixels")
 
     def scale(self, width: int, height: int) -> float:
@@ -97,10 +106,12 @@ class VFNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_types(self)
         positive = self.channels > 0 and self.channels % 32 == 0
         _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(self.tower_depth >= 0, "tower_depth must not be negative")
+        _require(0 <= self.offset_gradient <= 1, "offset_gradient is a share: it must be between 0 and 1")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         _require(
             not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
@@ -144,10 +155,11 @@ class IoUAwareRetinaNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_types(self)
         positive = self.channels > 0 and (self.channels % 32 == 0 or not self.tower_norm)
         _require(positive, f"channels is {self.channels}; with group norm it must be a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
+        _require(self.tower_depth >= 0, "tower_depth must not be negative")
         _require(self.anchor_scale > 0, "anchor_scale must be positive")
         _require(0 <= self.alpha <= 1, "alpha must be in [0, 1]")
         _require_thresholds(self.score_threshold, self.nms_iou)
@@ -212,7 +224,7 @@ class IoUNetOptions:
     rank_by_iou: bool = False
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_types(self)
         for name in ("channels", "fc_channels", "train_proposals", "proposals", "rois", "jittered_boxes"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
@@ -276,7 +288,7 @@ class UnitBoxOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_types(self)
         _require(min(self.confidence_weight, self.box_weight) >= 0, "confidence_weight and box_weight must be >= 0")
         _require(self.distance_unit > 0, "distance_unit must be positive")
         _require(0 <= self.threshold < 1, "threshold must be in [0, 1)")
@@ -313,6 +325,10 @@ class BackboneOptions:
     deformable: bool = False
     res2net_pool: bool = True
 
+    def __post_init__(self) -> None:
+        _require_types(self)
+        _require(self.frozen_stages >= 0, "frozen_stages must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
@@ -339,10 +355,12 @@ class AugmentOptions:
     mosaic_until: float = 0.8
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("flip", "vertical_flip", "crop", "mosaic", "mosaic_until"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a probability: it must be between 0 and 1")
         _require(0 <= self.color <= 1, "color is a strength: it must be between 0 and 1")
         _require(0 < self.scale_min <= self.scale_max, "scale_min must be positive and at most scale_max")
+        _require(self.scale_max <= 10, "scale_max must be at most 10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,10 +410,11 @@ class TrainOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_types(self)
         for name in ("epochs", "batch_size", "accumulate", "eval_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative")
+        _require(self.seed < 2**32, "seed must be below 2^32")
         _require(self.lr > 0, "lr must be positive")
         _require(0 <= self.ema < 1, "ema must be in [0, 1)")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -169,6 +170,9 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None
         (_leave, ["--epochs", "0"], ["epochs must be at least 1"]),
         (_leave, ["--workers", "-1"], ["workers must not be negative"]),
         (_leave, ["--seed", "-1"], ["seed must not be negative"]),
+        (_leave, ["--seed", "99999999999999999999"], ["seed must be below 2^32"]),
+        (_leave, ["--scale-max", "1e9"], ["scale_max must be at most 10"]),
+        (_leave, ["--vfnet.tower-depth", "-1"], ["tower_depth must not be negative"]),
         (_leave, ["--flip", "1.5"], ["flip is a probability"]),
         (_leave, ["--color", "-1"], ["color is a strength"]),
         (_leave, ["--long-side", "8"], ["at least 32 pixels"]),
@@ -305,6 +309,83 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
     rows = [json.loads(row) for row in (first / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert yaml.safe_load((first / "config.yaml").read_text()) == configuration | {"epochs": 2}
+
+
+def _train(data: Path, out: Path, *more: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return status(["train", "--data", str(data), "--out", str(out), *TINY, *more])
+
+
+def _resume(out: Path, *more: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return status(["train", "--resume", "--out", str(out), *more])
+
+
+def test_a_resumed_run_stays_the_same_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert _train(data, out) == 0
+    configuration = (out / "config.yaml").read_bytes()
+    advice = f"or start a new run in another --out, perhaps with --init {out / 'last'}"
+    (tmp_path / "other.yaml").write_text("vfnet:\n  top_k: 7\n")
+    for given, sentence in [
+        (["--model", "unitbox"], "model vfnet, not unitbox; leave --model out"),
+        (["--classes", "dog"], "classes None, not ['dog']; leave --classes out"),
+        (["--vfnet.channels", "64"], "vfnet.channels 32, not 64; leave --vfnet.channels out"),
+        (["--config", str(tmp_path / "other.yaml")], "vfnet.top-k 1000, not 7; leave --vfnet.top-k out"),
+        (["--backbone", "test_convnext"], "backbone test_resnet, not test_convnext"),
+        (["--long-side", "96"], "long-side 64, not 96"),
+        (["--lr", "0.5"], "lr 0.001, not 0.5"),
+    ]:
+        capsys.readouterr()
+        assert _resume(out, "--epochs", "2", *given) == 2
+        assert_one_sentence(capsys, f"the run in {out} has {sentence}", advice)
+        assert (out / "config.yaml").read_bytes() == configuration
+
+    # Another data set is refused, and the same one elsewhere is not.
+    moved = data.rename(tmp_path / "moved")
+    rows = json.loads((moved / "train.json").read_text())
+    fewer = rows | {"images": rows["images"][:2], "annotations": rows["annotations"][:2]}
+    (moved / "train.json").write_text(json.dumps(fewer))
+    assert _resume(out, "--data", str(moved), "--epochs", "2") == 2
+    assert f"learns from 3 pictures, but {moved} has 2" in capsys.readouterr().err
+    (moved / "train.json").write_text(json.dumps(rows).replace("dog", "cow"))
+    val = (moved / "val.json").read_text()
+    (moved / "val.json").write_text(val.replace("dog", "cow"))
+    assert _resume(out, "--data", str(moved), "--epochs", "2") == 2
+    assert f"learns the classes cat, dog, but {moved} has cat, cow" in capsys.readouterr().err
+    assert (out / "config.yaml").read_bytes() == configuration
+    (moved / "train.json").write_text(json.dumps(rows))
+    (moved / "val.json").write_text(val)
+    assert _resume(out, "--data", str(moved), "--epochs", "2", "--eval-every", "1", "--cache", "0") == 0
+    changed = {"data": str(moved), "epochs": 2, "eval_every": 1, "cache": 0}
+    assert yaml.safe_load((out / "config.yaml").read_text()) == yaml.safe_load(configuration) | changed
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+    # Neither is this run's checkpoint one of another model.
+    capsys.readouterr()
+    assert _train(moved, tmp_path / "new", "--init", str(out / "last"), "--model", "unitbox") == 2
+    assert "holds vfnet on test_resnet, not unitbox on test_resnet; leave out" in capsys.readouterr().err
+
+
+def test_a_run_that_died_before_it_saved_anything_starts_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    lost = (data / "images" / "1.png").rename(tmp_path / "1.png")
+    assert _train(data, out) == 2
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl"}
+    capsys.readouterr()
+    assert _resume(out) == 2
+    assert f"there is nothing to resume in {out}: no state was saved; start without --resume" in capsys.readouterr().err
+    lost.rename(data / "images" / "1.png")
+    assert _train(data, out) == 0
+    shutil.rmtree(out / "resume")  # checkpoints but no state
+    assert _train(data, out) == 2
+    capsys.readouterr()
+    assert _resume(out) == 2
+    assert f"no state was saved; start anew in another --out, from the run's weights with --init {out / 'last'}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_training_passes_over_unreadable_pictures_if_told(

@@ -261,10 +261,22 @@ def test_oracle_of_a_result_file(data: Path, tmp_path: Path, capsys: pytest.Capt
         (["--gt", "nowhere.json", "--dt", "{tmp}/list.json"], ["cannot read nowhere.json: No such file"]),
         (["--gt", "{data}/val.json", "--dt", "{tmp}/cut.json"], ["cut.json is not valid JSON", "cut off"]),
         (["--gt", "{data}/val.json", "--dt", "{tmp}/bytes.json"], ["bytes.json is not valid JSON"]),
-        (["--gt", "{tmp}/list.json", "--dt", "{tmp}/list.json"], ["list.json is not a COCO file", "--gt"]),
-        (["--gt", "{data}/val.json", "--dt", "{data}/val.json"], ["val.json is not a COCO result file", "--dt"]),
-        (["--gt", "{data}/val.json", "--dt", "{tmp}/numbers.json"], ["numbers.json is not a COCO result file"]),
-        (["--gt", "{data}/val.json", "--dt", "{tmp}/list.json"], ["result 1 must have image_id"]),
+        (["--gt", "{tmp}/list.json", "--dt", "{tmp}/list.json"], ["the ground truth is a list, as results are"]),
+        (["--gt", "{data}/val.json", "--dt", "{data}/val.json"], ["the results must be a list of detections"]),
+        (
+            ["--gt", "{data}/val.json", "--dt", "{tmp}/numbers.json"],
+            ["result 1 must be an object with the field image_id"],
+        ),
+        (
+            ["--gt", "{data}/val.json", "--dt", "{tmp}/list.json"],
+            ["result 1 must be an object with the field image_id"],
+        ),
+        (
+            ["--gt", "{data}/val.json", "--dt", "{tmp}/percent.json"],
+            ["result 1 has the score 90", "percentages by 100"],
+        ),
+        (["--gt", "{data}/val.json", "--dt", "{tmp}/unknown.json"], ["the image_id 9999", "belong together"]),
+        (["--gt", "{tmp}/nameless.json", "--dt", "{tmp}/none.json"], ["category with the id 1 has no name; add one"]),
     ],
 )
 def test_mistakes_of_the_oracle_are_one_sentence(
@@ -277,6 +289,11 @@ def test_mistakes_of_the_oracle_are_one_sentence(
 ) -> None:
     (tmp_path / "list.json").write_text('[{"score": 1}]')
     (tmp_path / "numbers.json").write_text("[1, 2]")
+    row = {"image_id": 10, "category_id": 1, "bbox": [4, 4, 30, 30], "score": 0.9}
+    (tmp_path / "percent.json").write_text(json.dumps([row | {"score": 90}]))
+    (tmp_path / "unknown.json").write_text(json.dumps([row | {"image_id": 9999}]))
+    (tmp_path / "nameless.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1}]}')
+    (tmp_path / "none.json").write_text("[]")
     (tmp_path / "cut.json").write_text('[{"score": 1')
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     out = tmp_path / "out"

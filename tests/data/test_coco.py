@@ -95,6 +95,11 @@ def test_to_coco_gives_back_what_was_read(tmp_path: Path) -> None:
         (content(images=[content()["images"][0]] * 2), r"gives image id 7 to both a\.png and a\.png"),
         (content(categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]), "more than one class with 'cat'"),
         (content(categories=[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]), "more than one class with id 1"),
+        (content(categories=[]), r"train\.json has no categories; export it again with at least one class"),
+        (content(categories=[{"id": 1, "name": ""}]), r"train\.json gives an empty name to category id 1; give every"),
+        (content(categories=[{"id": 1, "name": " "}]), "gives an empty name to category id 1"),  # white space
+        (with_annotation(iscrowd="0"), "annotation 2 of image 7 .* has the iscrowd '0', which is neither 0 nor 1"),
+        (with_annotation(iscrowd=2), "annotation 2 of image 7 .* has the iscrowd 2"),
         (content(categories=[{"name": "cat"}]), "1 categories .* lack a whole-number id or a name"),
         (content(annotations=[3]), "entry 1 of the annotations .* is no object"),
         (with_annotation(image_id=8), r"annotation 2 of image 8 in .*train\.json names an image id .*tightbox doctor"),
@@ -132,6 +137,12 @@ def test_a_missing_file_and_missing_pictures_are_refused(tmp_path: Path) -> None
         read_coco(tmp_path / "train.json", tmp_path)
 
 
+@pytest.mark.parametrize(("value", "crowd"), [(None, False), (0, False), (False, False), (1, True), (True, True)])
+def test_what_is_a_crowd(tmp_path: Path, value: Any, crowd: bool) -> None:
+    data = read(tmp_path, with_annotation(iscrowd=value))
+    assert data.records[0].crowd.tolist() == [False, crowd]
+
+
 def test_the_parser_sees_every_problem_at_once(tmp_path: Path) -> None:
     whole = content()
     whole["annotations"] += [{"id": i, "image_id": 7, "category_id": i, "bbox": [0, 0, 1, 1]} for i in (50, 51, 90)]
@@ -147,7 +158,7 @@ def test_annotation_ids_that_repeat_do_no_harm(tmp_path: Path) -> None:
     assert [row["id"] for row in data.to_coco()["annotations"]] == [1, 2]
 
 
-NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=6, unique=True)
+NAMES = st.lists(st.text(min_size=1, max_size=4).filter(str.strip), min_size=1, max_size=6, unique=True)
 
 
 @given(names=NAMES, data=st.data())

@@ -77,6 +77,14 @@ def cut(path: Path) -> None:
             lambda c, r: c["annotations"].append(box(50, 1, [0, 0, 1, 1], 5)),
         ),
         ("bbox", "error", "not 4 finite", lambda c, r: c["annotations"].append(box(50, 1, [0, 0, float("nan"), 1]))),
+        ("iscrowd", "error", "the iscrowd '0', which is neither", lambda c, r: c["annotations"][3].update(iscrowd="0")),
+        ("category", "error", "train.json has no categories", lambda c, r: c.update(categories=[], annotations=[])),
+        (
+            "category",
+            "error",
+            "empty name to category id 2",
+            lambda c, r: c["categories"].append({"id": 2, "name": ""}),
+        ),
         ("box-degenerate", "warning", "0 wide", lambda c, r: c["annotations"].append(box(50, 1, [5, 5, 0, 9]))),
         ("box-degenerate", "warning", "-3 wide", lambda c, r: c["annotations"].append(box(50, 1, [5, 5, -3, 9]))),
         (
@@ -114,7 +122,7 @@ def test_a_picture_without_a_size_is_reported_once(tmp_path: Path) -> None:
     another(sets["train"], width=None)
     (found,) = write(tmp_path, sets)
     assert found.check == "unreadable-image"
-    assert found.fix == "replace the file or take it out of the data set"
+    assert found.fix == "replace the file or leave it out"
 
 
 def test_copies_within_a_split(tmp_path: Path) -> None:

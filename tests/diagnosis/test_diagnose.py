@@ -235,7 +235,42 @@ def test_no_detections(tmp_path: Path) -> None:
     assert empty.predicted_iou is None
     assert {card.kind for card in empty.gallery} == {"miss"}
     assert any("not a single detection" in note for note in empty.notes)
-    assert all(sentences(empty).values())
+    said = sentences(empty)
+    assert all(said.values())
+    assert said["lost"] == "All 4 objects are missed, so AP is 0.0."
+    assert said["kinds"].startswith("Every object is missed")
+    assert said["groups"] == "All 2 classes with objects have the same AP, 0.0."
+    assert said["better"] == "No box was kept on any object, so there is none to be tighter than."
+
+
+def test_sentences_of_one_class_and_of_a_tie() -> None:
+    truth, results = example()
+    one = truth | {"annotations": truth["annotations"][:1]}
+    assert sentences(diagnosed(one, []))["lost"] == "The only object is missed, so AP is 0.0."
+    assert sentences(diagnosed(one, results))["groups"].startswith("There is one class with objects")
+    # Both large objects are found as they are: every class has AP 1.
+    large = truth | {"annotations": truth["annotations"][:2]}
+    found = [row | {"score": 0.9} for row in large["annotations"]]
+    said = sentences(diagnosed(large, found))
+    assert said["groups"] == "All 2 classes with objects have the same AP, 100.0."
+    assert said["lost"] == "AP is 100.0, and none of the stages costs any."
+    said = sentences(diagnosed(truth, [row for row in found if row["category_id"] == 1]))
+    assert "cat does best" in said["groups"]
+    assert "dog worst (0.0)" in said["groups"]
+
+
+def test_large_ids_change_nothing_but_themselves() -> None:
+    truth, results = example()
+    expected = diagnosed(truth, results)
+    for row in (*truth["annotations"], *results):
+        row["image_id"] += 2**53
+        row["category_id"] += 10**30
+    for key, first in (("images", 2**53), ("categories", 10**30)):
+        for row in truth[key]:
+            row["id"] += first
+    found = diagnosed(truth, results)
+    assert (found.coco, found.lost, found.errors) == (expected.coco, expected.lost, expected.errors)
+    assert {card.image_id for card in found.gallery} == {2**53 + card.image_id for card in expected.gallery}
 
 
 def test_no_objects() -> None:
@@ -244,6 +279,8 @@ def test_no_objects() -> None:
     assert nothing.aps.ap is None
     assert {card.kind for card in nothing.gallery} == {"false"}
     assert sentences(nothing)["lost"] == "There is no object in the truth, so there is no AP to lose."
+    assert sentences(nothing)["kinds"] == "There is no object, so there is no AP50 for mistakes to cost."
+    assert sentences(nothing)["groups"] == "There is no class with objects, so there is nothing to compare."
     json.dumps(nothing.to_json(), allow_nan=False)
 
 

@@ -187,6 +187,40 @@ def test_annotation_id_zero_and_missing_area_are_fine() -> None:
     assert metrics.ap_medium is None
 
 
+@pytest.mark.parametrize("first", [2**53, 2**62, 10**30])
+def test_ids_of_any_size_give_the_figures_of_small_ones(first: int) -> None:
+    small, rows = random_case(3)
+    assert len(small["images"]) > 3
+
+    def moved(row: Json, *fields: str) -> Json:
+        return row | {field: first + row[field] for field in fields}
+
+    both = ("image_id", "category_id")
+    large = {
+        "images": [moved(row, "id") for row in small["images"]],
+        "categories": [moved(row, "id") for row in small["categories"]],
+        "annotations": [moved(row, "id", *both) for row in small["annotations"]],
+    }
+    expected = evaluate(small, rows)
+    assert expected.ap
+    assert evaluate(large, [moved(row, *both) for row in rows]) == expected
+
+
+def test_a_null_area_is_that_of_the_box() -> None:
+    ground_truth = truth_of((1, 0, 0, 10, 10))
+    ground_truth["annotations"][0]["area"] = None
+    metrics = evaluate(ground_truth, [result(0.5, 0, 0, 10, 10)])
+    assert metrics.ap_small == pytest.approx(1.0)
+    assert metrics.ap_medium is None
+
+
+@pytest.mark.parametrize(("value", "boxes"), [(None, 2), (0, 2), (False, 2), (1, 1), (True, 1)])
+def test_what_is_a_crowd(value: Any, boxes: int) -> None:
+    ground_truth = truth_of((1, 0, 0, 10, 10), (1, 50, 50, 40, 40))
+    ground_truth["annotations"][1]["iscrowd"] = value
+    assert evaluate(ground_truth, []).per_class["cell"].boxes == boxes
+
+
 def test_a_crowd_is_neither_hit_nor_miss() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (1, 50, 50, 40, 40))
     ground_truth["annotations"][1]["iscrowd"] = 1
@@ -215,7 +249,9 @@ def test_inputs_stay_as_they_were() -> None:
         (result(0.5, 0, 0, float("inf"), 4), "result 1 .*finite"),  # endless box
         (result(0.5, 0, 0, 4), "result 1 must have"),  # three coordinates
         ({"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}, "result 1 must have"),  # no score
-        (result(0.5, 0, 0, 4, 4, image=9), "image_id 9"),  # unknown image
+        (result(0.5, 0, 0, 4, 10**400), "result 1 must have"),  # too large for a float
+        (result(0.5, 0, 0, 4, 4) | {"image_id": [1]}, "result 1 must have"),  # a list
+        (result(0.5, 0, 0, 4, 4, image=9), "image_id 9, .* check that the results are of this data set"),  # unknown
         (result(0.5, 0, 0, 4, 4, category=9), "category_id 9"),  # unknown category
     ],
 )
@@ -226,7 +262,29 @@ def test_bad_results_are_named(row: Json, message: str) -> None:
 
 def test_bad_annotations_are_named() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (7, 0, 0, 10, 10))
-    with pytest.raises(UserError, match="annotation 2 has image_id 7"):
+    with pytest.raises(UserError, match=r"annotation 2 has image_id 7, .* not know; correct or remove it"):
+        evaluate(ground_truth, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iscrowd": "0"}, "annotation 1 has the iscrowd '0', which is neither 0 nor 1; write"),  # text
+        ({"iscrowd": 2}, "annotation 1 has the iscrowd 2"),  # another number
+        ({"area": "large"}, "annotation 1 must have .* a number as area"),  # text
+        ({"area": float("nan")}, "annotation 1 .* area nan, which must be finite"),  # NaN
+    ],
+)
+def test_bad_fields_of_annotations_are_named(change: Json, message: str) -> None:
+    ground_truth = truth_of((1, 0, 0, 10, 10))
+    ground_truth["annotations"][0] |= change
+    with pytest.raises(UserError, match=message):
+        evaluate(ground_truth, [])
+
+
+def test_a_category_without_a_name_is_named() -> None:
+    ground_truth = truth_of((1, 0, 0, 10, 10)) | {"categories": [{"id": 1}]}
+    with pytest.raises(UserError, match="the category with the id 1 has no name; add one"):
         evaluate(ground_truth, [])
 
 

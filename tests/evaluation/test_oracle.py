@@ -12,6 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 from tests.evaluation.pictures import BOXES, three_pictures
+from tests.evaluation.test_matching import data_set, result
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
@@ -325,6 +326,30 @@ def test_results_that_make_no_sense(data: DetectionData) -> None:
     for bad in ({"image_id": 99}, {"category_id": 7}, {"score": math.nan}, {"bbox": [1, 2]}):
         with pytest.raises(UserError, match="result 1 "):
             results_study(data.to_coco(), [RESULTS[0] | bad])
+
+
+def test_results_are_checked_as_for_a_diagnosis(data: DetectionData) -> None:
+    truth = data.to_coco()
+    with pytest.raises(UserError, match="divide percentages by 100"):
+        results_study(truth, [r | {"score": 100 * r["score"]} for r in RESULTS])
+    with pytest.raises(UserError, match="look like corners"):
+        results_study(
+            data_set(*((image, 1, 200, 200, 100, 100) for image in (1, 2, 3, 4)), images=4),
+            [result(0.9, 200, 200, 300, 300, image=image) for image in (1, 2, 3, 4)],
+        )
+    truth["annotations"][0]["iscrowd"] = "0"
+    with pytest.raises(UserError, match="annotation 1 has the iscrowd '0'"):
+        results_study(truth, RESULTS)
+
+
+def test_large_ids_change_nothing_of_the_study(data: DetectionData) -> None:
+    truth, k = data.to_coco(), 2**53
+    for key, field in (("images", "id"), ("annotations", "image_id")):
+        for row_ in truth[key]:
+            row_[field] += k
+    assert results_study(truth, [r | {"image_id": r["image_id"] + k} for r in RESULTS]) == results_study(
+        data.to_coco(), RESULTS
+    )
 
 
 def test_lost_to_ranking_is_from_the_detector_as_it_is(data: DetectionData) -> None:

@@ -132,6 +132,32 @@ def test_bad_truth_is_named(change: Json, message: str) -> None:
         to_columns(TRUTH | change, [])
 
 
+CROWD = TRUTH["annotations"][1]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "crowd"),
+    [
+        (without(CROWD, "iscrowd"), False),
+        (CROWD | {"iscrowd": None}, False),
+        (CROWD | {"iscrowd": 0}, False),
+        (CROWD | {"iscrowd": False}, False),
+        (CROWD | {"iscrowd": 1}, True),
+        (CROWD | {"iscrowd": True}, True),
+    ],
+)
+def test_what_is_a_crowd(annotation: Json, crowd: bool) -> None:
+    truth, _ = to_columns(TRUTH | {"annotations": [annotation]}, [])
+    assert truth.crowd.tolist() == [crowd]
+
+
+@pytest.mark.parametrize("value", ["0", "1", "", 2, -1, 0.5, [], {}])
+def test_what_is_neither_crowd_nor_none_is_named(value: Any) -> None:
+    with pytest.raises(UserError, match=r"annotation 2 has the iscrowd .*, which is neither 0 nor 1; write it as") as e:
+        to_columns(TRUTH | {"annotations": [TRUTH["annotations"][0], CROWD | {"iscrowd": value}]}, [])
+    assert repr(value) in str(e.value)
+
+
 def test_results_in_place_of_truth_are_told() -> None:
     with pytest.raises(UserError, match="the ground truth is a list"):
         to_columns([GOOD], [GOOD])

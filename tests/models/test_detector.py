@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.tiny import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
 from tightbox.models.detector import as_pixels, resize
-from tightbox.options import Preprocess, VFNetOptions
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, Targets
 
 
@@ -177,11 +178,54 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
         ({"name": "vfnet", "num_classes": 2, "centerness": True}, "also set varifocal=false"),
         ({"name": "vfnet", "num_classes": 2, "assigner": "max"}, "assigner is 'max'; choose from atss, fcos"),
         ({"name": "iou_net", "num_classes": 2, "pooling": "max"}, "pooling is 'max'; choose from prroi, roi_align"),
+        ({"name": "vfnet", "num_classes": 2.0}, "num_classes is 2.0; it must be a whole number"),
+        ({"name": "vfnet", "class_names": "red"}, r"class_names is the text 'red'; give a list .* \['red'\]"),
+        (
+            {"name": "vfnet", "num_classes": 2, "max_detections": 2.5},
+            "max_detections is 2.5; it must be a whole number",
+        ),
+        ({"name": "vfnet", "num_classes": 2, "channels": "32"}, "channels is '32'; it must be a whole number"),
+        ({"name": "vfnet", "num_classes": 2, "top_k": True}, "top_k is True; it must be a whole number"),
+        ({"name": "vfnet", "num_classes": 2, "nms_iou": None}, "nms_iou is None; it must be a finite number"),
+        ({"name": "vfnet", "num_classes": 2, "nms_iou": False}, "nms_iou is False; it must be a finite number"),
+        (
+            {"name": "unitbox", "num_classes": 2, "box_weight": math.inf},
+            "box_weight is inf; it must be a finite number",
+        ),
+        ({"name": "iou_net", "num_classes": 2, "refine_step_size": math.nan}, "refine_step_size is nan"),
+        ({"name": "vfnet", "num_classes": 2, "star": 1}, "star is 1; it must be True or False"),
+        ({"name": "vfnet", "num_classes": 2, "assigner": ["atss"]}, r"assigner is \['atss'\]; choose from"),
+        ({"name": "vfnet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
+        ({"name": "iou_aware_retinanet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
+        ({"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1}, "offset_gradient is a share"),
     ],
 )
 def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         create_model(**({"backbone": "test_resnet", "pretrained_backbone": False} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "sentence"),
+    [
+        (BackboneOptions, {"name": None}, "name is None; it must be a text"),
+        (BackboneOptions, {"frozen_stages": -1}, "frozen_stages must not be negative"),
+        (Preprocess, {"long_side": 64.5}, "long_side is 64.5; it must be a whole number"),
+        (AugmentOptions, {"scale_max": 10.5}, "scale_max must be at most 10"),
+        (AugmentOptions, {"flip": math.nan}, "flip is nan; it must be a finite number"),
+        (TrainOptions, {"seed": 2**32}, r"seed must be below 2\^32"),
+        (TrainOptions, {"lr": math.nan}, "lr is nan; it must be a finite number"),
+    ],
+)
+def test_other_options_refuse_in_one_sentence(kind: type[Any], changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        kind(**changes)
+
+
+def test_options_take_whole_numbers_where_any_number_will_do() -> None:
+    assert TrainOptions(lr=1, ema=0, seed=2**32 - 1).lr == 1
+    assert AugmentOptions(scale_max=10).scale_max == 10
+    assert VFNetOptions(tower_depth=0, offset_gradient=1).tower_depth == 0
 
 
 def test_create_model_names_classes_by_their_number() -> None:

@@ -117,6 +117,77 @@ def test_resuming_with_nothing_there(tmp_path: Path, train: DetectionData, new_m
         fit(new_model(), train, None, tmp_path, OPTIONS, AUGMENT, resume=True)
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _cut_unlisted(path: Path) -> None:
+    """As in a state from before its files were listed."""
+    (path.parent / "contents.json").unlink()
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_state_that_cannot_be_resumed_is_one_sentence_and_stays(
+    tmp_path: Path, train: DetectionData, new_model: NewModel
+) -> None:
+    fit(new_model(), train, None, tmp_path / "run", replace(OPTIONS, epochs=2), AUGMENT)
+    more = replace(OPTIONS, epochs=3)
+    other = replace(train, class_names=("other", *train.class_names[1:]))
+    anew = "start anew in another --out, from the run's weights with --init"
+    cases: list[tuple[str, Callable[[Path], object], DetectionData, TrainOptions, str]] = [
+        ("optimizer.bin", _cut, train, more, f"optimizer.bin is damaged; {anew}"),
+        ("model.safetensors", _cut, train, more, f"model.safetensors is damaged; {anew}"),
+        ("random_states_0.pkl", _zero, train, more, f"random_states_0.pkl is damaged; {anew}"),
+        ("random_states_0.pkl", Path.unlink, train, more, f"random_states_0.pkl is missing; {anew}"),
+        ("contents.json", _cut, train, more, "contents.json is damaged"),
+        ("optimizer.bin", _cut_unlisted, train, more, "the state in .* cannot be loaded"),
+        ("model.safetensors", _cut_unlisted, train, more, "the state in .* cannot be loaded"),
+        (
+            "model.safetensors",
+            Path.exists,
+            replace(train, records=train.records[1:]),
+            more,
+            "from 8 pictures, but .* 7;",
+        ),
+        ("model.safetensors", Path.exists, other, more, "learns the classes .*, but .* has other"),
+        (
+            "model.safetensors",
+            Path.exists,
+            train,
+            replace(OPTIONS, epochs=1),
+            "2 epochs .* done already.* larger number",
+        ),
+    ]
+    for i, (name, damage, data, options, sentence) in enumerate(cases):
+        out = tmp_path / str(i)
+        shutil.copytree(tmp_path / "run", out)
+        damage(out / "resume" / name)
+        before = snapshot(out)
+        with pytest.raises(UserError, match=sentence) as caught:
+            fit(new_model(), data, None, out, options, AUGMENT, resume=True, ready=pytest.fail)
+        assert "\n" not in str(caught.value)
+        assert snapshot(out) == before
+
+
+def test_resuming_a_finished_run_says_so(
+    tmp_path: Path, train: DetectionData, new_model: NewModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, epochs=1)
+    trained = fit(new_model(), train, None, tmp_path, options, AUGMENT)
+    capsys.readouterr()
+    resumed = fit(tiny_model(train.class_names, seed=5), train, None, tmp_path, options, AUGMENT, resume=True)
+    assert_same_weights(resumed, trained)
+    assert "are done already; to train on, give --epochs a larger number" in capsys.readouterr().out
+
+
 def test_a_state_is_found_after_dying_between_two_renames(
     tmp_path: Path, train: DetectionData, new_model: NewModel
 ) -> None:

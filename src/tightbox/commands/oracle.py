@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.commands import on_data
-from tightbox.errors import UserError
 from tightbox.files import write_json
 
 if TYPE_CHECKING:
@@ -59,12 +58,7 @@ def _of_results(truth: Path, results: Path) -> OracleStudy:
     from tightbox.evaluation.oracle import results_study
     from tightbox.evaluation.results import read_json
 
-    content, rows = read_json(truth), read_json(results)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise UserError(f"{truth} is not a COCO file with images, annotations and categories; give the truth as --gt")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{results} is not a COCO result file, a list of boxes; give such a list as --dt")
-    return results_study(content, rows)
+    return results_study(read_json(truth), read_json(results))
 
 
 def _table(study: OracleStudy) -> str:

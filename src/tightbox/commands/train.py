@@ -16,6 +16,12 @@ from tightbox.options import MODEL_OPTIONS, AugmentOptions, BackboneOptions, Pre
 
 USAGE = "--data DIR --out DIR [--init CHECKPOINT] [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
+SAVED = ("last", "resume", "resume.old")  # one of them is there once a run has saved anything
+# What a resumed run may do differently and still be the same run; `data` and `out` may have been moved.
+MAY_CHANGE = (
+    *("config", "resume", "data", "out", "epochs", "eval_every", "patience", "keep_all"),
+    *("precision", "workers", "cache", "skip_unreadable", "tensorboard"),
+)
 # What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
 SMALL = {
     "backbone": "resnet18",
@@ -45,7 +51,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--init", help="checkpoint folder to start from: its model, its options where none are given, and its weights"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out exactly where it stopped, with its own options; others may be given for "
+        "--epochs, --eval-every, --patience, --keep-all, --precision, --workers, --cache, --skip-unreadable, "
+        "--tensorboard and, where the data set was moved, --data",
+    )
     parser.add_argument("--model", choices=list(MODEL_OPTIONS), default="vfnet", help="which detector")
     parser.add_argument("--standalone", action="store_true", help="short for --iou_net.standalone true")
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
@@ -59,17 +71,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def with_resumed_configuration(arguments: list[str]) -> list[str]:
-    """For `train --resume --out DIR` alone, the options that the run in DIR was started with come first."""
-    if "--resume" not in arguments or "--config" in arguments:
+    """For `train --resume --out DIR`, the options that the run in DIR was started with come first."""
+    if "--resume" not in arguments:
         return arguments
     out = next((b for a, b in pairwise(arguments) if a == "--out"), None)
     out = out or next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), None)
     if out is None:
         return arguments
-    path = Path(out) / CONFIGURATION
-    if not path.is_file():
-        raise UserError(f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume")
-    return [arguments[0], "--config", str(path), *arguments[1:]]
+    return [arguments[0], "--config", str(_configuration(Path(out))), *arguments[1:]]
 
 
 def with_initial_configuration(arguments: list[str], init: str) -> list[str]:
@@ -91,15 +100,15 @@ def run(args: Namespace) -> int:
         raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
     args.iou_net.standalone |= args.standalone
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
-    if args.init:
+    if args.init or args.resume:
         backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
     preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
     augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
     MODEL_OPTIONS[args.model](**chosen)  # refuses what makes no sense before anything is read
-    if (out / "metrics.jsonl").exists() and not args.resume:
+    if args.resume:
+        _require_same_run(args, out)
+    elif any((out / name).exists() for name in SAVED):
         raise UserError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    if args.resume and not (out / "metrics.jsonl").exists():
-        raise UserError(f"there is nothing to resume in {out}; start without --resume")
 
     from tightbox.data.layout import read_data, splits
 
@@ -136,12 +145,12 @@ def run(args: Namespace) -> int:
         state.print(f"starting from {args.init}: all weights{anew}")
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
     state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
-    if state.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
+
+    def write_configuration() -> None:
         with atomic_path(out / CONFIGURATION) as temporary:
             temporary.write_text(_resolved(args), encoding="utf-8")
-    state.wait_for_everyone()
-    trained = fit(model, train, val, out, options, augment, resume=args.resume)
+
+    trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
     if args.model == "iou_net" and args.iou_net.standalone:
@@ -149,6 +158,36 @@ def run(args: Namespace) -> int:
     else:
         state.print(f"next: tightbox predict {out / 'best'} YOUR_PICTURES --out predictions")
     return 0
+
+
+def _configuration(out: Path) -> Path:
+    """The file of the options that the run in `out` was started with.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = out / CONFIGURATION
+    if not path.is_file():
+        raise UserError(
+            f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume, in an empty --out"
+        )
+    return path
+
+
+def _require_same_run(args: Namespace, out: Path) -> None:
+    """Refuses options that would make another network, or another training, of the run in `out`."""
+    import yaml
+
+    run = yaml.safe_load(_configuration(out).read_text(encoding="utf-8"))
+    for name, now in args.items():
+        group, _, field = name.rpartition(".")
+        before = run.get(group, {}) if group else run
+        if name not in MAY_CHANGE and field in before and before[field] != now:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"the run in {out} has {option} {before[field]}, not {now}; leave --{option} out to resume it, "
+                f"or start a new run in another --out, perhaps with --init {out / 'last'}"
+            )
 
 
 def _pick(kind: type[Any], args: Namespace, skip: str = "") -> dict[str, Any]:

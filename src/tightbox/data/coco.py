@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -50,7 +50,7 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
         seen.add(own)
         position = position_of.get(image_id) if _is_id(image_id) else None
         label = label_of.get(category) if _is_id(category) else None
-        box = _xyxy(bbox)
+        box, crowd = _xyxy(bbox), crowd_flag(annotation)
         if position is None:
             fix = f"remove the annotation or add its image; {_DOCTOR}"
             parsed.error("unknown-image", f"{where} names an image id that is not in images", fix)
@@ -62,10 +62,18 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
         elif box is None:
             message = f"{where} has the bbox {bbox}, which is not 4 finite numbers"
             parsed.error("bbox", message, f"give it [x, y, width, height] in pixels; {_DOCTOR}", path)
+        elif crowd is None:
+            message = f"{where} has the iscrowd {annotation['iscrowd']!r:.50}, which is neither 0 nor 1"
+            parsed.error("iscrowd", message, f"write it as one of these numbers; {_DOCTOR}", path)
         else:
-            crowd, area = bool(annotation.get("iscrowd")), _area(annotation.get("area"))
-            parsed.boxes.append(RawBox(position, label, box, crowd, area))
+            parsed.boxes.append(RawBox(position, label, box, crowd, _area(annotation.get("area"))))
     return parsed
+
+
+def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
+    """Whether `iscrowd` marks a crowd; null and none do not. None if it is neither 0 nor 1, false nor true."""
+    value = annotation.get("iscrowd")
+    return bool(value) if value is None or value in (0, 1) else None
 
 
 def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
@@ -99,8 +107,14 @@ def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, i
     if len(whole) < len(rows):
         message = f"{len(rows) - len(whole)} categories of {json_path} lack a whole-number id or a name"
         parsed.error("category", message, "give every category both")
+    if not rows:
+        parsed.error("category", f"{json_path} has no categories", "export it again with at least one class")
     whole.sort(key=lambda row: row["id"])
     parsed.set_classes((row["id"] for row in whole), (row["name"] for row in whole), json_path)
+    nameless = [str(row["id"]) for row in whole if not row["name"].strip()]
+    if nameless:
+        message = f"{json_path} gives an empty name to category id {', '.join(nameless)}"
+        parsed.error("category", message, "give every class a name")
     return {number: label for label, number in enumerate(parsed.category_ids)}
 
 

@@ -45,6 +45,9 @@ def _lost(diagnosis: Diagnosis) -> str:
     gains = {name: aps.ap for name, aps in stages.items() if aps is not None and aps.ap is not None}
     worst = max(gains, key=lambda name: gains[name], default=None)
     if worst is None or gains[worst] < 0.0005:
+        if diagnosis.all.found == 0:
+            every = "The only object is" if diagnosis.objects == 1 else f"All {diagnosis.objects:,} objects are"
+            return f"{every} missed, so AP is {points(ap)}."
         return f"AP is {points(ap)}, and none of the stages costs any."
     others = ", ".join(f"{name} {points(gain)}" for name, gain in gains.items() if name != worst)
     return (
@@ -67,10 +70,14 @@ def _tight(diagnosis: Diagnosis) -> str:
 
 
 def _kinds(diagnosis: Diagnosis) -> str:
+    if not diagnosis.objects:
+        return "There is no object, so there is no AP50 for mistakes to cost."
     gain = diagnosis.errors.gain
     gains = {name: value for name in KINDS if (value := getattr(gain, name)) is not None}
     worst = max(gains, key=lambda name: gains[name], default=None)
     if worst is None or gains[worst] < 0.0005:
+        if diagnosis.all.found == 0:
+            return "Every object is missed, and mending any other kind of mistake alone would give no AP50."
         return "No kind of mistake costs AP50 anything."
     count = getattr(diagnosis.errors.count, worst)
     return (
@@ -100,16 +107,23 @@ def _number(name: str, trust: Trust) -> str:
 
 def _groups(diagnosis: Diagnosis) -> str:
     rows = {name: value for name, value in diagnosis.aps.by_class.items() if value is not None}
-    if len(rows) < 2:
+    if not rows:
+        return "There is no class with objects, so there is nothing to compare."
+    if len(rows) == 1:
         return "There is one class with objects, so there is nothing to compare it with."
     worst, best = min(rows, key=lambda name: rows[name]), max(rows, key=lambda name: rows[name])
     sizes = {name: value for name, value in diagnosis.aps.by_size.items() if value is not None}
-    hardest = f"; {min(sizes, key=lambda name: sizes[name])} objects are hardest" if len(sizes) > 1 else ""
+    differ = len({points(value) for value in sizes.values()}) > 1
+    hardest = f"; {min(sizes, key=lambda name: sizes[name])} objects are hardest" if differ else ""
+    if points(rows[best]) == points(rows[worst]):
+        return f"All {len(rows)} classes with objects have the same AP, {points(rows[best])}{hardest}."
     return f"{best} does best (AP {points(rows[best])}) and {worst} worst ({points(rows[worst])}){hardest}."
 
 
 def _better(diagnosis: Diagnosis) -> str:
     where = "among the candidates" if diagnosis.from_candidates else "in the file"
+    if not diagnosis.all.found:
+        return "No box was kept on any object, so there is none to be tighter than."
     if not diagnosis.better_boxes or diagnosis.iou_lost is None:
         return f"No object had a clearly tighter box {where} than the one that was kept."
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from tightbox.errors import UserError
+from tightbox.evaluation.results import Json, is_crowd
 
-Json = Mapping[str, Any]
 AREAS = ("all", "small", "medium", "large")  # COCO's sizes: up to 32², 96² and 1e5² pixels of object area
 
 
@@ -79,21 +79,22 @@ def evaluate(ground_truth: Json, results: Sequence[Json], max_detections: int = 
         max_detections: how many boxes of one class count in an image, best scores first.
 
     Raises:
-        UserError: if a row lacks a field, names an unknown image or category, or holds a number that is not finite.
+        UserError: if a row lacks a field, names an unknown image or category, or holds a number that is not finite; or
+            if a category has no name.
     """
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    ids = {"image_id": sorted({image["id"] for image in ground_truth["images"]}), "category_id": sorted(names)}
-    known = {field: frozenset(values) for field, values in ids.items()}
+    names = _names(ground_truth["categories"])
+    # The evaluator holds ids as float64, which has no place for all integers above 2^53: it gets positions instead.
+    known = {"image_id": _positions(row["id"] for row in ground_truth["images"]), "category_id": _positions(names)}
     truth = [_row(row, i, known, is_result=False) for i, row in enumerate(ground_truth["annotations"], 1)]
     found = [_row(row, i, known, is_result=True) for i, row in enumerate(results, 1)]
-    precision, recall = _precision_and_recall(ids, truth, found, max_detections)
+    precision, recall = _precision_and_recall(known, truth, found, max_detections)
 
     counts = Counter(row["category_id"] for row in truth if not row["iscrowd"])
     per_class: dict[str, ClassMetrics] = {}
-    for k, (category, name) in enumerate(sorted(names.items())):
+    for k, (category, name) in enumerate(names.items()):
         p = precision[:, :, k, 0]  # [T, R]
         unique = name if name not in per_class else f"{name} ({category})"
-        per_class[unique] = ClassMetrics(_mean(p), _mean(p[0]), _mean(p[5]), counts[category])
+        per_class[unique] = ClassMetrics(_mean(p), _mean(p[0]), _mean(p[5]), counts[k + 1])
     return CocoMetrics(
         ap=_mean(precision[..., 0]),
         **{f"ap{50 + 5 * t}": _mean(precision[t, ..., 0]) for t in (0, 2, 4, 5, 6, 8)},
@@ -103,35 +104,54 @@ def evaluate(ground_truth: Json, results: Sequence[Json], max_detections: int = 
     )
 
 
-def _row(row: Json, number: int, known: Mapping[str, Collection[int]], *, is_result: bool) -> dict[str, Any]:
-    """A checked copy of one annotation or result, for the evaluator to write its marks into."""
-    kind = "result" if is_result else "annotation"
+def _names(categories: Sequence[Json]) -> dict[int, str]:
+    """The name of each category, by ascending id."""
+    for category in categories:
+        if not isinstance(category.get("name"), str):
+            raise UserError(f"the category with the id {category['id']!r:.50} has no name; add one to the ground truth")
+    return {category["id"]: category["name"] for category in sorted(categories, key=lambda row: row["id"])}
+
+
+def _positions(ids: Iterable[int]) -> dict[int, int]:
+    """Where each id stands among all of them, ascending and counted from 1."""
+    return {number: position for position, number in enumerate(sorted(set(ids)), 1)}
+
+
+def _row(row: Json, number: int, known: Mapping[str, Mapping[int, int]], *, is_result: bool) -> dict[str, Any]:
+    """A checked copy of one annotation or result, with positions for ids, for the evaluator to write its marks into."""
+    kind, field = ("result", "score") if is_result else ("annotation", "area")
     try:
-        ids = {field: row[field] for field in known}
+        at = {name: positions.get(row[name]) for name, positions in known.items()}
         x, y, width, height = map(float, row["bbox"])
-        score = float(row["score"]) if is_result else 1.0
-        area = width * height if is_result else float(row.get("area", width * height))
-    except (KeyError, TypeError, ValueError) as error:
-        fields = "image_id, category_id, a bbox of four numbers" + (" and a score" if is_result else "")
-        raise UserError(f"{kind} {number} must have {fields}, but has {dict(row)}") from error
-    for field, value in ids.items():
-        if value not in known[field]:
-            raise UserError(f"{kind} {number} has {field} {value!r}, which the data set does not know")
-    if not all(map(math.isfinite, (x, y, width, height, score, area))):
-        raise UserError(f"{kind} {number} has bbox {row['bbox']} and score {score}: all of them must be finite numbers")
-    crowd = 0 if is_result else int(row.get("iscrowd", 0))
+        given: Any = row["score"] if is_result else row.get("area")
+        value = width * height if given is None and not is_result else float(given)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        needed = "image_id, category_id, a bbox of four numbers and a number as " + field
+        raise UserError(f"{kind} {number} must have {needed}, but has {dict(row)!r:.300}") from error
+    for name, position in at.items():
+        if position is None:
+            fix = "check that the results are of this data set" if is_result else "correct or remove it"
+            raise UserError(f"{kind} {number} has {name} {row[name]!r:.50}, which the data set does not know; {fix}")
+    if not all(map(math.isfinite, (x, y, width, height, value))):
+        raise UserError(
+            f"{kind} {number} has bbox {row['bbox']} and {field} {value}, which must be finite numbers; correct them"
+        )
     # Ids count from 1, as the evaluator takes a match with id 0 for no match.
-    return ids | {"id": number, "bbox": [x, y, width, height], "area": area, "score": score, "iscrowd": crowd}
+    copy = at | {"id": number, "bbox": [x, y, width, height]}
+    if is_result:
+        return copy | {"area": width * height, "score": value, "iscrowd": 0}
+    return copy | {"area": value, "iscrowd": int(is_crowd(row, number))}
 
 
 def _precision_and_recall(
-    ids: Mapping[str, list[int]], truth: Sequence[Json], found: Sequence[Json], max_detections: int
+    known: Mapping[str, Mapping[int, int]], truth: Sequence[Json], found: Sequence[Json], max_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); -1 where there is no true box.
 
     T = 10 IoU thresholds, R = 101 recalls, K = categories, A = `AREAS`.
     """
-    content = {"images": [{"id": i} for i in ids["image_id"]], "categories": [{"id": i} for i in ids["category_id"]]}
+    images, categories = ([{"id": i} for i in known[field].values()] for field in ("image_id", "category_id"))
+    content = {"images": images, "categories": categories}
     sets = [COCO(content | {"annotations": rows}) for rows in (truth, found)]
     evaluation = COCOeval_faster(*sets, "bbox", print_function=lambda *_: None)
     evaluation.params.maxDets = [max_detections]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,9 @@ from tightbox.boxes import centerness, iou, pairwise_iou
 from tightbox.data.records import DetectionData
 from tightbox.evaluation.calibration import Correlation, correlation
 from tightbox.evaluation.candidates import ImageCandidates, iterate_candidates
-from tightbox.evaluation.coco import CocoMetrics, Json, evaluate
+from tightbox.evaluation.coco import CocoMetrics, evaluate
+from tightbox.evaluation.matching import Floats, Ints, Truth
+from tightbox.evaluation.results import Json, to_columns
 from tightbox.evaluation.run import to_results
 from tightbox.models import Detector
 from tightbox.rank import by_class_score
@@ -181,33 +185,35 @@ def results_study(ground_truth: Json, results: Sequence[Json]) -> OracleStudy:
         results: rows of a COCO result file, with the predicted IoU as `iou` where there is one.
 
     Raises:
-        UserError: if a row is no result.
+        UserError: if a row makes no sense; see `tightbox.evaluation.results.to_columns`.
     """
-    as_it_is = evaluate(ground_truth, results)  # refuses rows that make no sense
-    labels = {category["id"]: i for i, category in enumerate(ground_truth["categories"])}
-    truth_of, rows_of = _by_image(ground_truth["annotations"]), _by_image(results)
+    truth, detections = to_columns(ground_truth, results)
+    true_boxes, boxes = _corners(truth.boxes), _corners(detections.boxes)
+    images = zip(truth.image_ids, _by_image(detections.images, truth), _by_image(truth.images, truth), strict=True)
     changed_rows: dict[str, list[dict[str, Any]]] = {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"score": [], "predicted IoU": []}
-    for image_id, rows in rows_of.items():
-        objects = [row for row in truth_of.get(image_id, []) if not row.get("iscrowd")]
-        targets = Targets.of(_boxes(objects), torch.tensor([labels[row["category_id"]] for row in objects]))
-        label = torch.tensor([labels[row["category_id"]] for row in rows])
-        scores = torch.tensor([float(row["score"]) for row in rows], dtype=torch.float64)
-        one_hot = torch.nn.functional.one_hot(label, len(labels)) * scores[:, None]
-        overlaps = pairwise_iou(_boxes(rows), targets.boxes) * (label[:, None] == targets.labels)
+    for image_id, rows, all_objects in images:
+        if not len(rows):
+            continue
+        objects = all_objects[~truth.crowd[all_objects]]
+        targets = Targets.of(true_boxes[objects], torch.from_numpy(truth.labels[objects]))
+        label, scores, ious = (
+            torch.from_numpy(column[rows]) for column in (detections.labels, detections.scores, detections.ious)
+        )
+        one_hot = torch.nn.functional.one_hot(label, len(truth.category_ids)) * scores[:, None]
+        overlaps = pairwise_iou(boxes[rows], targets.boxes) * (label[:, None] == targets.labels)
         best, matched = torch.cat([overlaps.new_zeros(len(rows), 1), overlaps], dim=1).max(dim=1)
         matched = torch.where(best >= MIN_IOU, matched - 1, -1)
         pairs["score"].append((scores, best))
-        if all(row.get("iou") is not None for row in rows):
-            pairs["predicted IoU"].append((torch.tensor([float(row["iou"]) for row in rows]), best))
-        candidates = Candidates(_boxes(rows), one_hot)
+        if not ious.isnan().any():
+            pairs["predicted IoU"].append((ious, best))
+        candidates = Candidates(boxes[rows], one_hot)
         for name, (replacement, _) in replacements(candidates).items():
             changed = replacement(candidates, matched, targets)
             found = Detections(changed.boxes, changed.class_scores[torch.arange(len(rows)), label], label)
-            ids = [category["id"] for category in ground_truth["categories"]]
-            changed_rows.setdefault(name, []).extend(found.to_coco(image_id, ids))
+            changed_rows.setdefault(name, []).extend(found.to_coco(image_id, truth.category_ids))
     rungs = [Rung(name, evaluate(ground_truth, rows), None) for name, rows in changed_rows.items()]
-    rungs = rungs or [Rung(name, as_it_is, None) for name in (AS_PREDICTED, TRUE_IOU_AS_SCORE)]
+    rungs = rungs or [Rung(name, evaluate(ground_truth, []), None) for name in (AS_PREDICTED, TRUE_IOU_AS_SCORE)]
     return OracleStudy(rungs, lost_to_ranking(rungs), _correlations(pairs))
 
 
@@ -230,17 +236,16 @@ def _correlations(pairs: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Co
     return found
 
 
-def _by_image(rows: Sequence[Json]) -> dict[int, list[Json]]:
-    found: dict[int, list[Json]] = {}
-    for row in rows:
-        found.setdefault(row["image_id"], []).append(row)
-    return found
+def _by_image(images: Ints, truth: Truth) -> list[Ints]:
+    """The rows of each image, in their order; `images` is that of each row."""
+    order = np.argsort(images, kind="stable")
+    starts = np.searchsorted(images[order], np.arange(len(truth.image_ids) + 1))
+    return [order[start:stop] for start, stop in pairwise(starts)]
 
 
-def _boxes(rows: Sequence[Json]) -> Tensor:
+def _corners(boxes: Floats) -> Tensor:
     """(N, 4) xyxy from COCO's [x, y, width, height]."""
-    boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64).reshape(-1, 4)
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    return torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
 
 
 def _learning(matched: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tightbox.data.coco import crowd_flag
 from tightbox.errors import UserError
 from tightbox.evaluation.matching import Floats, Found, Ints, Truth, overlapping_pairs
 
@@ -77,8 +78,23 @@ def _truth(ground_truth: Any) -> Truth:
         images=_positions(rows, "annotation", "image_id", image_ids),
         labels=_positions(rows, "annotation", "category_id", category_ids),
         boxes=_boxes(rows, "annotation"),
-        crowd=np.array([bool(row.get("iscrowd")) for row in rows], dtype=np.bool_),
+        crowd=np.array([is_crowd(row, number) for number, row in enumerate(rows, 1)], dtype=np.bool_),
     )
+
+
+def is_crowd(annotation: Json, number: int) -> bool:
+    """Whether an annotation is of a crowd, the region that is neither object nor background.
+
+    Raises:
+        UserError: naming the annotation by its number, if its `iscrowd` is neither 0 nor 1.
+    """
+    crowd = crowd_flag(annotation)
+    if crowd is None:
+        raise UserError(
+            f"annotation {number} has the iscrowd {annotation['iscrowd']!r:.50}, which is neither 0 nor 1; "
+            "write it as one of these numbers"
+        )
+    return crowd
 
 
 def _found(results: Any, truth: Truth) -> Found:

@@ -46,7 +46,7 @@ def create_model(
         options: fields of the model's own options, such as `channels=64`.
 
     Raises:
-        UserError: if the name or an option is unknown, or the number of classes does not fit their names.
+        UserError: if the name or an option is unknown or makes no sense, or the classes are not such.
 
     >>> create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False, channels=32).class_names
     ('0', '1', '2')
@@ -56,6 +56,10 @@ def create_model(
     kind = DETECTORS[name]
     if class_names is None and num_classes is None:
         raise UserError("say how many classes there are (num_classes) or what they are called (class_names)")
+    if isinstance(class_names, str):
+        raise UserError(f"class_names is the text {class_names!r}; give a list of names, such as [{class_names!r}]")
+    if num_classes is not None and not isinstance(num_classes, int):
+        raise UserError(f"num_classes is {num_classes!r}; it must be a whole number")
     names = [str(i) for i in range(num_classes or 0)] if class_names is None else list(class_names)
     if num_classes is not None and num_classes != len(names):
         raise UserError(f"num_classes is {num_classes} but {len(names)} class names are given")

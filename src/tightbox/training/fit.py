@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +79,7 @@ def fit(
     augment: AugmentOptions,
     *,
     resume: bool = False,
+    ready: Callable[[], None] | None = None,
 ) -> Detector:
     """Train a detector; leaves `last` and `best` checkpoints, `metrics.jsonl` and a resumable state in `out`.
 
@@ -90,12 +91,14 @@ def fit(
         options: schedule and engine.
         augment: random changes to the pictures.
         resume: continue exactly where the run in `out` stopped.
+        ready: called by the main process before anything is written, once a resumed state has proved to be loadable.
 
     Returns:
         The model whose weights are evaluated and saved: the moving average if there is one.
 
     Raises:
-        UserError: if the loss stops being finite, a picture cannot be read, or the disk refuses.
+        UserError: if the loss stops being finite, a picture cannot be read, the disk refuses, or there is no state to
+            resume, or one that is damaged, of other data, or of more epochs than there are to be.
         Interrupted: after Ctrl-C, once the state is saved.
     """
     accelerator = new_accelerator(
@@ -120,7 +123,14 @@ def fit(
     position = _Position()
     accelerator.register_for_checkpointing(scheduler, position, *([average] if average is not None else []))
     if resume:
-        load_state(accelerator, out / RESUME)
+        load_state(accelerator, out / RESUME, train)
+        done = f"{position.epoch} epochs of {out} are done already; to train on, give --epochs a larger number"
+        if position.epoch > options.epochs:
+            raise UserError(done)
+        if position.epoch == options.epochs:
+            accelerator.print(f"all {done}")
+    if ready is not None and accelerator.is_main_process:
+        ready()
     if options.tensorboard:
         accelerator.init_trackers("tensorboard")
     log = _Log(out / "metrics.jsonl", accelerator, epochs_done=position.epoch)
@@ -155,7 +165,7 @@ def fit(
                 bar.step(position.mean_losses(), len(images) * accelerator.num_processes)
                 # All processes stop together, and never between batches whose gradients are being added up.
                 if accelerator.sync_gradients and mean_over_processes(total.new_tensor(stop())) > 0:
-                    save_state(accelerator, out / RESUME)
+                    save_state(accelerator, out / RESUME, train)
                     raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
             row = {"epoch": position.epoch + 1, "lr": scheduler.get_last_lr()[0], **position.mean_losses()}
             position.epoch, position.batch, position.loss_sums = position.epoch + 1, 0, {}
@@ -182,7 +192,7 @@ def fit(
                     _save(accelerator, result, out / "best")
             log.write(row)
             _save(accelerator, result, out / "last")
-            save_state(accelerator, out / RESUME)
+            save_state(accelerator, out / RESUME, train)
             if options.patience and position.since_best >= options.patience:
                 bar.print(f"stopped early: no better AP in the last {options.patience} evaluations")
                 break
@@ -242,7 +252,7 @@ def _diverged(position: _Position, losses: dict[str, Tensor]) -> str:
     terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
     return (
         f"the loss stopped being a finite number in epoch {position.epoch + 1}, batch {position.batch + 1} ({terms}); "
-        "lower --lr, lengthen --warmup or use --precision fp32; earlier checkpoints are intact"
+        "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
     )
 
 
