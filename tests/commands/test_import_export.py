@@ -228,8 +228,11 @@ def test_a_run_that_started_from_a_checkpoint_is_resumed(
     [
         (["--init", "nowhere"], "nowhere is not a checkpoint: it has no card.json"),
         (["--vfnet.channels", "32"], "the model's"),
-        (["--model", "iou_aware_retinanet"], "tensors"),
-        (["--backbone", "resnet34"], "lacks backbone.body.layer1.2"),
+        (["--model", "iou_aware_retinanet"], "holds vfnet on resnet18, not iou_aware_retinanet on resnet18"),
+        (
+            ["--backbone", "resnet34"],
+            "holds vfnet on resnet18, not vfnet on resnet34; leave out --model and --backbone",
+        ),
     ],
 )
 def test_what_does_not_fit_the_checkpoint_is_said(
