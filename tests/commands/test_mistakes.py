@@ -32,6 +32,8 @@ RESCORE = ["rescore", "--model", "m", "--data", "d", "--dt", "r.json"]
         ([*RESCORE, "--out", "o", "--nms-iou", "0.3"], "--nms-iou belongs to suppression"),
         ([*RESCORE, "--out", "o", "--max-detections", "3"], "--max-detections belongs to suppression"),
         ([*RESCORE, "--out", "{folder}"], "is a folder; name the file"),
+        (["doctor", __file__], "is a file, not the folder of a data set"),
+        (["train", "--data", __file__, "--out", "o"], "is a file, not the folder of a data set"),
         (["demo", "--epochs", "0"], "--epochs"),
         (["demo", "--seed", "-1"], "--seed"),
     ],

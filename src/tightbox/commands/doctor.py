@@ -6,8 +6,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from tightbox.errors import UserError
-
 USAGE = "DIR [--json FILE]"
 
 
@@ -19,8 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the report; the status is 1 if something must be mended before training."""
-    if not Path(args.data).expanduser().is_dir():
-        raise UserError(f"the data folder {args.data} does not exist; check the path")
+    from tightbox.data.layout import data_folder
+
+    folder = data_folder(args.data)
 
     from dataclasses import asdict
 
@@ -29,7 +28,7 @@ def run(args: Namespace) -> int:
     from tightbox.progress import counting
 
     with counting("reading pictures") as progress:
-        report = examine(Path(args.data), lambda _, done, total: progress(done, total))
+        report = examine(folder, lambda _, done, total: progress(done, total))
     print_report(report.findings, report.splits)
     if args.json is not None:
         write_json(Path(args.json), [asdict(finding) for finding in report.findings])

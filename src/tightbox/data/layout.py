@@ -77,11 +77,23 @@ def find_coco(root: Path, split: str) -> Callable[[], Parsed] | None:
     return None
 
 
-def _finder(root: Path | str) -> tuple[Path, Callable[[Path, str], Callable[[], Parsed] | None]]:
-    """The folder and the first layout that any split of it has: one layout for all splits."""
+def data_folder(root: Path | str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        UserError: if it is missing or no folder.
+    """
     folder = Path(root).expanduser()
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not the folder of a data set; give the folder that it is in")
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; check the path")
+    return folder
+
+
+def _finder(root: Path | str) -> tuple[Path, Callable[[Path, str], Callable[[], Parsed] | None]]:
+    """The folder and the first layout that any split of it has: one layout for all splits."""
+    folder = data_folder(root)
     for find in (find_coco, find_voc, find_yolo, find_wider_face, find_fddb):
         if any(find(folder, split) for split in SPLITS):
             return folder, find

@@ -24,7 +24,6 @@ from tightbox.diagnosis.numbers import (
     Tightness,
     Trust,
 )
-from tightbox.errors import UserError
 from tightbox.evaluation.calibration import correlation, laece, localisation_aware_reliability, reliability
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.lrp import optimal_lrp
@@ -72,7 +71,6 @@ def diagnose_results(
             progress(next(done), steps)
 
     truth, found = to_columns(ground_truth, results)
-    _refuse_nameless(ground_truth)
     step()
     matches = match(truth, found, (TAU, *IOUS))
     step()
@@ -264,12 +262,6 @@ def _areas(ground_truth: Any, truth: Truth) -> Floats:
     own = truth.boxes[:, 2:].prod(axis=1)
     given = [row.get("area") for row in ground_truth["annotations"]]
     return np.array([box if area is None else float(area) for area, box in zip(given, own, strict=True)], dtype=float)
-
-
-def _refuse_nameless(ground_truth: Any) -> None:
-    for row in ground_truth["categories"]:
-        if not isinstance(row.get("name"), str):
-            raise UserError(f"the category with the id {row['id']!r:.50} has no name; add one to the ground truth")
 
 
 def _notes(truth: Truth, found: Found, names: Sequence[str], before: BeforeSuppression | None) -> list[str]:
