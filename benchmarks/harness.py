@@ -1,4 +1,4 @@
-"""What the benchmarks share: steps that take turns, and the table as a file."""
+"""What the benchmarks share: their options, steps that take turns, and the table as a file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
+
+
+def table_options(description: str | None, repeats: int) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser and the options of a benchmark that times rows of a table; PyTorch has the threads from now on."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds through each row; the fastest counts")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch; left out, what PyTorch chooses")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
+    options = parser.parse_args()
+    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
+        parser.error("--repeats and --threads must be 1 or more")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return parser, options
 
 
 def fastest_interleaved(steps: Sequence[Callable[[], object]], repeats: int) -> list[float]:

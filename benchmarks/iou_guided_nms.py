@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from harness import fastest_interleaved, write_table
+from harness import fastest_interleaved, table_options, write_table
 from machine import measured
 from torch import Tensor
 from torchvision.ops import nms
@@ -23,16 +20,7 @@ HEADER = "| boxes | number | kept | nms, ms | iou_guided_nms, ms | takes, of nms
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="rounds through each row; the fastest counts")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch; left out, what PyTorch chooses")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
-    options = parser.parse_args()
-    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
-        parser.error("--repeats and --threads must be 1 or more")
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    parser, options = table_options(__doc__, repeats=7)
     lines = [measured(), "", HEADER]
     print("\n".join(lines), flush=True)
     for per_object in [*BOXES_PER_OBJECT, 1]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from harness import fastest_interleaved, write_table
+from harness import fastest_interleaved, table_options, write_table
 from machine import measured
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -27,16 +25,7 @@ HEADER = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds through each row; the fastest counts")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch; left out, what PyTorch chooses")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
-    options = parser.parse_args()
-    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
-        parser.error("--repeats and --threads must be 1 or more")
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    parser, options = table_options(__doc__, repeats=5)
     lines = [measured(), "", HEADER]
     print("\n".join(lines), flush=True)
     for channels in CHANNELS:

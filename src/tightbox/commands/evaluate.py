@@ -84,15 +84,7 @@ def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     if new_accelerator().num_processes > 1:
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
     with counting("finding candidates") as progress:
-        return cache_candidates(
-            model,
-            Path(args.checkpoint),
-            data,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            skip_unreadable=args.skip_unreadable,
-            progress=progress,
-        )
+        return cache_candidates(model, Path(args.checkpoint), data, **on_data.reading(args), progress=progress)
 
 
 def _detect_by_rules(

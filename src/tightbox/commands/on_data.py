@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -70,6 +70,11 @@ def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
     return model, data.with_classes(model.class_names)
 
 
+def reading(args: Namespace) -> dict[str, Any]:
+    """The options that say how pictures are read, for whatever goes through the data set."""
+    return {name: args[name] for name in ("batch_size", "workers", "skip_unreadable")}
+
+
 def detect(
     args: Namespace, model: Detector, data: DetectionData, accelerator: Accelerator | None = None
 ) -> dict[int, Detections]:
@@ -78,15 +83,7 @@ def detect(
     from tightbox.progress import counting
 
     with counting(f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process) as progress:
-        return detect_data(
-            model,
-            data,
-            accelerator=accelerator,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            skip_unreadable=args.skip_unreadable,
-            progress=progress,
-        )
+        return detect_data(model, data, accelerator=accelerator, **reading(args), progress=progress)
 
 
 def assigned_candidates(
@@ -95,12 +92,4 @@ def assigned_candidates(
     """What the detector considers in every record, with the objects that it learns."""
     from tightbox.evaluation.candidates import iterate_candidates
 
-    return iterate_candidates(
-        model,
-        data,
-        assigned=True,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        skip_unreadable=args.skip_unreadable,
-        progress=progress,
-    )
+    return iterate_candidates(model, data, assigned=True, **reading(args), progress=progress)

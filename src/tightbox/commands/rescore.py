@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
-from tightbox.commands import on_data
+from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -51,8 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the better results, and print their AP beside that of the given ones."""
-    if args.alpha is not None and args.rank != "power":
-        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
+    alpha = rules.alpha(args)
     thresholds = {name: args[name] for name in THRESHOLDS if args[name] is not None}
     if thresholds and args.nms == "none":
         option = next(iter(thresholds)).replace("_", "-")
@@ -87,9 +86,7 @@ def run(args: Namespace) -> int:
             model,
             known,
             detections,
-            rank=partial(by_power, alpha=0.5 if args.alpha is None else args.alpha)
-            if args.rank == "power"
-            else by_class_score,
+            rank=partial(by_power, alpha=alpha) if args.rank == "power" else by_class_score,
             suppress=_suppress_rule(args.nms, THRESHOLDS | thresholds),
             refine_steps=args.refine_steps,
             batch_size=args.batch_size,

@@ -41,12 +41,22 @@ def given(args: Namespace) -> bool:
     Raises:
         UserError: if a number belongs to a rule that is not.
     """
-    if args.alpha is not None and args.rank != "power":
-        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
+    alpha(args)
     if args.sigma is not None and args.suppress != "soft-gaussian":
         raise UserError("--sigma is the width of --suppress soft-gaussian: give that too")
     numbers = (args.alpha, args.sigma, args.nms_iou, args.score_threshold, args.max_detections)
     return args.rank != "own" or args.suppress != "own" or args.class_agnostic or any(n is not None for n in numbers)
+
+
+def alpha(args: Namespace) -> float:
+    """The weight of the class score in --rank power.
+
+    Raises:
+        UserError: if it is given for another ranking.
+    """
+    if args.alpha is not None and args.rank != "power":
+        raise UserError("--alpha is the weight of the class score in --rank power: give that too")
+    return 0.5 if args.alpha is None else float(args.alpha)
 
 
 def rank_rule(args: Namespace) -> Rank | None:
@@ -57,7 +67,7 @@ def rank_rule(args: Namespace) -> Rank | None:
         return None
     if args.rank == "class":
         return by_class_score
-    return partial(by_power, alpha=0.0 if args.rank == "iou" else 0.5 if args.alpha is None else args.alpha)
+    return partial(by_power, alpha=0.0 if args.rank == "iou" else alpha(args))
 
 
 def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:

@@ -108,19 +108,21 @@ def pick_cards(
             names[truth.labels[g]],
         )
 
+    def of_object(g: int, **what: Any) -> Card:
+        """A card about a true box."""
+        where = picture(int(truth.images[g]))
+        return Card(**where, category=names[truth.labels[g]], size=SIZES[truth_sizes[g]], truth=object_(g), **what)
+
     cards = []
     at = np.flatnonzero(better)
     loss = seen.better_iou - seen.kept_iou
     for g in at[_worst(loss[at], truth.labels[at], truth_sizes[at], BETTER)].tolist():
         suppressed = bool(seen.from_candidates[g])
         cards.append(
-            Card(
+            of_object(
+                g,
                 kind="better",
-                **picture(int(truth.images[g])),
-                category=names[truth.labels[g]],
-                size=SIZES[truth_sizes[g]],
                 loss=float(loss[g]),
-                truth=object_(g),
                 kept=detection(int(seen.kept[g]), float(seen.kept_iou[g])),
                 better=candidate(g) if suppressed else detection(int(seen.nearest[g]), float(seen.nearest_iou[g])),
                 why="the better box was suppressed" if suppressed else "the better box was out-ranked",
@@ -131,13 +133,10 @@ def pick_cards(
     for g in at[_worst(area[at], truth.labels[at], truth_sizes[at], MISSES)].tolist():
         near, suppressed = int(seen.nearest[g]), bool(seen.from_candidates[g] and seen.better_iou[g] >= 0.5)
         cards.append(
-            Card(
+            of_object(
+                g,
                 kind="miss",
-                **picture(int(truth.images[g])),
-                category=names[truth.labels[g]],
-                size=SIZES[truth_sizes[g]],
                 loss=float(area[g]),
-                truth=object_(g),
                 kept=detection(near, float(seen.nearest_iou[g])) if near >= 0 else None,
                 better=candidate(g) if suppressed else None,
                 why=_why_missed(g, near, suppressed, before),

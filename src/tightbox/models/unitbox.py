@@ -231,7 +231,8 @@ class UnitBoxHead(nn.Module):
         ):
             # A VGG has no norms: its features go into the tens, and there are thousands in a sum.
             nn.init.normal_(layer.weight, std=0.001)
-            nn.init.constant_(layer.bias, start)  # type: ignore[arg-type]
+            assert layer.bias is not None  # as a convolution may do without one
+            nn.init.constant_(layer.bias, start)
 
     def forward(self, stage4: Tensor, stage5: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence logits, and distances in units, before their ReLU, at the strides of the features."""
