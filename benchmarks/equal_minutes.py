@@ -1,6 +1,6 @@
 """Train VFNet and torchvision's FCOS from random weights for the same number of minutes, and compare their AP.
 
-Both have a ResNet-18 and 64 channels, and the same pictures, random changes, batches of 8, AdamW with one cosine over
+Both have a ResNet-18 and 64 channels, and the same images, random changes, batches of 8, AdamW with one cosine over
 the minutes, number format, moving average of weights and evaluator. The two run at the same time, one process and one
 thread each, so that neither has the quieter machine.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--minutes", type=float, default=25, help="of training, evaluation not counted")
-    parser.add_argument("--size", type=int, default=320, help="longer side of the pictures")
+    parser.add_argument("--size", type=int, default=320, help="longer side of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -64,10 +64,10 @@ def main() -> None:
         for job in jobs:
             job.join()
         rows = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in results.items()}
-    lines = [measured(), "", "| detector | AP | AP50 | AP75 | AP90 | pictures seen |", "|---|---|---|---|---|---|"]
+    lines = [measured(), "", "| detector | AP | AP50 | AP75 | AP90 | images seen |", "|---|---|---|---|---|---|"]
     for name, row in rows.items():
         figures = " | ".join(f"{row[figure]:.3f}" for figure in FIGURES)
-        lines.append(f"| {NAMES[name]} | {figures} | {row['pictures']} |")
+        lines.append(f"| {NAMES[name]} | {figures} | {row['images']} |")
     lines += ["", f"{args.minutes:g} minutes each on {Path(args.data).name}, one thread each, at the same time."]
     print("\n".join(lines))
     if args.markdown is not None:
@@ -100,11 +100,11 @@ class TorchvisionFCOS(Detector):
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """FCOS's own losses."""
         truth = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-        return cast(dict[str, Tensor], self.fcos(_pictures(images), truth))
+        return cast(dict[str, Tensor], self.fcos(_unpadded(images), truth))
 
     def detect(self, images: Images) -> list[Detections]:
         """FCOS's own detections."""
-        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_pictures(images))]
+        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_unpadded(images))]
 
     def assigned_candidates(
         self, images: Images, targets: Sequence[Targets] | None = None
@@ -118,13 +118,13 @@ class TorchvisionFCOS(Detector):
 
 
 class _NoResize(GeneralizedRCNNTransform):
-    """Our data set has resized the pictures already."""
+    """Our data set has resized the images already."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
 
 
-def _pictures(images: Images) -> list[Tensor]:
+def _unpadded(images: Images) -> list[Tensor]:
     batch = cast(ImageBatch, images)
     return [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
 
@@ -157,7 +157,7 @@ def train(name: str, data: str, size: int, minutes: float, seed: int, result: Pa
     average = moving_average(model, options.ema)
     half = choose_precision("auto") == "bf16"
     model.train()
-    pictures, started, progress = 0, time.monotonic(), 0.0
+    images_seen, started, progress = 0, time.monotonic(), 0.0
     while progress < 1:
         for images, targets, _ in loader:
             progress = (time.monotonic() - started) / 60 / minutes
@@ -173,12 +173,12 @@ def train(name: str, data: str, size: int, minutes: float, seed: int, result: Pa
             optimizer.step()
             optimizer.zero_grad()
             average.update_parameters(model)
-            pictures += len(images)
+            images_seen += len(images)
         batches.epoch += 1
     trained = cast(Detector, average.module)
     metrics = evaluate_model(trained, read_data(data, "val").with_classes(records.class_names))
     figures = {figure: getattr(metrics, figure) for figure in FIGURES}
-    result.write_text(json.dumps(figures | {"pictures": pictures}), encoding="utf-8")
+    result.write_text(json.dumps(figures | {"images": images_seen}), encoding="utf-8")
 
 
 if __name__ == "__main__":

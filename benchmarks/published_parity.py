@@ -1,6 +1,6 @@
 """How far imported VFNet files are from mmdetection 3.3.0, on its reference outputs for weights drawn from names.
 
-Each network is written as a `.pth` file, imported, and given the reference's picture, 320x256 pixels, in float32; the
+Each network is written as a `.pth` file, imported, and given the reference's image, 320x256 pixels, in float32; the
 largest differences are shown.
 """
 

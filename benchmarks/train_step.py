@@ -41,12 +41,12 @@ def main() -> None:
         weights=None, weights_backbone=None, num_classes=CLASSES, trainable_backbone_layers=5
     )
     last = copy.deepcopy(fcos).to(memory_format=torch.channels_last)
-    pictures, boxes, labels = torch.rand(2, 3, 320, 320), random_boxes(2, 7, 320), torch.randint(CLASSES, (2, 7))
+    images, boxes, labels = torch.rand(2, 3, 320, 320), random_boxes(2, 7, 320), torch.randint(CLASSES, (2, 7))
     targets = [Targets.of(b, c) for b, c in zip(boxes, labels, strict=True)]
     wide = torch.rand(1, 3, 800, 1344)
 
     def our_step() -> None:
-        step(vfnet.train(), vfnet.loss(list(pictures), targets))
+        step(vfnet.train(), vfnet.loss(list(images), targets))
 
     def our_detection() -> None:
         vfnet.eval().detect(list(wide))
@@ -55,8 +55,8 @@ def main() -> None:
         truth = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
 
         def run() -> None:
-            model.transform = GeneralizedRCNNTransform(320, 320, [0.0] * 3, [1.0] * 3)  # the pictures' own size
-            step(model.train(), model(list(pictures), truth))
+            model.transform = GeneralizedRCNNTransform(320, 320, [0.0] * 3, [1.0] * 3)  # the images' own size
+            step(model.train(), model(list(images), truth))
 
         return run
 

@@ -1,7 +1,7 @@
 """Time UnitBox's network and the reading of its maps at 640 x 480: regions as published, and the dense reading.
 
 The network is the published one, VGG-16, with random weights. The maps that are read are drawn: ellipses on a grid, as
-regions of real pictures would be, since random weights draw none.
+regions of real images would be, since random weights draw none.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def main() -> None:
     }
     with torch.inference_mode():
         times = [statistics.median(seconds) for seconds in interleaved(tuple(rows.values()), args.repeats)]
-    lines = [measured(), "", "| 1×3×480×640 | time | share of the shared network |", "|---|---|---|"]
+    lines = [measured(), "", "| 1×3×480×640 | time | fraction of the shared network |", "|---|---|---|"]
     lines += [
         f"| {name} | {1000 * time:.0f} ms | {time / times[0]:.3f} |" for name, time in zip(rows, times, strict=True)
     ]
     lines += ["", f"Medians of {args.repeats} runs in turn. VGG-16, one class, float32."]
-    lines += [f"The shared network and its regions: {1 / (times[0] + times[2]):.2f} pictures a second."]
+    lines += [f"The shared network and its regions: {1 / (times[0] + times[2]):.2f} images per second."]
     table = "\n".join(lines)
     print(table)
     if args.markdown is not None:

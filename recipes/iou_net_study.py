@@ -90,7 +90,7 @@ def main() -> int:
         seeds[str(seed)] = json.loads(measured.read_text(encoding="utf-8"))
         studies[args.name] = {
             "command": shlex.join(["python", "recipes/iou_net_study.py", *sys.argv[1:]]),
-            "pictures": len(read_data(data, "val").records),
+            "images": len(read_data(data, "val").records),
             "seeds": seeds,
         }
         write_json(path, studies)
@@ -184,7 +184,7 @@ def report(studies: dict[str, Any]) -> str:
     lines += ["![AP by steps, and the objects by the IoU of the best box left, on each data set](iou_net.png)"]
     for name, study in studies.items():
         seeds = list(study["seeds"].values())
-        lines += ["", f"## {name}: {study['pictures']} pictures, seeds {', '.join(study['seeds'])}", ""]
+        lines += ["", f"## {name}: {study['images']} images, seeds {', '.join(study['seeds'])}", ""]
         measured = sorted({f"{seed['machine']}, {seed['date']}" for seed in seeds})
         lines += [f"`{study['command']}` on {'; '.join(measured)}.", ""]
         lines += table(["", *(figure.upper() for figure in FIGURES)], ladder_rows(seeds))

@@ -113,11 +113,11 @@ def main() -> int:
                     train_torchvision(model, folder, args.data, config, seed, args.epochs)
                     found = torchvision_detections(model, data, judge.preprocess)
                 if max(map(len, found["before"].values())) >= EVERY:
-                    raise SystemExit(f"{folder}: some pictures have {EVERY} boxes or more; raise EVERY")
+                    raise SystemExit(f"{folder}: some images have {EVERY} boxes or more; raise EVERY")
                 for kind, detections in found.items():
                     write_json(folder / f"{kind}.json", to_results(detections, data))
             rows = measure(folder, root / f"standalone-seed{seed}", args.data, data)
-            study = studies.setdefault(args.name, {"pictures": len(data.records), "detectors": {}})
+            study = studies.setdefault(args.name, {"images": len(data.records), "detectors": {}})
             seeds = study["detectors"].get(DETECTORS[name], {}).get("seeds", {})
             study["detectors"][DETECTORS[name]] = about | {"seeds": seeds | {str(seed): rows}}
             write_json(path, studies)
@@ -168,7 +168,7 @@ def our_detections(model: Detector, data: DetectionData) -> dict[str, dict[int, 
 
 
 def torchvision_model(name: str, classes: int) -> nn.Module:
-    """FCOS or RetinaNet of torchvision on a ResNet-18 from random weights, for pictures that are resized already."""
+    """FCOS or RetinaNet of torchvision on a ResNet-18 from random weights, for images that are resized already."""
     layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
     pyramid = BackboneWithFPN(
         resnet18(weights=None), layers, [128, 256, 512], CHANNELS, extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS)
@@ -187,7 +187,7 @@ def torchvision_model(name: str, classes: int) -> nn.Module:
 
 
 class _NoResize(GeneralizedRCNNTransform):
-    """Our data set has resized the pictures."""
+    """Our data set has resized the images."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -212,7 +212,7 @@ def train_torchvision(model: nn.Module, folder: Path, data: str, config: Path, s
         for batches.epoch in range(epochs):
             for images, targets, _ in loader:
                 with torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(options.precision) == "bf16"):
-                    losses = model(pictures(images), [{"boxes": t.boxes, "labels": t.labels} for t in targets])
+                    losses = model(unpadded(images), [{"boxes": t.boxes, "labels": t.labels} for t in targets])
                 torch.stack([value.float() for value in losses.values()]).sum().backward()
                 nn.utils.clip_grad_norm_(model.parameters(), options.clip)
                 optimizer.step()
@@ -239,14 +239,14 @@ def torchvision_detections(model: Any, data: DetectionData, preprocess: Preproce
     dataset = DetectionDataset(data, preprocess)
     for images, _, indices in evaluation_loader(dataset, range(len(dataset)), 4, 0):
         for kind, (model.nms_thresh, model.detections_per_img) in settings.items():
-            for index, size, row in zip(indices, images.sizes, model(pictures(images)), strict=True):
+            for index, size, row in zip(indices, images.sizes, model(unpadded(images)), strict=True):
                 record = data.records[index]
                 detections = Detections(row["boxes"], row["scores"], row["labels"])
                 found[kind][index] = detections.resized(size, (record.height, record.width))
     return found
 
 
-def pictures(images: ImageBatch) -> list[Tensor]:
+def unpadded(images: ImageBatch) -> list[Tensor]:
     """Without their padding, as torchvision wants them."""
     return [pixels[:, :height, :width] for pixels, (height, width) in zip(images.pixels, images.sizes, strict=True)]
 
@@ -259,7 +259,7 @@ def report(studies: dict[str, Any]) -> str:
     ]
     lines += ['over the seeds. "Before its NMS" are results of the same network told to suppress nothing.']
     for name, study in studies.items():
-        lines += ["", f"## {name}: {study['pictures']} pictures"]
+        lines += ["", f"## {name}: {study['images']} images"]
         for detector, found in study["detectors"].items():
             seeds = found["seeds"]
             lines += ["", f"### {detector}, seeds {', '.join(seeds)}", ""]

@@ -77,7 +77,7 @@ def record(rows: list[dict[str, object]]) -> None:
         "This table is written by `python recipes/run.py RECIPE --data DIR --seed SEED` from runs that took place;",
         "figures are of the last weights, minutes are those of the training steps.",
         "",
-        "| recipe | seed | split (pictures) | AP | AP50 | AP75 | AP90 | minutes | machine | date |",
+        "| recipe | seed | split (images) | AP | AP50 | AP75 | AP90 | minutes | machine | date |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in kept:

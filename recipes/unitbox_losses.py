@@ -1,4 +1,4 @@
-"""UnitBox's two experiments: its IoU loss against ℓ2 over the iterations, and over the size of the picture.
+"""UnitBox's two experiments: its IoU loss against ℓ2 over the iterations, and over the size of the image.
 
 Both losses are trained on the same synthetic scenes, with the same seeds and iterations, each at its own learning rate,
 which the same search finds on the validation scenes. All figures are of test scenes. Whatever is trained or measured
@@ -147,7 +147,7 @@ def recalls_of(checkpoint: Path, data: DetectionData) -> dict[str, float]:
 
 @torch.inference_mode()
 def ious_at_centres(model: UnitBox, data: DetectionData, size: int) -> list[float]:
-    """IoU of every object with the box that is read at its middle, in pictures resized to `size` pixels."""
+    """IoU of every object with the box that is read at its middle, in images resized to `size` pixels."""
     found = []
     dataset = DetectionDataset(data, Preprocess(long_side=size, short_side=size))
     for index in range(len(dataset)):
@@ -179,11 +179,11 @@ def draw_iterations(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(iterations, values, color=f"C{colour}", label=label, alpha=0.8)
     left.set(title="miss rate at IoU 0.5", ylim=(0, 1))
     right.set(title=f"recall with at most {FALSE_POSITIVES} false positives", ylim=(0, 1))
-    save(figure, path, "iterations of 4 pictures")
+    save(figure, path, "iterations of 4 images")
 
 
 def draw_sizes(rows: list[dict[str, Any]], path: Path) -> None:
-    """IoU of the box at an object's middle by the size of the picture: a line a seed."""
+    """IoU of the box at an object's middle by the size of the image: a line a seed."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for colour, (loss, found) in enumerate(by_loss(rows)):

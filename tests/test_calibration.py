@@ -10,7 +10,7 @@ import torch
 
 import tightbox
 from tests.tiny import tiny_model
-from tightbox.calibration import ENOUGH, IOUS, PRECISIONS, Calibration, fit_calibration
+from tightbox.calibration import IOUS, MIN_DETECTIONS, PRECISIONS, Calibration, fit_calibration
 from tightbox.checkpoint import save_calibration
 from tightbox.errors import UserError
 from tightbox.evaluation.calibration import IouCalibration, threshold_for_precision
@@ -22,7 +22,7 @@ HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 51,) * 1
 
 
 def many(count: int = 300, **changes: Any) -> Matches:
-    """One object and one box of a known IoU in each picture: the box has the object's height, and iou of its width."""
+    """One object and one box of a known IoU in each image: the box has the object's height, and iou of its width."""
     rng = np.random.default_rng(0)
     ious = rng.uniform(0.3, 1, count).round(3)
     scores = (0.5 * ious + rng.uniform(0, 0.5, count)).round(3)
@@ -48,7 +48,7 @@ def test_thresholds_are_those_of_the_slow_reference(precision: float, iou: float
     matches = many()
     expected = threshold_for_precision(matches.scores, matches.at(iou).ious, precision, iou)
     assert expected is not None
-    assert np.count_nonzero(matches.scores >= expected) >= ENOUGH  # else the table rightly has another one
+    assert np.count_nonzero(matches.scores >= expected) >= MIN_DETECTIONS  # else the table rightly has another one
     assert fit_calibration(matches).score_threshold(precision, iou) == expected
 
 
@@ -59,7 +59,7 @@ def test_a_precision_between_the_known_ones_is_rounded_up() -> None:
 
 
 def test_a_second_box_on_an_object_is_wrong() -> None:
-    # 40 pictures, in each the object's own box twice: at most one half is right.
+    # 40 images, in each the object's own box twice: at most one half is right.
     images = [{"id": i} for i in range(60)]
     truth = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in range(60)]
     rows = [
@@ -76,7 +76,7 @@ def test_a_second_box_on_an_object_is_wrong() -> None:
 
 def test_a_handful_of_boxes_is_no_evidence() -> None:
     matches = many(150)
-    best = np.sort(matches.scores)[-ENOUGH]
+    best = np.sort(matches.scores)[-MIN_DETECTIONS]
     thresholds = [t for row in fit_calibration(matches).thresholds for t in row if t is not None]
     assert max(thresholds) <= best
 
@@ -133,18 +133,18 @@ def test_damaged_json(content: dict[str, Any]) -> None:
 
 def test_detections_have_calibrated_ious_and_nothing_else_changes(tmp_path: Path) -> None:
     model = tiny_model().eval()
-    picture = torch.rand(3, 64, 64)
-    raw, batch = model.predict(picture), model.detect([picture])[0]
+    image = torch.rand(3, 64, 64)
+    raw, batch = model.predict(image), model.detect([image])[0]
     model.calibration = HALVES
-    calibrated = model.predict(picture)
+    calibrated = model.predict(image)
     assert len(raw) > 0
     for name in ("boxes", "scores", "labels"):
         assert torch.equal(getattr(calibrated, name), getattr(raw, name)), name
     torch.testing.assert_close(calibrated.ious, 0.5 * raw.ious)
-    torch.testing.assert_close(model.detect([picture])[0].ious, 0.5 * batch.ious)
+    torch.testing.assert_close(model.detect([image])[0].ious, 0.5 * batch.ious)
     loaded = tightbox.load(model.save(tmp_path))
     assert loaded.calibration == HALVES
-    assert torch.equal(loaded.predict(picture).ious, calibrated.ious)
+    assert torch.equal(loaded.predict(image).ious, calibrated.ious)
 
 
 def test_detections_without_ious_stay_without() -> None:

@@ -58,8 +58,8 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     assert loaded.backbone.options == model.backbone.options
     assert loaded.metrics == {"ap": 0.5}
     assert not loaded.training
-    picture = torch.rand(3, 50, 70)
-    ours, theirs = model.eval().predict(picture), loaded.predict(picture)
+    image = torch.rand(3, 50, 70)
+    ours, theirs = model.eval().predict(image), loaded.predict(image)
     assert len(ours) > 0
     for name in ("boxes", "scores", "labels", "ious"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
 from tightbox import draw
-from tightbox.draw import CROWDED, INK, PALETTE, PAPER, draw_boxes, picture_grid
+from tightbox.draw import CROWDED, INK, PALETTE, PAPER, draw_boxes, image_grid
 from tightbox.errors import UserError
 from tightbox.structures import Detections, Targets
 
@@ -83,7 +83,7 @@ corner = st.integers(0, 200)
 
 
 @given(corners=st.tuples(corner, corner, corner, corner), size=st.tuples(st.integers(1, 200), st.integers(1, 120)))
-def test_plates_stay_inside_the_picture(corners: tuple[int, ...], size: tuple[int, int]) -> None:
+def test_plates_stay_inside_the_image(corners: tuple[int, ...], size: tuple[int, int]) -> None:
     box = np.array([*np.minimum(corners[:2], corners[2:]), *np.maximum(corners[:2], corners[2:])])
     (x, y), _ = draw._place(*size, box, box[None], np.zeros((0, 4), int), (200, 200))
     assert 0 <= x <= x + size[0] <= 200
@@ -105,7 +105,7 @@ def test_a_box_around_it_does_not_drive_a_plate_away() -> None:
     assert draw._place(20, 10, box, np.stack([box, around]), np.zeros((0, 4), int), (200, 200)) == ((50, 40), 0)
 
 
-def test_tags_too_wide_for_the_picture_are_shortened() -> None:
+def test_tags_too_wide_for_the_image_are_shortened() -> None:
     # 40 x 40 pixels hold no long name, and 10-pixel letters fit a short one only.
     box = [[5, 20, 35, 35]]
     bare = draw_boxes(grey(40, 40), box, [2], NAMES)
@@ -120,7 +120,7 @@ def many(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("n", "has_legend"), [(CROWDED - 1, False), (CROWDED, True)])
-def test_crowded_pictures_get_a_legend_below(n: int, has_legend: bool) -> None:
+def test_crowded_images_get_a_legend_below(n: int, has_legend: bool) -> None:
     image = grey(30 * n, 80)
     drawn = draw_boxes(image, *many(n), NAMES, np.full(n, 0.5))
     assert drawn.width == image.width
@@ -145,21 +145,21 @@ def test_a_long_legend_takes_more_lines() -> None:
         [[0, 0, float("inf"), 5]],  # endless
     ],
 )
-def test_nothing_to_draw_leaves_the_picture(boxes: Any) -> None:
+def test_nothing_to_draw_leaves_the_image(boxes: Any) -> None:
     assert (pixels(draw_boxes(grey(), boxes, [0] * len(boxes), NAMES, [0.5] * len(boxes))) == GREY).all()
 
 
 @pytest.mark.parametrize(
     "box",
     [
-        [-50, -50, 400, 400],  # larger than the picture
+        [-50, -50, 400, 400],  # larger than the image
         [300, 300, 400, 400],  # beyond it
         [50, 50, 20, 20],  # turned inside out
         [50, 50, 50, 50],  # a point
     ],
 )
 @pytest.mark.parametrize("size", [(160, 160), (1, 1), (3, 200)])
-def test_odd_boxes_and_tiny_pictures_do_not_fail(box: list[float], size: tuple[int, int]) -> None:
+def test_odd_boxes_and_tiny_images_do_not_fail(box: list[float], size: tuple[int, int]) -> None:
     assert draw_boxes(grey(*size), [box], [0], NAMES, [0.5], [0.7]).size == size
 
 
@@ -185,13 +185,13 @@ class Plain:
 
 
 def test_grid_puts_truth_left_of_prediction_and_enlarges() -> None:
-    # Two pictures of 64 x 32 at width 128: 4 columns of 128. gap = max(8, 128 // 32) = 8, header = 24. Columns start at
+    # Two images of 64 x 32 at width 128: 4 columns of 128. gap = max(8, 128 // 32) = 8, header = 24. Columns start at
     # 8, 8 + 136, then 16 further to the right: 296, 432; the grid is 432 + 128 + 8 = 568 wide and 24 + 64 + 8 high.
     truth = Targets.of(torch.tensor([[10.0, 10.0, 30.0, 28.0]]), torch.tensor([0]))
     found = Detections(
         torch.tensor([[40.0, 10.0, 60.0, 28.0]]), torch.tensor([0.9]), torch.tensor([1]), torch.tensor([0.8])
     )
-    grid = picture_grid([(grey(64, 32), truth, found)] * 2, NAMES, width=128)
+    grid = image_grid([(grey(64, 32), truth, found)] * 2, NAMES, width=128)
 
     assert grid.size == (568, 96)
     shown = pixels(grid)
@@ -210,17 +210,17 @@ def test_grid_of_different_shapes_and_of_plain_arrays() -> None:
     nothing = Plain(np.zeros((0, 4)), np.zeros(0, int))
     rows = [(grey(100, 50), nothing, nothing), (grey(50, 100), nothing, nothing), (grey(20, 20), nothing, nothing)]
     # pairs of 64-wide cells, one pair a band: heights 32, 128 and 64, a gap of 8 below each, a header of 24
-    assert picture_grid(rows, NAMES, pairs=1, width=64).height == 24 + 32 + 128 + 64 + 3 * 8
+    assert image_grid(rows, NAMES, pairs=1, width=64).height == 24 + 32 + 128 + 64 + 3 * 8
 
 
 def test_crowded_grid_has_one_legend() -> None:
     crowd = Plain(*many(CROWDED))
     nothing = Plain(np.zeros((0, 4)), np.zeros(0, int))
     image = grey(30 * CROWDED, 80)
-    plain = picture_grid([(image, nothing, nothing)], NAMES)
-    assert picture_grid([(image, nothing, crowd)], NAMES).height > plain.height
+    plain = image_grid([(image, nothing, nothing)], NAMES)
+    assert image_grid([(image, nothing, crowd)], NAMES).height > plain.height
 
 
 def test_grid_of_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="no picture"):
-        picture_grid([], NAMES)
+    with pytest.raises(UserError, match="no image"):
+        image_grid([], NAMES)

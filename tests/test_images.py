@@ -52,7 +52,7 @@ def test_orientation_is_ignored_when_boxes_were_drawn_on_the_stored_pixels(tmp_p
 
 
 def test_another_size_than_annotated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"annotation says 7x5 but the picture .*a\.png is 2x3; correct"):
+    with pytest.raises(UserError, match=r"annotation says 7x5 but the image .*a\.png is 2x3; correct"):
         open_image(corners(6, tmp_path / "a.png"), (7, 5))
     with pytest.raises(UserError, match=r"says 2x3 but .* is 3x2"):  # no orientation allows the turned size
         open_image(corners(1, tmp_path / "b.png"), (2, 3))
@@ -124,7 +124,7 @@ def test_palette_with_a_transparent_entry_shows_white(tmp_path: Path) -> None:
     assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
 
 
-def test_truncated_picture_names_file_and_reason(tmp_path: Path) -> None:
+def test_truncated_image_names_file_and_reason(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
@@ -132,15 +132,15 @@ def test_truncated_picture_names_file_and_reason(tmp_path: Path) -> None:
         open_image(tmp_path / "cut.jpg")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n\x00\x00"])
-def test_no_picture(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\x00\x00"])
+def test_no_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     for function in (open_image, image_size):
         with pytest.raises(UnreadableImage, match=r"cannot read .*a\.png"):
             function(tmp_path / "a.png")
 
 
-def test_missing_picture(tmp_path: Path) -> None:
+def test_missing_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="there is no such file") as caught:
         open_image(tmp_path / "a.png")
     assert caught.value.reason == "there is no such file"

@@ -1,4 +1,4 @@
-"""Jittered boxes: their IoU is uniform, for every shape and place of the true box."""
+"""Jittered boxes: their IoU is uniform, for every shape and place of the ground-truth box."""
 
 import math
 

@@ -19,13 +19,13 @@ def detections(ious: bool = True) -> Detections:
     )
 
 
-def test_batch_puts_each_picture_at_the_top_left_and_zeros_around_it() -> None:
+def test_batch_puts_each_image_at_the_top_left_and_zeros_around_it() -> None:
     batch = ImageBatch.of([torch.full((3, 5, 40), 0.5), torch.ones(3, 33, 7)])
     assert batch.sizes == ((5, 40), (33, 7))
     assert batch.pixels.shape == (2, 3, 64, 64)  # 33 and 40 rounded up to 32s
     assert batch.pixels[0, :, :5, :40].eq(0.5).all()
     assert batch.pixels[1, :, :33, :7].eq(1).all()
-    # Nothing but the pictures: their areas times 3 channels times their value.
+    # Nothing but the images: their areas times 3 channels times their value.
     assert batch.pixels.sum() == 5 * 40 * 3 * 0.5 + 33 * 7 * 3
     assert len(batch) == 2
 
@@ -47,15 +47,15 @@ def test_batch_scales_bytes_and_keeps_floats() -> None:
 @pytest.mark.parametrize(
     "images",
     [
-        [],  # no picture
+        [],  # no image
         [torch.zeros(4, 8, 8)],  # RGBA
         [torch.zeros(8, 8)],  # grey
         [torch.zeros(1, 3, 8, 8)],  # a batch already
-        [torch.zeros(3, 8, 8), torch.zeros(3, 0, 8)],  # a picture without rows
+        [torch.zeros(3, 8, 8), torch.zeros(3, 0, 8)],  # an image without rows
     ],
 )
-def test_batch_refuses_what_is_no_picture(images: list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="picture"):
+def test_batch_refuses_what_is_no_image(images: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="image"):
         ImageBatch.of(images)
 
 

@@ -11,7 +11,7 @@ BACKBONE = BackboneOptions(name="test_resnet", pretrained=False)
 
 
 def tiny_model(**changes: Any) -> Detector:
-    """Two classes, 32 channels, pictures of 64 pixels; arguments go to `create_model`."""
+    """Two classes, 32 channels, images of 64 pixels; arguments go to `create_model`."""
     arguments: dict[str, Any] = {
         "class_names": ["cat", "dog"],
         "backbone": BACKBONE,

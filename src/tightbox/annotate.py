@@ -1,4 +1,4 @@
-"""Pictures and videos in, annotated copies and rows of a COCO result file out."""
+"""Images and videos in, annotated copies and rows of a COCO result file out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Annotator:
         min_iou: boxes with a lower predicted IoU are left out.
 
     Attributes:
-        rows: of the result file so far; every picture and every frame has an `image_id` of its own, counted from 1, and
+        rows: of the result file so far; every image and every frame has an `image_id` of its own, counted from 1, and
             `category_id` counts from 1 as well.
     """
 
@@ -35,8 +35,8 @@ class Annotator:
         self.rows: list[dict[str, Any]] = []
         self._images = 0
 
-    def picture(self, path: Path, target: Path) -> None:
-        """Write the annotated copy of a picture as a JPEG.
+    def image(self, path: Path, target: Path) -> None:
+        """Write the annotated copy of an image as a JPEG.
 
         Raises:
             UnreadableImage: if it cannot be read.

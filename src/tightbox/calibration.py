@@ -1,4 +1,4 @@
-"""What held-out pictures taught about a detector's numbers: it is kept in the card and used wherever it detects."""
+"""What held-out images taught about a detector's numbers: it is kept in the card and used wherever it detects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Method = Literal["isotonic", "temperature"]
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 PRECISIONS = tuple(round(0.5 + 0.01 * i, 2) for i in range(51))
-ENOUGH = 20  # detections above a threshold, below which their precision is an accident
+MIN_DETECTIONS = 20  # detections above a threshold, below which their precision is an accident
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Calibration:
         return replace(detections, ious=self.ious.of_tensor(detections.ious))
 
     def score_threshold(self, precision: float, at_iou: float) -> float:
-        """The lowest score from which on this share of the held-out detections had at least this true IoU.
+        """The lowest score from which on this fraction of the held-out detections had at least this true IoU.
 
         Both are rounded up, to 0.01 and 0.05, so that no less is promised than was asked for.
 
@@ -57,7 +57,7 @@ class Calibration:
             best = max((p for p, t in zip(PRECISIONS, self.thresholds[row], strict=True) if t is not None), default=0.0)
             reached = f"only {best:.2f} was reached" if best else f"not even {PRECISIONS[0]:.2f} was reached"
             raise UserError(
-                f"no score threshold reaches the precision {precision:g} at IoU {at_iou:g}: on the pictures of the "
+                f"no score threshold reaches the precision {precision:g} at IoU {at_iou:g}: on the images of the "
                 f"calibration {reached}; ask for less, or train the detector longer"
             )
         return threshold
@@ -121,7 +121,7 @@ def _lowest_scores(matches: Matches, iou: float) -> tuple[float | None, ...]:
     scores, hit = scores[order], hit[order]
     # A threshold takes all detections of one score or none: only the last of equal scores ends a choice.
     ends = np.flatnonzero(np.diff(scores, append=-np.inf))
-    ends = ends[ends + 1 >= ENOUGH]
+    ends = ends[ends + 1 >= MIN_DETECTIONS]
     precision = np.cumsum(hit)[ends] / (ends + 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     last = [int(np.count_nonzero(best_from_here >= wanted - 1e-9)) - 1 for wanted in PRECISIONS]

@@ -1,4 +1,4 @@
-"""Pictures of boxes that a person can read: on one image, and truth beside prediction for many."""
+"""Drawings of boxes that a person can read: on one image, and truth beside prediction for many."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def draw_boxes(
     return _with_legend(drawn, labels, class_names) if crowded else drawn
 
 
-def picture_grid(
+def image_grid(
     rows: Iterable[tuple[Image.Image, Any, Any]], class_names: Sequence[str], pairs: int = 2, width: int = 384
 ) -> Image.Image:
-    """Pictures with their true boxes on the left and the predicted ones on the right.
+    """Images with their ground-truth boxes on the left and the predicted ones on the right.
 
     Args:
-        rows: image, truth and detections of each picture; the latter two have `boxes` and `labels`, and the scores and
+        rows: image, truth and detections of each image; the latter two have `boxes` and `labels`, and the scores and
             predicted IoUs are drawn of those that have `scores` and `ious`, as for `draw_boxes`.
         class_names: name of each class.
-        pairs: how many pictures stand side by side.
+        pairs: how many images stand side by side.
         width: of every image in the grid, in pixels; smaller images are enlarged and larger ones reduced.
 
     Raises:
-        UserError: if a label has no class name, or there is no picture.
+        UserError: if a label has no class name, or there is no image.
     """
     content = [(image, (truth, found)) for image, truth, found in rows]
     if not content:
-        raise UserError("there is no picture to draw; give at least one image")
+        raise UserError("there is no image to draw; give at least one image")
     crowded = any(len(side.labels) >= CROWDED for _, sides in content for side in sides)
     cells = []
     for image, sides in content:
@@ -91,9 +91,9 @@ def _annotate(
     image: Image.Image, boxes: NDArray[Any], labels: Any, names: Sequence[str], scores: Any, ious: Any, *, crowded: bool
 ) -> Image.Image:
     """A copy of the image, with lines that enclose the boxes and tags that avoid each other and the other boxes."""
-    picture = image.convert("RGB").copy()
-    pen, limits = ImageDraw.Draw(picture), np.array(picture.size * 2)
-    side = math.sqrt(picture.width * picture.height)
+    canvas = image.convert("RGB").copy()
+    pen, limits = ImageDraw.Draw(canvas), np.array(canvas.size * 2)
+    side = math.sqrt(canvas.width * canvas.height)
     line, size = max(1, round(side / (240 if crowded else 160))), max(10.0, side / (36 if crowded else 28))
     font = ImageFont.load_default(size)
     boxes = boxes.reshape(-1, 4).astype(float)
@@ -108,16 +108,16 @@ def _annotate(
     plates = np.zeros((0, 4), int)
     for i, box in zip(drawn, whole, strict=True):
         words = _words(i, None if crowded else names[labels[i]], scores, None if crowded else ious)
-        while words and font.getlength(" ".join(words)) + 0.6 * size > picture.width:
+        while words and font.getlength(" ".join(words)) + 0.6 * size > canvas.width:
             words.pop()
         width, height = math.ceil(font.getlength(" ".join(words)) + 0.6 * size), math.ceil(1.3 * size)
-        (x, y), hidden = _place(width, height, box, whole, plates, picture.size)
+        (x, y), hidden = _place(width, height, box, whole, plates, canvas.size)
         if words and not (crowded and hidden > 0.5 * width * height):
             pen.rectangle([x, y, x + width - 1, y + height - 1], fill=_colour(labels[i]))
             middle = x + width / 2, y + height / 2
             pen.text(middle, " ".join(words), fill=_ink_on(_colour(labels[i])), font=font, anchor="mm")
             plates = np.concatenate([plates, [[x, y, x + width, y + height]]])
-    return picture
+    return canvas
 
 
 def _words(i: int, name: str | None, scores: Any, ious: Any) -> list[str]:
@@ -143,20 +143,20 @@ def _place(
     return min(places, key=lambda place: place[1])
 
 
-def _with_legend(picture: Image.Image, labels: NDArray[Any], class_names: Sequence[str]) -> Image.Image:
-    """The picture with the classes that it shows listed below."""
-    size = min(max(11.0, picture.width / 45), 20.0)
+def _with_legend(image: Image.Image, labels: NDArray[Any], class_names: Sequence[str]) -> Image.Image:
+    """The image with the classes that it shows listed below."""
+    size = min(max(11.0, image.width / 45), 20.0)
     font = ImageFont.load_default(size)
     places: list[tuple[int, float, float]] = []
-    x, y = 0.6 * size, picture.height + 1.2 * size
+    x, y = 0.6 * size, image.height + 1.2 * size
     for label in sorted(set(labels.tolist())):
         width = 2.6 * size + font.getlength(class_names[label])
-        if x + width > picture.width and places:
+        if x + width > image.width and places:
             x, y = 0.6 * size, y + 1.8 * size
         places.append((label, x, y))
         x += width
-    taller = Image.new("RGB", (picture.width, math.ceil(y + 1.2 * size)), PAPER)
-    taller.paste(picture)
+    taller = Image.new("RGB", (image.width, math.ceil(y + 1.2 * size)), PAPER)
+    taller.paste(image)
     pen = ImageDraw.Draw(taller)
     for label, x, y in places:
         pen.rectangle((x, y - size / 2, x + size, y + size / 2), fill=_colour(label), outline=INK)

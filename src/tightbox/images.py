@@ -1,4 +1,4 @@
-"""Opening any picture a person may have as upright 8-bit RGB."""
+"""Opening any image a person may have as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TURNS = {
 
 
 class UnreadableImage(UserError):
-    """A picture that is missing, cut off, or in no known format; `reason` says which."""
+    """An image that is missing, cut off, or in no known format; `reason` says which."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"cannot read {path}: {reason}; replace the file or leave it out")
@@ -36,7 +36,7 @@ class UnreadableImage(UserError):
 
 
 class ImageHeader(NamedTuple):
-    """What a picture's header says: upright (width, height), Pillow's mode, and the EXIF orientation (1 is upright)."""
+    """What an image's header says: upright (width, height), Pillow's mode, and the EXIF orientation (1 is upright)."""
 
     size: tuple[int, int]
     mode: str
@@ -44,10 +44,10 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(path: Path) -> ImageHeader:
-    """The header of a picture, without decoding it.
+    """The header of an image, without decoding it.
 
     Raises:
-        UnreadableImage: if there is no such file or it is no picture.
+        UnreadableImage: if there is no such file or it is no image.
     """
     with _reading(path), Image.open(path) as image:
         # A PNG may keep its EXIF behind the pixels, and asking for it would decode them.
@@ -60,25 +60,25 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture once upright, from its header alone.
+    """(width, height) of an image once upright, from its header alone.
 
     Raises:
-        UnreadableImage: if there is no such file or it is no picture.
+        UnreadableImage: if there is no such file or it is no image.
     """
     return read_header(path).size
 
 
 def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture as RGB, fully loaded and turned upright as its EXIF orientation says.
+    """The image as RGB, fully loaded and turned upright as its EXIF orientation says.
 
     Args:
         path: a file in any format Pillow reads.
-        size: (width, height) that the annotation gives. If only the picture as stored has this size, its boxes were
-            drawn on the stored pixels, and the picture is left unturned.
+        size: (width, height) that the annotation gives. If only the image as stored has this size, its boxes were
+            drawn on the stored pixels, and the image is left unturned.
 
     Raises:
-        UnreadableImage: if the file is missing, cut off or no picture.
-        UserError: if the picture has another size than `size`, turned or not.
+        UnreadableImage: if the file is missing, cut off or no image.
+        UserError: if the image has another size than `size`, turned or not.
     """
     with _reading(path), Image.open(path) as image:
         image.load()
@@ -90,8 +90,8 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     if size == stored.size:
         return stored
     raise UserError(
-        f"the annotation says {size[0]}x{size[1]} but the picture {path} is {upright.width}x{upright.height}; "
-        "correct the width and height in the annotation, or restore the picture that the boxes were drawn on"
+        f"the annotation says {size[0]}x{size[1]} but the image {path} is {upright.width}x{upright.height}; "
+        "correct the width and height in the annotation, or restore the image that the boxes were drawn on"
     )
 
 
@@ -131,7 +131,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UnreadableImage(path, "there is no such file") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(path, "it is not a picture in a format that Pillow knows") from error
+        raise UnreadableImage(path, "it is not an image in a format that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, f"it has too many pixels to open safely ({error})") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsers met

@@ -14,21 +14,21 @@ HALVINGS = 14  # leave an IoU at most about 1e-4 above the one drawn
 def jitter_boxes(
     boxes: Tensor, per_box: int, size: tuple[int, int], generator: torch.Generator | None = None, low: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Random boxes whose IoU with their true box is uniform over [low, 1), whatever its shape and place.
+    """Random boxes whose IoU with their ground-truth box is uniform over [low, 1), whatever its shape and place.
 
     IoU-Net (https://arxiv.org/abs/1807.11590, section 3.1) learns from such boxes instead of proposals. There they are
     drawn until the IoU fits, here none is thrown away: the IoU is drawn first, then for each side how fast it moves,
     out or in; how far they go is then found by bisection.
 
     Args:
-        boxes: (G, 4) true boxes; what lies outside the image is cut off first.
+        boxes: (G, 4) ground-truth boxes; what lies outside the image is cut off first.
         per_box: how many to draw for each.
         size: (height, width) of the image, which no jittered box leaves.
         generator: source of randomness, on the boxes' device; PyTorch's own without it.
         low: lowest IoU, in (0, 1).
 
     Returns:
-        Jittered boxes (G · per_box, 4), those of the first true box first, and their IoUs (G · per_box,).
+        Jittered boxes (G · per_box, 4), those of the first ground-truth box first, and their IoUs (G · per_box,).
 
     Raises:
         UserError: if `low` is out of range, or a box has no area inside the image.

@@ -39,10 +39,10 @@ def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
     Args:
-        long_side: the picture is resized, keeping its shape, so that its longer side has at most this many pixels ...
+        long_side: the image is resized, keeping its shape, so that its longer side has at most this many pixels ...
         short_side: ... and its shorter side at most this many; the published models use 1333 and 800.
     """
 
@@ -54,7 +54,7 @@ class Preprocess:
         _require(min(self.long_side, self.short_side) >= 32, "long_side and short_side must be at least 32 pixels")
 
     def scale(self, width: int, height: int) -> float:
-        """The factor by which a picture of this size is resized."""
+        """The factor by which an image of this size is resized."""
         return min(self.long_side / max(width, height), self.short_side / min(width, height))
 
 
@@ -74,15 +74,15 @@ class VFNetOptions:
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
         distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
-        normaliser: box losses divided by the sum of IoU weights (released code) or the number of positives (paper).
-        offset_gradient: share of the gradient that flows through the star's offsets into the initial box.
+        normaliser: box losses are divided by the sum of IoU weights (released code) or the number of positives (paper).
+        offset_gradient: fraction of the gradient that flows through the star's offsets into the initial box.
         ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
         top_k: candidates kept per pyramid level before suppression.
         top_k_of: rank whole locations (released code, paper) or single (location, class) pairs above score_threshold
             (later mmdetection).
         score_threshold: lowest score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
-        max_detections: most boxes reported per picture.
+        max_detections: most boxes reported per image.
     """
 
     channels: int = 256
@@ -96,7 +96,7 @@ class VFNetOptions:
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
     distance_unit: Literal["range", "stride"] = "range"
-    normaliser: Literal["code", "paper"] = "code"
+    normaliser: Literal["iou_sum", "num_positives"] = "iou_sum"
     offset_gradient: float = 0.1
     ignore_crowds: bool = False
     top_k: int = 1000
@@ -111,7 +111,7 @@ class VFNetOptions:
         _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.tower_depth >= 0, "tower_depth must not be negative")
-        _require(0 <= self.offset_gradient <= 1, "offset_gradient is a share: it must be between 0 and 1")
+        _require(0 <= self.offset_gradient <= 1, "offset_gradient is a fraction: it must be between 0 and 1")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         _require(
             not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
@@ -126,7 +126,7 @@ class IoUAwareRetinaNetOptions:
     Args:
         channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
-        tower_norm: group norms in the towers; the published model has none, and from random weights few pictures are
+        tower_norm: group norms in the towers; the published model has none, and from random weights few images are
             enough only with them.
         anchor_scale: side of a level's smallest anchor, in strides.
         iou_head: predict the IoU of each anchor's box; off, this is RetinaNet.
@@ -137,7 +137,7 @@ class IoUAwareRetinaNetOptions:
         top_k: candidates kept per pyramid level before suppression.
         score_threshold: lowest ranking score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
-        max_detections: most boxes reported per picture.
+        max_detections: most boxes reported per image.
     """
 
     channels: int = 256
@@ -174,21 +174,21 @@ class IoUNetOptions:
         fc_channels: width of the two layers of each head.
         pooling: features of a box by precise RoI pooling, or by RoIAlign, through which no box can be refined.
         anchor_scale: side of a level's square anchor, in strides.
-        train_proposals: boxes proposed per picture in training ...
+        train_proposals: boxes proposed per image in training ...
         proposals: ... and in use.
-        rois: proposals per picture that the class and box losses see.
-        positive_share: at most this share of them on objects.
+        rois: proposals per image that the class and box losses see.
+        positive_fraction: at most this fraction of them on objects.
         iou_head: predict the IoU of boxes; off, this is FPN, the paper's baseline.
         standalone: only that head with its features, to judge boxes of other detectors: `tightbox rescore`.
-        jittered_boxes: boxes per picture, shared among its objects, that the IoU head learns from.
+        jittered_boxes: boxes per image, shared among its objects, that the IoU head learns from.
         iou_loss: loss of that prediction: smooth L1 on 2 IoU - 1, or binary cross-entropy on the IoU.
         iou_weight: weight of that loss.
         ignore_crowds: leave anchors and proposals inside crowd regions out of the losses.
         score_threshold: lowest class score that is considered.
-        top_k: most (proposal, class) pairs considered per picture, by class score; the paper has no limit.
+        top_k: most (proposal, class) pairs considered per image, by class score; the paper has no limit.
         suppress: IoU-guided suppression, or greedy by class score; without the IoU head it is always greedy.
         nms_iou: boxes of one class that overlap more than this are suppressed.
-        max_detections: most boxes reported per picture.
+        max_detections: most boxes reported per image.
         refine_steps: gradient steps that move the detected boxes to a higher predicted IoU; 0 is off.
         refine_step_size: of a step, in box sizes per unit of the gradient.
         refine_min_change: a box rests once a step changes its predicted IoU by less than this ...
@@ -204,7 +204,7 @@ class IoUNetOptions:
     train_proposals: int = 2000
     proposals: int = 1000
     rois: int = 512
-    positive_share: float = 0.25
+    positive_fraction: float = 0.25
     iou_head: bool = True
     standalone: bool = False
     jittered_boxes: int = 1000
@@ -229,7 +229,7 @@ class IoUNetOptions:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.anchor_scale > 0, "anchor_scale must be positive")
-        _require(0 < self.positive_share <= 1, "positive_share must be in (0, 1]")
+        _require(0 < self.positive_fraction <= 1, "positive_fraction must be in (0, 1]")
         _require(self.iou_head or not self.standalone, "standalone is the IoU head alone: leave iou_head=true")
         _require(self.iou_weight >= 0, "iou_weight must not be negative")
         _require_thresholds(self.score_threshold, self.nms_iou)
@@ -254,7 +254,7 @@ class UnitBoxOptions:
         shared: both branches use one backbone; off, each has its own (the paper's "unshared").
         confidence_weight: of the confidence loss.
         box_weight: of the box loss.
-        reduction: losses are means over their pixels, or sums over the pixels of a picture; the paper's learning rate
+        reduction: losses are means over their pixels, or sums over the pixels of an image; the paper's learning rate
             of 1e-8 suggests sums.
         distance_unit: pixels that the box branch's output 1 means; the squared differences are of this unit too. With
             1 both are the paper's; the IoU loss is the same in any unit, but its learning rate is not.
@@ -266,7 +266,7 @@ class UnitBoxOptions:
         top_k: most boxes of the dense reading.
         score_threshold: lowest score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed, where they are suppressed.
-        max_detections: most boxes reported per picture.
+        max_detections: most boxes reported per image.
     """
 
     loss: Literal["iou", "l2"] = "iou"
@@ -332,17 +332,17 @@ class BackboneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
-    """Random changes to training pictures; each probability is per picture.
+    """Random changes to training images; each probability is per image.
 
     Args:
         flip: probability of a left-right flip.
-        vertical_flip: probability of a top-bottom flip; for pictures without an up and down, such as microscopy.
+        vertical_flip: probability of a top-bottom flip; for images without an up and down, such as microscopy.
         scale_min: smallest factor of the random resize.
         scale_max: largest factor of the random resize.
         crop: probability of a crop that keeps at least one object, chosen by overlap (SSD's).
         color: strength of random brightness, contrast, saturation and hue; 0 is off.
-        mosaic: probability that four pictures are joined into one.
-        mosaic_until: share of the training after which mosaics stop, so that the end sees real pictures.
+        mosaic: probability that four images are joined into one.
+        mosaic_until: fraction of the training after which mosaics stop, so that the end sees real images.
     """
 
     flip: float = 0.5
@@ -368,13 +368,13 @@ class TrainOptions:
     """The schedule and the engine.
 
     Args:
-        epochs: passes over the training pictures.
-        batch_size: pictures per step and process.
+        epochs: passes over the training images.
+        batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
         optimizer: AdamW, or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
         lr: highest learning rate.
         weight_decay: pull towards zero on weights, not on biases and norms.
-        warmup: steps of linear warm-up; a number below 1 is a share of all steps.
+        warmup: steps of linear warm-up; a number below 1 is a fraction of all steps.
         schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the epochs (1x, 2x).
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
         clip: gradients are scaled down to this norm; 0 is off.
@@ -382,9 +382,9 @@ class TrainOptions:
         eval_every: epochs between evaluations on the validation split.
         patience: stop after this many evaluations without a better AP; 0 is never.
         keep_all: keep the weights of every evaluation, in epoch-N.
-        workers: processes that load pictures; 0 loads in the training process.
-        cache: keep decoded pictures in memory, up to this many megabytes.
-        skip_unreadable: go on past pictures that cannot be read, naming each, instead of stopping.
+        workers: processes that load images; 0 loads in the training process.
+        cache: keep decoded images in memory, up to this many megabytes.
+        skip_unreadable: go on past images that cannot be read, naming each, instead of stopping.
         seed: of weights, order and augmentation.
         tensorboard: also log for TensorBoard (needs the extra `track`).
     """

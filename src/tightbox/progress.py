@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def counting(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A function to call with (done, total); draws a bar with the time left, from the first call on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

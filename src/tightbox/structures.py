@@ -38,11 +38,11 @@ class _Tensors:
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Pictures of different sizes as one tensor.
+    """Images of different sizes as one tensor.
 
     Attributes:
-        pixels: (B, 3, H, W) RGB in [0, 1], each picture at the top left, zeros below and to the right of it.
-        sizes: the true (height, width) of each picture.
+        pixels: (B, 3, H, W) RGB in [0, 1], each image at the top left, zeros below and to the right of it.
+        sizes: the true (height, width) of each image.
     """
 
     pixels: Tensor
@@ -53,15 +53,13 @@ class ImageBatch:
         """A batch from (3, h, w) tensors (float in [0, 1], or uint8), H and W rounded up to the divisor.
 
         Raises:
-            ValueError: if there is no picture, or one is not (3, h, w).
+            ValueError: if there is no image, or one is not (3, h, w).
         """
         if len(images) == 0:
-            raise ValueError("a batch needs at least one picture")
+            raise ValueError("a batch needs at least one image")
         for i, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise ValueError(
-                    f"picture {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)"
-                )
+                raise ValueError(f"image {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)")
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
         dtype = images[0].dtype if images[0].is_floating_point() else torch.float32
@@ -83,7 +81,7 @@ class Targets(_Tensors):
     """What is in one image, for training.
 
     Attributes:
-        boxes: (G, 4) true boxes.
+        boxes: (G, 4) ground-truth boxes.
         labels: (G,) int64 class of each.
         ignore: (I, 4) regions that are neither object nor background, such as COCO's crowds.
     """
@@ -158,7 +156,7 @@ class Detections(_Tensors):
         return self[self.ious >= iou]
 
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
-        """The same in the picture resized from (height, width) `size` to `new_size`, clipped to it."""
+        """The same in the image resized from (height, width) `size` to `new_size`, clipped to it."""
         scale = self.boxes.new_tensor([new_size[1] / size[1], new_size[0] / size[0]] * 2)
         return Detections(clip_boxes(self.boxes * scale, new_size), self.scores, self.labels, self.ious)
 

@@ -1,4 +1,4 @@
-"""Ways to thin out ranked candidates to one box an object."""
+"""Ways to suppress ranked candidates to one box per object."""
 
 from __future__ import annotations
 

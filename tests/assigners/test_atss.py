@@ -28,7 +28,7 @@ def centre(box):
 
 
 def algorithm_1(anchors, level_sizes, truths, topk, usable):
-    """The paper's algorithm 1, line by line: the index of the true box of each anchor."""
+    """The paper's algorithm 1, line by line: the index of the ground-truth box of each anchor."""
     best = [(0.0, BACKGROUND)] * len(anchors)
     for g, truth in enumerate(truths):
         x, y = centre(truth)

@@ -20,7 +20,7 @@ TINY += ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--precision", 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two pictures in each split; a cat, a dog and a bird in the first to train on, a dog in the first to validate."""
+    """Two images in each split; a cat, a dog and a bird in the first to train on, a dog in the first to validate."""
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)

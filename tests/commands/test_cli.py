@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model().save(tmp_path_factory.mktemp("checkpoint"))
 
 
-def picture(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save: Any) -> Path:
+def image(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **save)
@@ -46,11 +46,11 @@ def picture(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A COCO folder with three training and two validation pictures of cats and dogs."""
+    """A COCO folder with three training and two validation images of cats and dogs."""
     root = tmp_path / "data"
     for split, numbers in {"train": range(3), "val": range(3, 5)}.items():
         for i in numbers:
-            picture(root / "images" / f"{i}.png", seed=i)
+            image(root / "images" / f"{i}.png", seed=i)
         content = {
             "images": [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 40} for i in numbers],
             "annotations": [
@@ -138,7 +138,7 @@ def _cut_json(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def _lose_picture(root: Path) -> None:
+def _lose_image(root: Path) -> None:
     (root / "images" / "1.png").unlink()
 
 
@@ -161,8 +161,8 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None
         (_leave, ["--data", "nowhere"], ["the data folder nowhere does not exist"]),
         (_leave, ["--data", "{out}"], ["no data set was recognised"]),
         (_cut_json, [], ["train.json is not valid JSON at line", "cut off"]),
-        (_lose_picture, [], ["1.png", "there is no such file", "--skip-unreadable true"]),
-        (_lose_picture, ["--workers", "1"], ["1.png", "there is no such file", "--skip-unreadable true"]),
+        (_lose_image, [], ["1.png", "there is no such file", "--skip-unreadable true"]),
+        (_lose_image, ["--workers", "1"], ["1.png", "there is no such file", "--skip-unreadable true"]),
         (_leave, ["--resume"], ["nothing to resume", "start without --resume"]),
         (_leave, ["--schedule", "linear"], ["--schedule", "cosine"]),
         (_leave, ["--lr", "fast"], ["--lr"]),
@@ -239,9 +239,9 @@ def test_required_options(missing: str, capsys: pytest.CaptureFixture[str]) -> N
         (["eval", "{checkpoint}", "--data", "{data}", "--batch-size", "0"], ["--batch-size"]),
         (["eval", "{checkpoint}", "--data", "{data}", "--workers", "-1"], ["--workers"]),
         (["predict", "nowhere", "{data}/images", "--out", "{out}"], ["nowhere is not a checkpoint"]),
-        (["predict", "{checkpoint}", "no/*.jpg", "--out", "{out}"], ["there is no picture or video at no/*.jpg"]),
-        (["predict", "{checkpoint}", "{out}/nothing.jpg", "--out", "{out}"], ["there is no picture or video at"]),
-        (["predict", "{checkpoint}", "{checkpoint}", "--out", "{out}"], ["there is no picture or video at"]),
+        (["predict", "{checkpoint}", "no/*.jpg", "--out", "{out}"], ["there is no image or video at no/*.jpg"]),
+        (["predict", "{checkpoint}", "{out}/nothing.jpg", "--out", "{out}"], ["there is no image or video at"]),
+        (["predict", "{checkpoint}", "{checkpoint}", "--out", "{out}"], ["there is no image or video at"]),
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "2"], ["between 0 and 1"]),
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "x"], ["threshold"]),
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--device", "abacus"], ["--device abacus"]),
@@ -281,7 +281,7 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
     first, second = tmp_path / "first", tmp_path / "second"
     assert status(["train", "--data", str(data), "--out", str(first), *TINY, "--seed", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "found COCO (train.json): 3 training pictures, classes cat, dog" in " ".join(shown.split())
+    assert "found COCO (train.json): 3 training images, classes cat, dog" in " ".join(shown.split())
     configuration = yaml.safe_load((first / "config.yaml").read_text())
     assert configuration["seed"] == 3
     assert configuration["vfnet"]["channels"] == 32
@@ -347,7 +347,7 @@ def test_a_resumed_run_stays_the_same_run(data: Path, tmp_path: Path, capsys: py
     fewer = rows | {"images": rows["images"][:2], "annotations": rows["annotations"][:2]}
     (moved / "train.json").write_text(json.dumps(fewer))
     assert _resume(out, "--data", str(moved), "--epochs", "2") == 2
-    assert f"learns from 3 pictures, but {moved} has 2" in capsys.readouterr().err
+    assert f"learns from 3 images, but {moved} has 2" in capsys.readouterr().err
     (moved / "train.json").write_text(json.dumps(rows).replace("dog", "cow"))
     val = (moved / "val.json").read_text()
     (moved / "val.json").write_text(val.replace("dog", "cow"))
@@ -388,10 +388,10 @@ def test_a_run_that_died_before_it_saved_anything_starts_again(
     )
 
 
-def test_training_passes_over_unreadable_pictures_if_told(
+def test_training_passes_over_unreadable_images_if_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _lose_picture(data)
+    _lose_image(data)
     arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, "--skip-unreadable", "true"]
     assert status(arguments) == 0
     assert "1.png" in "".join(capsys.readouterr().out.split("\n"))
@@ -412,10 +412,10 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def test_predicting_a_folder(checkpoint: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
-    picture(source / "a.jpg", 60, 40)
-    picture(source / "a.png", 200, 100, seed=1)  # the same stem
-    picture(source / "deep" / "b.BMP", 30, 90, seed=2)
-    (source / "notes.txt").write_text("no picture")
+    image(source / "a.jpg", 60, 40)
+    image(source / "a.png", 200, 100, seed=1)  # the same stem
+    image(source / "deep" / "b.BMP", 30, 90, seed=2)
+    (source / "notes.txt").write_text("no image")
     assert predict(checkpoint, out, source) == 0
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*.jpg"))
     assert written == ["a.jpg", "a_png_1.jpg", "deep/b.jpg"]
@@ -440,9 +440,9 @@ def test_predicting_a_folder(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_predicting_patterns_and_files(checkpoint: Path, tmp_path: Path) -> None:
-    first, second = picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "b.png")
+    first, second = image(tmp_path / "in" / "a.png"), image(tmp_path / "in" / "b.png")
     (tmp_path / "in" / "folder.png").mkdir()
-    other = picture(tmp_path / "elsewhere" / "a.png", seed=4)
+    other = image(tmp_path / "elsewhere" / "a.png", seed=4)
     out = tmp_path / "out"
     assert predict(checkpoint, out, tmp_path / "in" / "*.png", first, other) == 0
     assert {row["file_name"] for row in rows_of(out)} == {str(first), str(second), str(other)}
@@ -450,19 +450,19 @@ def test_predicting_patterns_and_files(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_the_threshold_leaves_boxes_out(checkpoint: Path, tmp_path: Path) -> None:
-    source, out = picture(tmp_path / "a.png"), tmp_path / "out"
+    source, out = image(tmp_path / "a.png"), tmp_path / "out"
     assert predict(checkpoint, out, source, threshold="0.9") == 0
     assert rows_of(out) == []
     with Image.open(out / "a.jpg") as drawn:
         assert drawn.size == (60, 40)
 
 
-def test_a_cut_off_picture_is_named_and_the_rest_is_done(
+def test_a_cut_off_image_is_named_and_the_rest_is_done(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     for name in ("a.jpg", "b.jpg", "c.jpg"):
-        picture(source / name)
+        image(source / name)
     broken = source / "b.jpg"
     broken.write_bytes(broken.read_bytes()[:900])
     assert predict(checkpoint, out, source) == 1
@@ -474,17 +474,17 @@ def test_a_cut_off_picture_is_named_and_the_rest_is_done(
     assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "c.jpg", "results.json"]
 
 
-def test_a_picture_that_is_stored_turned_is_drawn_upright(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_image_that_is_stored_turned_is_drawn_upright(checkpoint: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    source = picture(tmp_path / "in" / "a.jpg", 60, 40, exif=exif)
+    source = image(tmp_path / "in" / "a.jpg", 60, 40, exif=exif)
     assert predict(checkpoint, tmp_path / "out", source, threshold="1.0") == 0
     with Image.open(tmp_path / "out" / "a.jpg") as drawn:
         assert drawn.size == (40, 60)
 
 
 def test_sources_are_never_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = picture(tmp_path / "in" / "a.jpg")
+    source = image(tmp_path / "in" / "a.jpg")
     before = source.read_bytes()
     assert predict(checkpoint, source.parent, source) == 2
     assert_one_sentence(capsys, "would be overwritten; choose another folder")
@@ -506,7 +506,7 @@ def film(path: Path, frames: int, width: int = 64, height: int = 48) -> Path:
 def test_predicting_a_video(checkpoint: Path, tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra video")
     source, out = film(tmp_path / "film.mp4", 5), tmp_path / "out"
-    still = picture(tmp_path / "film.jpg")
+    still = image(tmp_path / "film.jpg")
     assert predict(checkpoint, out, source, still) == 0
     with av.open(str(out / "film.mp4")) as written:
         frames = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
@@ -553,7 +553,7 @@ def test_what_is_no_video_is_named(
 ) -> None:
     pytest.importorskip("av", reason="needs the extra video")
     (tmp_path / "bad.mp4").write_bytes(content)
-    still = picture(tmp_path / "a.jpg")
+    still = image(tmp_path / "a.jpg")
     assert predict(checkpoint, tmp_path / "out", tmp_path / "bad.mp4", still) == 1
     assert "bad.mp4" in capsys.readouterr().err.splitlines()[0]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "results.json"]
@@ -573,12 +573,12 @@ def test_a_video_without_the_extra_says_how_to_get_it(
 
 def test_doctor_of_a_sound_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(["doctor", str(data), "--json", str(tmp_path / "findings.json")]) == 0
-    assert "train: 3 pictures, 3 boxes" in capsys.readouterr().out
+    assert "train: 3 images, 3 boxes" in capsys.readouterr().out
     findings = json.loads((tmp_path / "findings.json").read_text())
     assert all(finding["severity"] != "error" for finding in findings)
 
 
-@pytest.mark.parametrize("damage", [_cut_json, _lose_picture])
+@pytest.mark.parametrize("damage", [_cut_json, _lose_image])
 def test_doctor_of_a_broken_data_set(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:

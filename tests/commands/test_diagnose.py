@@ -22,13 +22,13 @@ HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 50 + (No
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """It suppresses nothing, so that it has its full 20 boxes in every picture."""
+    """It suppresses nothing, so that it has its full 20 boxes in every image."""
     return tiny_model(nms_iou=1.0).save(tmp_path / "model")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Six pictures of cats and dogs in each of two splits."""
+    """Six images of cats and dogs in each of two splits."""
     for split, start in (("val", 0), ("test", 6)):
         images, annotations = [], []
         for i in range(start, start + 6):
@@ -68,12 +68,12 @@ def test_diagnose_a_result_file(tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," not in page
     assert "boxes are shown as outlines" in page
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for row in truth["images"]:
-        Image.new("RGB", (640, 480)).save(tmp_path / "pictures" / row["file_name"])
-    images = ["--images", str(tmp_path / "pictures")]
-    assert status(["diagnose", *files, *images, "--out", str(tmp_path / "pictured")]) == 0
-    assert "data:image/jpeg;base64," in (tmp_path / "pictured" / "diagnosis.html").read_text(encoding="utf-8")
+        Image.new("RGB", (640, 480)).save(tmp_path / "images" / row["file_name"])
+    images = ["--images", str(tmp_path / "images")]
+    assert status(["diagnose", *files, *images, "--out", str(tmp_path / "shown")]) == 0
+    assert "data:image/jpeg;base64," in (tmp_path / "shown" / "diagnosis.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

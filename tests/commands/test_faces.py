@@ -18,12 +18,12 @@ from tightbox.cli import main
 from tightbox.models import UnitBox, create_model
 from tightbox.options import Preprocess
 
-# The whole picture of 60 x 40 is the box of the one ellipse in the first, the second has no face at all.
+# The whole image of 60 x 40 is the box of the one ellipse in the first, the second has no face at all.
 FOLD = "2002/08/11/big/img_1\n1\n30.0 20.0 0.0 30.0 20.0  1\n2002/08/11/big/img_2\n0\n"
 
 
 def detector(folder: Path, name: str = "face") -> Path:
-    """One that takes every picture for one face, whose box it reads as the whole picture."""
+    """One that takes every image for one face, whose box it reads as the whole image."""
     torch.manual_seed(0)
     small = Preprocess(long_side=64, short_side=64)
     model = create_model("unitbox", class_names=[name], backbone=BACKBONE, preprocess=small)
@@ -38,14 +38,14 @@ def test_curves_of_known_detections(tmp_path: Path, capsys: pytest.CaptureFixtur
     checkpoint, data, out = detector(tmp_path / "model"), fddb(tmp_path, FOLD), tmp_path / "out"
     assert main(["fddb", str(checkpoint), "--data", str(data), "--out", str(out)]) == 0
     curves = json.loads((out / "fddb.json").read_text())
-    # Both pictures have the same score: one point, with the face found and one false positive.
+    # Both images have the same score: one point, with the face found and one false positive.
     assert curves["thresholds"] == pytest.approx([1 / (1 + math.exp(-2))])
     assert (curves["faces"], curves["false_positives"], curves["discrete"]) == (1, [1], [1])
     # An ellipse has π/4 of its box; as drawn, with half a pixel more all round, up to π 30.5 20.5 / (60 40).
     assert math.pi / 4 < curves["continuous"][0] < math.pi * 30.5 * 20.5 / 2400
     assert Image.open(out / "fddb.png").size[0] > 100
     printed = capsys.readouterr().out
-    assert "2 pictures, 1 faces, 2 detections" in printed
+    assert "2 images, 1 faces, 2 detections" in printed
     assert "at    0 false          0.000       0.000" in printed
     assert "at  100 false          1.000       0.8" in printed
 

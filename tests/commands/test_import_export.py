@@ -85,7 +85,7 @@ def test_import_says_what_it_found(published: Path, tmp_path: Path, capsys: pyte
         f"found VFNet on ResNet-18: {count} tensors, all used",
         "2 classes: traffic light, dog",
         f"written: {tmp_path / 'r18'}",
-        f"next: tightbox predict {tmp_path / 'r18'} YOUR_PICTURES --out predictions",
+        f"next: tightbox predict {tmp_path / 'r18'} YOUR_IMAGES --out predictions",
     ]
     card = json.loads((tmp_path / "r18" / "card.json").read_text())
     assert card["class_names"] == ["traffic light", "dog"]
@@ -256,7 +256,7 @@ def test_frozen_parts_of_an_imported_model_do_not_train(imported: Path) -> None:
 def test_evaluating_on_the_folder_that_coco_comes_in(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The zip of annotations holds three kinds for both splits; the pictures of val2017 alone are downloaded."""
+    """The zip of annotations holds three kinds for both splits; the images of val2017 alone are downloaded."""
     source, root = shared / "data" / "coco-mini", tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     (root / "val2017").mkdir()
@@ -285,7 +285,7 @@ def test_evaluating_on_the_folder_that_coco_comes_in(
     capsys.readouterr()
     out = tmp_path / "out"
     assert status(["eval", str(folder), "--data", str(root), "--out", str(out)]) == 0
-    assert "found COCO (annotations/instances_val2017.json): 2 pictures" in capsys.readouterr().out
+    assert "found COCO (annotations/instances_val2017.json): 2 images" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert {row["image_id"] for row in results} == kept
     assert {row["category_id"] for row in results} <= {row["id"] for row in content["categories"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
-from tests.commands.test_cli import assert_one_sentence, picture, status
+from tests.commands.test_cli import assert_one_sentence, image, status
 from tests.commands.test_diagnose import data as data
 from tests.models.test_iou_net import tiny as tiny_iou_net
 
@@ -58,7 +58,7 @@ def test_a_lower_score_threshold_than_the_models_own_shows_more(data: Path, tmp_
     found = {}
     for threshold in ("0.34", "0.01"):
         out = tmp_path / threshold
-        arguments = ["predict", str(model), str(picture(tmp_path / "a.png")), "--score-threshold", threshold]
+        arguments = ["predict", str(model), str(image(tmp_path / "a.png")), "--score-threshold", threshold]
         assert status([*arguments, "--out", str(out)]) == 0
         found[threshold] = json.loads((out / "results.json").read_text())
     assert min(row["score"] for row in found["0.01"]) < 0.34

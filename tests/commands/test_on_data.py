@@ -38,10 +38,10 @@ def test_classes_that_the_detector_does_not_know_can_be_left_out(
 
 
 @COMMANDS
-def test_unreadable_pictures_can_be_passed_over(
+def test_unreadable_images_can_be_passed_over(
     command: str, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (data / "images" / "1.png").write_bytes(b"not a picture")
+    (data / "images" / "1.png").write_bytes(b"not an image")
     given = arguments(command, checkpoint, data, tmp_path)
     assert status(given) == 2
     assert "--skip-unreadable true" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two pictures, a cat with id 3 in one and a dog with id 5 in the other."""
+    """Two images, a cat with id 3 in one and a dog with id 5 in the other."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.evaluation.pictures import three_pictures
+from tests.evaluation.three_images import three_images
 from tests.tiny import BACKBONE, tiny_model
 from tightbox.cli import main
 from tightbox.models import Detector, IoUAwareRetinaNet, create_model
@@ -51,10 +51,10 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A COCO folder with three pictures of which two have objects."""
+    """A COCO folder with three images of which two have objects."""
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
-    truth = three_pictures(root / "images").to_coco()
+    truth = three_images(root / "images").to_coco()
     for name in ("train.json", "val.json"):
         (root / name).write_text(json.dumps(truth))
     return root
@@ -159,7 +159,7 @@ def test_the_width_of_soft_suppression_matters(data: Path, checkpoint: Path, tmp
     assert sum(row["score"] for row in wide) > sum(row["score"] for row in narrow)
 
 
-def test_unreadable_pictures_are_passed_over_if_told(
+def test_unreadable_images_are_passed_over_if_told(
     data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "images" / "1.png").unlink()

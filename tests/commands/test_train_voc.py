@@ -23,10 +23,10 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 def devkit(root: Path) -> Path:
-    """VOCdevkit with trainval of both years and test of 2007; 2012's test is a list without pictures, as published."""
+    """VOCdevkit with trainval of both years and test of 2007; 2012's test is a list without images, as published."""
     size = SIZE.replace("40", "64").replace("30", "64")
-    pictures = [("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test")]
-    for i, (year, split) in enumerate(pictures):
+    images = [("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test")]
+    for i, (year, split) in enumerate(images):
         lists = ("train", "trainval") if split == "trainval" else (split,)
         objects = entry("dog", (5, 5, 40, 50)) + entry("cat", (20, 10, 60, 60), "<difficult>1</difficult>")
         add(root / year, f"00000{i}", objects + entry("cat", (8, 8, 30, 30)), lists, size)
@@ -44,8 +44,8 @@ def test_voc_as_downloaded_trains_by_one_command(tmp_path: Path, capsys: pytest.
     command = ["train", "--data", str(data), "--out", str(out), "--model", "iou_aware_retinanet", *tiny]
     assert main(command) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "3 training pictures, classes cat, dog" in shown
-    assert "1 validation pictures" in shown  # 2007's test
+    assert "3 training images, classes cat, dog" in shown
+    assert "1 validation images" in shown  # 2007's test
     card = json.loads((out / "last" / "card.json").read_text())
     assert (card["model"], card["class_names"]) == ("iou_aware_retinanet", ["cat", "dog"])
     assert card["options"]["iou_head"] is True

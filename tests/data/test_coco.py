@@ -16,7 +16,7 @@ from tightbox.errors import UserError
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """Two pictures of 40x30, three boxes of two classes; the second picture has none."""
+    """Two images of 40x30, three boxes of two classes; the second image has none."""
     whole: dict[str, Any] = {
         "images": [
             {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
@@ -61,13 +61,13 @@ def test_reads_ids_boxes_crowd_and_areas(tmp_path: Path) -> None:
     assert second.boxes.shape == (0, 4)
 
 
-def test_boxes_of_interleaved_annotations_reach_their_own_pictures(tmp_path: Path) -> None:
+def test_boxes_of_interleaved_annotations_reach_their_own_images(tmp_path: Path) -> None:
     rows = [{"id": i, "image_id": (7, 3)[i % 2], "category_id": 0, "bbox": [i, 0, 1, 1]} for i in range(6)]
     data = read(tmp_path, content(annotations=rows))
     assert [record.boxes[:, 0].tolist() for record in data.records] == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_size_comes_from_the_picture_where_the_annotation_has_none(tmp_path: Path) -> None:
+def test_size_comes_from_the_image_where_the_annotation_has_none(tmp_path: Path) -> None:
     data = read(tmp_path, content(images=[{"id": 7, "file_name": "a.png"}]))
     assert (data.records[0].width, data.records[0].height) == (40, 30)
 
@@ -90,7 +90,7 @@ def test_to_coco_gives_back_what_was_read(tmp_path: Path) -> None:
         (content(images=None), "no list named images; export"),
         ({"images": [], "annotations": []}, "no list named categories"),
         (content(images=[]), "names an image id that is not in images"),
-        (content(images=[], annotations=[]), "has no pictures"),
+        (content(images=[], annotations=[]), "has no images"),
         (content(images=[{"id": 1}]), "entry 1 of the images .* lacks a whole-number id or a file_name"),
         (content(images=[content()["images"][0]] * 2), r"gives image id 7 to both a\.png and a\.png"),
         (content(categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]), "more than one class with 'cat'"),
@@ -127,13 +127,13 @@ def test_text_in_no_encoding_is_refused(tmp_path: Path) -> None:
         read_coco(tmp_path / "a.json", tmp_path)
 
 
-def test_a_missing_file_and_missing_pictures_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_missing_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.json: No such file"):
         read_coco(tmp_path / "none.json", tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(content()))
-    with pytest.raises(UserError, match=r"the folder of pictures .*images, which does not exist"):
+    with pytest.raises(UserError, match=r"the folder of images .*images, which does not exist"):
         read_coco(tmp_path / "train.json", tmp_path / "images")
-    with pytest.raises(UserError, match=r"the picture .*a\.png, which does not exist"):
+    with pytest.raises(UserError, match=r"the image .*a\.png, which does not exist"):
         read_coco(tmp_path / "train.json", tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_classes_that_were_not_trained_are_refused_by_name_only_if_used() -> Non
         data.with_classes(["cat"])
 
 
-def test_with_classes_of_no_pictures_and_no_classes() -> None:
+def test_with_classes_of_no_images_and_no_classes() -> None:
     empty = DetectionData("COCO", Path("shapes"), "val", (), (), ())
     assert empty.with_classes(["cat", "dog"]).category_ids == (1, 2)
 

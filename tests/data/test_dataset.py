@@ -21,7 +21,7 @@ EVERYTHING = AugmentOptions(vertical_flip=0.5, crop=0.5, mosaic=0.5, color=0.5)
 
 
 def data_of(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = ((40, 30),)) -> DetectionData:
-    """Pictures of noise, each with an object and a crowd region."""
+    """Images of noise, each with an object and a crowd region."""
     records = []
     for i in range(count):
         width, height = sizes[i % len(sizes)]
@@ -143,7 +143,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def test_an_unreadable_picture_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named_with_the_way_out(tmp_path: Path) -> None:
     data = data_of(tmp_path, 3)
     damage(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: .*--skip-unreadable true") as caught:
@@ -151,7 +151,7 @@ def test_an_unreadable_picture_is_named_with_the_way_out(tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_pictures_are_passed_over_and_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_passed_over_and_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_of(tmp_path, 4)
     damage(tmp_path / "1.png")
     (tmp_path / "2.png").unlink()
@@ -168,7 +168,7 @@ def test_unreadable_pictures_are_passed_over_and_named_once(tmp_path: Path, caps
     assert "2.png: there is no such file" in lines[1]
 
 
-def test_an_unreadable_picture_is_grey_in_evaluation(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_grey_in_evaluation(tmp_path: Path) -> None:
     data = data_of(tmp_path, 2)
     damage(tmp_path / "1.png")
     skipping = dataset(data, transform=None, skip_unreadable=True)
@@ -178,11 +178,11 @@ def test_an_unreadable_picture_is_grey_in_evaluation(tmp_path: Path) -> None:
     assert len(targets) == (~data.records[1].crowd).sum()  # objects that now count as missed
 
 
-def test_not_one_readable_picture(tmp_path: Path) -> None:
+def test_not_one_readable_image(tmp_path: Path) -> None:
     data = data_of(tmp_path, 2)
     for i in range(2):
         damage(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match="not one picture of the train split"):
+    with pytest.raises(UserError, match="not one image of the train split"):
         dataset(data, skip_unreadable=True)[0, 0]
 
 

@@ -101,9 +101,9 @@ def cut(path: Path) -> None:
         ("class-rare", "note", "only 1 example in train", lambda c, r: c.update(annotations=c["annotations"][:1])),
         ("class-unknown", "error", "cat has 1 boxes in val", lambda c, r: c["categories"][0].update(name="dog")),
         ("duplicate-class", "error", "with 'cat'", lambda c, r: c["categories"].append({"id": 2, "name": "cat"})),
-        ("empty-images", "note", r"1 of 1 pictures \(100.0%\)", lambda c, r: c.update(annotations=[])),
-        ("empty-split", "error", "train split .* no pictures", lambda c, r: c.update(images=[], annotations=[])),
-        ("unused-images", "note", "1 pictures .* extra.png", lambda c, r: shot(r / "images" / "extra.png", 5)),
+        ("empty-images", "note", r"1 of 1 images \(100.0%\)", lambda c, r: c.update(annotations=[])),
+        ("empty-split", "error", "train split .* no images", lambda c, r: c.update(images=[], annotations=[])),
+        ("unused-images", "note", "1 images .* extra.png", lambda c, r: shot(r / "images" / "extra.png", 5)),
         ("split-overlap", "warning", r"\(train\) and .*\(val\)", lambda c, r: shot(r / "images" / "val.png", 1)),
         ("image-mode", "note", "mode RGBA", lambda c, r: Image.new("RGBA", (40, 30)).save(r / "images" / "train.png")),
     ],
@@ -117,7 +117,7 @@ def test_each_thing_is_found(tmp_path: Path, check: str, severity: str, message:
     assert re.search(message, found.message)
 
 
-def test_a_picture_without_a_size_is_reported_once(tmp_path: Path) -> None:
+def test_a_image_without_a_size_is_reported_once(tmp_path: Path) -> None:
     sets = healthy(tmp_path)
     another(sets["train"], width=None)
     (found,) = write(tmp_path, sets)
@@ -130,12 +130,12 @@ def test_copies_within_a_split(tmp_path: Path) -> None:
     another(sets["train"])
     shot(tmp_path / "images" / "b.png", 1)  # the same pixels as train.png
     (found,) = write(tmp_path, sets)
-    assert (found.check, found.severity) == ("same-picture", Severity.WARNING)
+    assert (found.check, found.severity) == ("same-image", Severity.WARNING)
     assert "train.png (train) and" in found.message
     assert "b.png (train)" in found.message
 
 
-def test_turned_pictures_are_noted_and_small_overhang_is_not(tmp_path: Path) -> None:
+def test_turned_images_are_noted_and_small_overhang_is_not(tmp_path: Path) -> None:
     sets = healthy(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -163,7 +163,7 @@ def test_yolo_lines_are_one_finding_each(tmp_path: Path) -> None:
     shot(tmp_path / "images" / "train" / "b.png", 2)
     (tmp_path / "labels" / "train").mkdir(parents=True)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n0 .5\n0 9 .5 .1 .1\n")
-    (tmp_path / "images" / "train" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "train" / "b.png").write_bytes(b"no image")
     (tmp_path / "data.yaml").write_text("names: [cat]")
     findings = [finding for finding in examine(tmp_path).findings if finding.severity is Severity.ERROR]
     assert [finding.check for finding in findings] == ["unreadable-image", *["yolo-line"] * 3]
@@ -197,7 +197,7 @@ def test_progress_and_counts(tmp_path: Path) -> None:
     write(tmp_path, sets)
     calls: list[tuple[str, int, int]] = []
     report = examine(tmp_path, lambda *call: calls.append(call))
-    assert calls == [("pictures", 1, 2), ("pictures", 2, 2)]
+    assert calls == [("images", 1, 2), ("images", 2, 2)]
     train, val = report.splits
     assert (train.split, train.layout, train.images, train.boxes) == ("train", "COCO (train.json)", 1, 10)
     assert (val.boxes, val.crowd, val.class_counts) == (2, 1, {"cat": 1})
@@ -215,7 +215,7 @@ def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
     assert text.count("which is not 4 finite numbers") == 20
     assert "and 5 more" in text
     assert "['[red]', 100]" in text  # not taken for rich's markup
-    assert "train: 1 pictures, 10 boxes (0 crowd), COCO (train.json)" in text
+    assert "train: 1 images, 10 boxes (0 crowd), COCO (train.json)" in text
     assert "25 errors, 0 warnings, 0 notes" in text
 
 

@@ -33,9 +33,9 @@ def fddb(root: Path, *folds: str) -> Path:
         (root / "FDDB-folds" / f"FDDB-fold-{number:02d}.txt").write_text("".join(f"{name}\n" for name in names))
         (root / "FDDB-folds" / f"FDDB-fold-{number:02d}-ellipseList.txt").write_text(text)
         for name in names:
-            picture = root / "originalPics" / f"{name}.jpg"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (60, 40)).save(picture)
+            image = root / "originalPics" / f"{name}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40)).save(image)
     return root
 
 
@@ -111,10 +111,8 @@ def test_a_list_without_its_names_is_enough(tmp_path: Path) -> None:
     assert len(read_fddb(tmp_path).records) == 2
 
 
-def test_missing_pictures(tmp_path: Path) -> None:
+def test_missing_images(tmp_path: Path) -> None:
     fddb(tmp_path, FIRST)
     (tmp_path / "originalPics").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match=r"needs the folder of pictures .*originalPics, .* unpack originalPics\.tar\.gz"
-    ):
+    with pytest.raises(UserError, match=r"needs the folder of images .*originalPics, .* unpack originalPics\.tar\.gz"):
         read_fddb(tmp_path)

@@ -13,10 +13,10 @@ from tightbox.data.layout import read_data, splits
 from tightbox.errors import UserError
 
 
-def coco(json_path: Path, pictures: Path, name: str = "a.png") -> None:
-    pictures.mkdir(parents=True, exist_ok=True)
+def coco(json_path: Path, images: Path, name: str = "a.png") -> None:
+    images.mkdir(parents=True, exist_ok=True)
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30)).save(pictures / name)
+    Image.new("RGB", (40, 30)).save(images / name)
     content = {
         "images": [{"id": 1, "file_name": name, "width": 40, "height": 30}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
@@ -25,10 +25,10 @@ def coco(json_path: Path, pictures: Path, name: str = "a.png") -> None:
     json_path.write_text(json.dumps(content))
 
 
-def yolo(root: Path, pictures: str, labels: str) -> None:
-    (root / pictures).mkdir(parents=True)
+def yolo(root: Path, images: str, labels: str) -> None:
+    (root / images).mkdir(parents=True)
     (root / labels).mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(root / pictures / "a.png")
+    Image.new("RGB", (40, 30)).save(root / images / "a.png")
     (root / labels / "a.txt").write_text("0 .5 .5 1 1")
     (root / "data.yaml").write_text("names: [cat]")
 
@@ -43,7 +43,7 @@ def voc(root: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotations", "pictures"),
+    ("annotations", "images"),
     [
         ("val.json", "images"),
         ("val.json", "val"),  # in a folder named like the split
@@ -57,10 +57,10 @@ def voc(root: Path, split: str) -> None:
         ("valid/_annotations.coco.json", "valid"),  # Roboflow
     ],
 )
-def test_coco_layouts(tmp_path: Path, annotations: str, pictures: str) -> None:
-    coco(tmp_path / annotations, tmp_path / pictures)
+def test_coco_layouts(tmp_path: Path, annotations: str, images: str) -> None:
+    coco(tmp_path / annotations, tmp_path / images)
     data = read_data(str(tmp_path), "val")
-    assert data.records[0].path == tmp_path / pictures / "a.png"
+    assert data.records[0].path == tmp_path / images / "a.png"
     assert data.records[0].boxes.tolist() == [[0, 0, 4, 4]]
     assert (data.layout, data.root, data.split) == (f"COCO ({annotations})", tmp_path, "val")
     assert splits(tmp_path) == ["val"]
@@ -73,12 +73,12 @@ def test_the_latest_year_of_coco_is_taken(tmp_path: Path) -> None:
     assert read_data(tmp_path, "val").layout == "COCO (annotations/instances_val2017.json)"
 
 
-def test_folder_of_pictures_is_found_though_the_first_is_missing(tmp_path: Path) -> None:
+def test_folder_of_images_is_found_though_the_first_is_missing(tmp_path: Path) -> None:
     coco(tmp_path / "val.json", tmp_path / "val")
     content = json.loads((tmp_path / "val.json").read_text())
     content["images"].insert(0, {"id": 9, "file_name": "gone.png", "width": 40, "height": 30})
     (tmp_path / "val.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"needs the picture .*/val/gone\.png, which does not exist"):
+    with pytest.raises(UserError, match=r"needs the image .*/val/gone\.png, which does not exist"):
         read_data(tmp_path, "val")
 
 
@@ -95,7 +95,7 @@ def test_yolo_and_voc_layouts(tmp_path: Path) -> None:
 
 
 def test_one_layout_serves_all_splits(tmp_path: Path) -> None:
-    # A COCO set with a folder of pictures to predict on, which looks like a YOLO split.
+    # A COCO set with a folder of images to predict on, which looks like a YOLO split.
     coco(tmp_path / "train.json", tmp_path / "images" / "train")
     coco(tmp_path / "val.json", tmp_path / "images" / "val")
     (tmp_path / "images" / "test").mkdir()
@@ -113,10 +113,10 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_data(tmp_path, "test")
 
 
-def test_missing_pictures_are_said_at_once(tmp_path: Path) -> None:
+def test_missing_images_are_said_at_once(tmp_path: Path) -> None:
     coco(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
     shutil.rmtree(tmp_path / "val2017")
-    with pytest.raises(UserError, match=r"needs the folder of pictures .*/val2017, which does not exist"):
+    with pytest.raises(UserError, match=r"needs the folder of images .*/val2017, which does not exist"):
         read_data(tmp_path, "val")
 
 

@@ -1,4 +1,4 @@
-"""Boxes must stay on their objects: pictures are painted with rectangles of one colour each, and after every change
+"""Boxes must stay on their objects: images are painted with rectangles of one colour each, and after every change
 each box is compared with the extent of its colour."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 def painted(boxes: list[tuple[int, int, int, int]], height: int = 64, width: int = 96, first: int = 0) -> Sample:
-    """A black picture whose box i is filled with colour `first` + i, which is its label too."""
+    """A black image whose box i is filled with colour `first` + i, which is its label too."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     labels = torch.arange(first, first + len(boxes))
     for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
@@ -62,7 +62,7 @@ def once(sample: Sample, augment: AugmentOptions, seed: int = 0, preprocess: Pre
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Sample:
-    """Up to three rectangles side by side, in a picture of any shape."""
+    """Up to three rectangles side by side, in an image of any shape."""
     height, width = draw(st.integers(24, 90)), draw(st.integers(60, 130))
     boxes = []
     for i in range(draw(st.integers(0, 3))):
@@ -75,7 +75,7 @@ def scenes(draw: st.DrawFn) -> Sample:
 
 @st.composite
 def rectangles(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """A box in eighths of its picture."""
+    """A box in eighths of its image."""
     left, top = draw(st.integers(0, 6)), draw(st.integers(0, 6))
     return left, top, draw(st.integers(left + 1, 8)), draw(st.integers(top + 1, 8))
 
@@ -105,7 +105,7 @@ def test_resize_by_hand() -> None:
     assert half.size == (32, 48)
     assert half.boxes.tolist() == [[5, 10, 15, 25]]
     odd = resize(painted([(0, 0, 7, 5)], height=5, width=7), 1.5)
-    assert odd.size == (8, 10)  # 7.5 and 10.5 rounded to even: the box follows the true size of the new picture
+    assert odd.size == (8, 10)  # 7.5 and 10.5 rounded to even: the box follows the true size of the new image
     assert odd.boxes.tolist() == [[0, 0, 10, 8]]
     assert resize(painted([], 1, 1), 0.01).size == (1, 1)
 
@@ -130,7 +130,7 @@ def test_boxes_stay_on_their_objects(sample: Sample, seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(rectangles(), min_size=4, max_size=4), SEEDS)
 def test_boxes_of_a_mosaic_stay_on_their_objects(boxes: list[tuple[int, int, int, int]], seed: int) -> None:
-    """Every picture that is asked for has one object, of a colour of its own."""
+    """Every image that is asked for has one object, of a colour of its own."""
     sizes = [(64, 96), (50, 90), (90, 60), (24, 70)]
     asked: list[int] = []
 
@@ -149,14 +149,14 @@ def test_boxes_of_a_mosaic_stay_on_their_objects(boxes: list[tuple[int, int, int
     assert len(asked) == 4
     assert asked[0] == 2
     assert max(asked) < 7
-    assert mosaic.size == (64, 96)  # the first picture's
+    assert mosaic.size == (64, 96)  # the first image's
     assert_on_objects(mosaic, 1.5)
 
 
 @pytest.mark.parametrize(
     ("window", "left"),
     [
-        ((0, 0, 64, 96), [0]),  # the whole picture
+        ((0, 0, 64, 96), [0]),  # the whole image
         ((0, 0, 64, 33), []),  # 3 of 20 columns: 15%
         ((0, 0, 64, 36), [0]),  # 6 of 20: exactly MIN_VISIBLE
         ((50, 30, 14, 40), []),  # the rows below it
@@ -191,7 +191,7 @@ def test_a_crop_keeps_at_least_one_object(sample: Sample, seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (5, 2)])
-def test_the_tiniest_pictures(size: tuple[int, int]) -> None:
+def test_the_tiniest_images(size: tuple[int, int]) -> None:
     sample = painted([(0, 0, size[1], size[0])], *size)
     for seed in range(20):
         augment = AugmentOptions(crop=0.7, mosaic=0.3, vertical_flip=0.5, scale_min=0.2, scale_max=2)
@@ -200,7 +200,7 @@ def test_the_tiniest_pictures(size: tuple[int, int]) -> None:
         assert (changed.boxes[:, 2:] > changed.boxes[:, :2]).all()
 
 
-def test_pictures_without_objects() -> None:
+def test_images_without_objects() -> None:
     for seed in range(10):
         changed = once(painted([]), AugmentOptions(crop=1.0, mosaic=0.5, vertical_flip=0.5), seed)
         assert changed.boxes.shape == (0, 4)
@@ -228,13 +228,13 @@ def test_the_source_is_not_painted_over() -> None:
     assert sample.boxes.equal(boxes)
 
 
-@pytest.mark.parametrize(("progress", "pictures"), [(0.0, 4), (0.79, 4), (0.8, 1), (1.0, 1)])
-def test_mosaics_stop_before_the_end(progress: float, pictures: int) -> None:
+@pytest.mark.parametrize(("progress", "images"), [(0.0, 4), (0.79, 4), (0.8, 1), (1.0, 1)])
+def test_mosaics_stop_before_the_end(progress: float, images: int) -> None:
     asked = []
     sample = painted([(10, 20, 30, 50)])
     transform = TrainTransform(replace(STILL, mosaic=1.0, mosaic_until=0.8), PREPROCESS)
     transform(lambda index: asked.append(index) or sample, 0, 1, progress=progress)  # type: ignore[func-returns-value]
-    assert len(asked) == pictures
+    assert len(asked) == images
 
 
 def test_colour_changes_pixels_but_no_boxes() -> None:

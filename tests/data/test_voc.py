@@ -17,7 +17,7 @@ def entry(name: str, box: tuple[object, object, object, object], extra: str = ""
 
 
 def add(year: Path, name: str, objects: str, lists: tuple[str, ...], size: str = SIZE, suffix: str = "jpg") -> None:
-    """One annotated picture of a year, put on the lists named."""
+    """One annotated image of a year, put on the lists named."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (year / folder).mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 30)).save(year / "JPEGImages" / f"{name}.{suffix}")
@@ -33,7 +33,7 @@ def one(root: Path, objects: str, **options: str) -> Path:
 
 
 def devkit(root: Path, test: bool = True) -> Path:
-    """VOC2007 and VOC2012 with a picture each on train and val, and VOC2007's test if wanted."""
+    """VOC2007 and VOC2012 with an image each on train and val, and VOC2007's test if wanted."""
     for year in ("VOC2007", "VOC2012"):
         add(root / year, f"{year}_t", entry("dog", (1, 1, 4, 4)), ("train", "trainval"))
         add(root / year, f"{year}_v", entry("cat", (1, 1, 4, 4)), ("val", "trainval"))
@@ -68,13 +68,13 @@ def test_parts_of_people_are_no_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
-def test_size_comes_from_the_picture_where_the_annotation_has_none(tmp_path: Path, size: str) -> None:
+def test_size_comes_from_the_image_where_the_annotation_has_none(tmp_path: Path, size: str) -> None:
     record = read_voc(one(tmp_path, entry("cat", (1, 1, 99, 99)), size=size), "train").records[0]
     assert (record.width, record.height) == (40, 30)
     assert record.boxes.tolist() == [[0, 0, 40, 30]]
 
 
-def test_pictures_of_another_suffix(tmp_path: Path) -> None:
+def test_images_of_another_suffix(tmp_path: Path) -> None:
     data = read_voc(one(tmp_path, "", suffix="PNG"), "train")
     assert data.records[0].path.name == "000001.PNG"
     assert data.records[0].boxes.shape == (0, 4)
@@ -90,7 +90,7 @@ def test_splits_of_both_years_are_those_of_the_papers(tmp_path: Path, place: str
     assert read_voc(tmp_path, "train").layout == "Pascal VOC (VOC2007 trainval, VOC2012 trainval)"
 
 
-def test_without_the_test_pictures_val_is_not_trained_on(tmp_path: Path) -> None:
+def test_without_the_test_images_val_is_not_trained_on(tmp_path: Path) -> None:
     devkit(tmp_path, test=False)
     assert [r.path.stem for r in read_voc(tmp_path, "train").records] == ["VOC2007_t", "VOC2012_t"]
     assert [r.path.stem for r in read_voc(tmp_path, "val").records] == ["VOC2007_v", "VOC2012_v"]
@@ -123,7 +123,7 @@ def test_bad_annotations(tmp_path: Path, objects: str, message: str) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     one(tmp_path, entry("cat", (1, 1, 4, 4)))
     (tmp_path / "JPEGImages" / "000001.jpg").unlink()
-    with pytest.raises(UserError, match=r"the picture .*JPEGImages/000001\.jpg, which does not exist"):
+    with pytest.raises(UserError, match=r"the image .*JPEGImages/000001\.jpg, which does not exist"):
         read_voc(tmp_path, "train")
     (tmp_path / "Annotations" / "000001.xml").unlink()
     with pytest.raises(UserError, match=r"train\.txt lists 000001, but there is no .*000001\.xml"):

@@ -35,9 +35,9 @@ def wider(root: Path, train: str = HEALTHY, val: str | None = None) -> Path:
         (root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt").write_text(text)
         for line in text.removeprefix("\ufeff").splitlines():
             if "/" in line:
-                picture = root / f"WIDER_{split}" / "images" / line
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40, 30)).save(picture)
+                image = root / f"WIDER_{split}" / "images" / line
+                image.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 30)).save(image)
     return root
 
 
@@ -47,7 +47,7 @@ def test_faces_of_each_kind(tmp_path: Path) -> None:
     first, empty, last = data.records
     assert first.path == tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg"
     assert [record.image_id for record in data.records] == [1, 2, 3]
-    assert (first.width, first.height) == (40, 30)  # from the picture
+    assert (first.width, first.height) == (40, 30)  # from the image
     assert first.boxes.tolist() == [[4, 3, 16, 17], [20, 10, 25, 16]]  # the face without height is gone
     assert first.crowd.tolist() == [False, True]  # the second is marked invalid
     assert empty.boxes.shape == (0, 4)
@@ -79,8 +79,8 @@ def test_a_missing_row_of_zeros_is_no_error(tmp_path: Path) -> None:
         ("0--P/a.jpg\n", r"gt\.txt:1: no number of faces follows 0--P/a\.jpg; .*cut off"),
         ("0--P/a.jpg\n-1\n", r"gt\.txt:1: no number of faces"),
         ("0--P/b.jpg\n0--P/a.jpg\n0\n", r"gt\.txt:1: no number of faces follows 0--P/b\.jpg"),
-        ("1\n1 2 3 4 0 0 0 0 0 0\n0--P/a.jpg\n0\n", r"gt\.txt:1: '1' comes before the first picture's name"),
-        ("\n", r"train split of .*, WIDER FACE .*, has no pictures"),
+        ("1\n1 2 3 4 0 0 0 0 0 0\n0--P/a.jpg\n0\n", r"gt\.txt:1: '1' comes before the first image's name"),
+        ("\n", r"train split of .*, WIDER FACE .*, has no images"),
     ],
 )
 def test_what_makes_no_sense_is_said_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
@@ -90,15 +90,13 @@ def test_what_makes_no_sense_is_said_with_file_and_line(tmp_path: Path, text: st
         read_wider_face(tmp_path, "train")
 
 
-def test_missing_pictures(tmp_path: Path) -> None:
+def test_missing_images(tmp_path: Path) -> None:
     wider(tmp_path)
     (tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read .*0--Parade/a\.jpg: there is no such file"):
         read_wider_face(tmp_path, "train")
     (tmp_path / "WIDER_train").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match=r"needs the folder of pictures .*WIDER_train/images, .* unpack WIDER_train\.zip"
-    ):
+    with pytest.raises(UserError, match=r"needs the folder of images .*WIDER_train/images, .* unpack WIDER_train\.zip"):
         read_wider_face(tmp_path, "train")
     with pytest.raises(
         UserError, match=r"no WIDER FACE split 'val'; it takes wider_face_split/wider_face_val_bbx_gt\.txt"
@@ -121,12 +119,12 @@ row = st.tuples(*[st.integers(0, 15)] * 4, *[st.just(0)] * 3, st.integers(0, 1),
 
 
 @given(st.lists(st.lists(row, max_size=4), min_size=1, max_size=5))
-def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, pictures: list) -> None:
+def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, images: list) -> None:
     text = ""
-    for number, rows in enumerate(pictures):
+    for number, rows in enumerate(images):
         lines = rows or [(0,) * 10]
         text += f"0--Parade/{number}.jpg\n{len(rows)}\n" + "".join(f"{' '.join(map(str, r))} \n" for r in lines)
     data = read_wider_face(wider(tmp_path_factory.mktemp("wider"), text), "train")
-    solid = [[r for r in rows if r[2] and r[3]] for rows in pictures]
+    solid = [[r for r in rows if r[2] and r[3]] for rows in images]
     found = [list(zip(r.boxes.tolist(), r.crowd.tolist(), strict=True)) for r in data.records]
     assert found == [[([x, y, x + w, y + h], bool(rest[3])) for x, y, w, h, *rest in rows] for rows in solid]

@@ -11,7 +11,7 @@ from tightbox.data.yolo import parse_line, read_yolo
 from tightbox.errors import UserError
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 20)) -> None:
+def image(path: Path, size: tuple[int, int] = (40, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path)
 
@@ -22,8 +22,8 @@ def text(path: Path, content: str) -> None:
 
 
 def usual(root: Path, labels: str = "1 0.5 0.5 0.25 0.5\n", names: str | None = "names: [cat, dog]\n") -> Path:
-    picture(root / "images" / "train" / "b.png")
-    picture(root / "images" / "train" / "a.JPG")
+    image(root / "images" / "train" / "b.png")
+    image(root / "images" / "train" / "a.JPG")
     text(root / "labels" / "train" / "b.txt", labels)
     if names is not None:
         text(root / "data.yaml", names)
@@ -78,14 +78,14 @@ def test_without_names_the_message_says_what_to_write(tmp_path: Path, names: str
     ],
 )
 def test_paths_of_data_yaml(tmp_path: Path, entry: str, folder: str) -> None:
-    picture(tmp_path / folder / "a.png")
+    image(tmp_path / folder / "a.png")
     text(tmp_path / folder.replace("images", "labels") / "a.txt", "0 .5 .5 1 1")
     text(tmp_path / "data.yaml", f"names: [cat]\n{entry}\n")
     data = read_yolo(tmp_path, "train")
     assert [record.boxes.tolist() for record in data.records] == [[[0, 0, 40, 20]]]
 
 
-def test_list_of_pictures(tmp_path: Path) -> None:
+def test_list_of_images(tmp_path: Path) -> None:
     usual(tmp_path)
     text(tmp_path / "train.txt", "./images/train/b.png\n")
     text(tmp_path / "data.yaml", "names: [cat, dog]\ntrain: train.txt\n")
@@ -94,15 +94,15 @@ def test_list_of_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["images/val", "images/valid", "val/images", "valid/images", "validation/images"])
 def test_val_by_any_name(tmp_path: Path, folder: str) -> None:
-    picture(tmp_path / folder / "a.png")
+    image(tmp_path / folder / "a.png")
     text(tmp_path / folder.replace("images", "labels") / "a.txt", "0 .5 .5 1 1")
     text(tmp_path / "classes.txt", "cat")
     assert len(read_yolo(tmp_path, "val").records[0].boxes) == 1
 
 
-def test_relative_root_and_pictures_in_folders_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_root_and_images_in_folders_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual(tmp_path)
-    picture(tmp_path / "images" / "train" / "day" / "c.webp")
+    image(tmp_path / "images" / "train" / "day" / "c.webp")
     text(tmp_path / "labels" / "train" / "day" / "c.txt", "0 .5 .5 1 1")
     (tmp_path / "images" / "train" / "._c.webp").write_bytes(b"what macOS leaves behind")
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_lines(line: str, expected: tuple[int, tuple[float, ...]]) -> None:
         ("-1 0.5 0.5 0.1 0.1", "class -1 is not in"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not in"),
         ("nan 0.5 0.5 0.1 0.1", "class nan is not in"),
-        ("1 20 10 5 5", "20 is not a fraction of the picture's size"),  # pixels
+        ("1 20 10 5 5", "20 is not a fraction of the image's size"),  # pixels
         ("1 1.002 0.5 0.1 0.1", "1.002 is not a fraction"),
         ("1 0.5 0.5 -0.1 0.1", "-0.1 is not a fraction"),
         ("1 0.5 nan 0.1 0.1", "nan is not a fraction"),
@@ -157,7 +157,7 @@ def test_bad_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -
 def test_no_label_file_at_all_is_refused(tmp_path: Path) -> None:
     usual(tmp_path)
     (tmp_path / "labels" / "train" / "b.txt").unlink()
-    with pytest.raises(UserError, match=r"none of the 2 pictures .* has a label file; .*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"none of the 2 images .* has a label file; .*labels/train/a\.txt"):
         read_yolo(tmp_path, "train")
 
 
@@ -173,12 +173,12 @@ def test_bad_yaml(tmp_path: Path, yaml: str, message: str) -> None:
         read_yolo(usual(tmp_path, names=yaml), "train")
 
 
-def test_unreadable_picture_missing_split_and_empty_split(tmp_path: Path) -> None:
+def test_unreadable_image_missing_split_and_empty_split(tmp_path: Path) -> None:
     usual(tmp_path)
     with pytest.raises(UserError, match=r"no YOLO split 'test'; it takes images/test"):
         read_yolo(tmp_path, "test")
     (tmp_path / "images" / "val").mkdir()
-    with pytest.raises(UserError, match=r"the val split .* has no pictures"):
+    with pytest.raises(UserError, match=r"the val split .* has no images"):
         read_yolo(tmp_path, "val")
     (tmp_path / "images" / "train" / "a.JPG").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"cannot read .*a\.JPG"):

@@ -37,18 +37,18 @@ def example() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def nasty_example() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The same with a class and a picture whose names are HTML."""
+    """The same with a class and an image whose names are HTML."""
     truth, results = example()
     truth["categories"][0]["name"] = NASTY
     truth["images"][0]["file_name"] = f"{NASTY}.jpg"
     return truth, results
 
 
-def many(pictures: int = 60) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def many(copies: int = 60) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The example again and again, one pixel further to the right each time, for a gallery to look around in."""
     truth, results = example()
     images, annotations, rows = [], [], []
-    for number in range(pictures):
+    for number in range(copies):
         shift, base = number % 20, 3 * number
         for image in truth["images"]:
             images.append(image | {"id": base + image["id"], "file_name": f"{base + image['id']}.jpg"})

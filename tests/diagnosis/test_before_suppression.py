@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.pictures import three_pictures
+from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
 from tightbox.diagnosis.before_suppression import look_before_suppression, true_suppression
 from tightbox.diagnosis.diagnose import diagnose_results
@@ -15,7 +15,7 @@ from tightbox.evaluation.run import detect_data, to_results
 from tightbox.structures import Candidates, Targets
 from tightbox.suppress import greedy_nms
 
-# One object 100 wide; boxes of the same height and a share of the width have that share as IoU.
+# One object 100 wide; boxes of the same height and a fraction of the width have that share as IoU.
 OBJECT = Targets.of(torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([0]))
 OWN = partial(greedy_nms, iou_threshold=0.6)
 SUPPRESS = partial(true_suppression, own=OWN, targets=OBJECT, score_threshold=0.05)
@@ -66,13 +66,13 @@ def test_without_objects_it_is_the_detectors_own() -> None:
 
 def test_what_is_seen_of_a_detector(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    model, data = tiny_model(), three_pictures(tmp_path)
+    model, data = tiny_model(), three_images(tmp_path)
     before = look_before_suppression(model, data)
     objects = sum(len(record.boxes) for record in data.records)
     assert len(before.ious) == len(before.scores) == len(before.any_ious) == objects
     # What is above the threshold is among all of them, and here everything is above it.
     np.testing.assert_allclose(before.ious, before.any_ious, atol=1e-6)
-    # The boxes are those of the IoUs, in pixels of the original picture.
+    # The boxes are those of the IoUs, in pixels of the original image.
     truth = np.concatenate([record.boxes for record in data.records])
     ends, true_ends = before.boxes[:, :2] + before.boxes[:, 2:], truth[:, 2:]
     sides = (np.minimum(ends, true_ends) - np.maximum(before.boxes[:, :2], truth[:, :2])).clip(0)

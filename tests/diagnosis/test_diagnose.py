@@ -63,7 +63,7 @@ def test_ap_lost(diagnosis: Diagnosis) -> None:
     assert diagnosis.lost.ranking is not None
     assert diagnosis.lost.ranking.by_class["cat"] == pytest.approx(third - cat)
     assert diagnosis.lost.ranking.by_class["dog"] == pytest.approx(0)
-    # With true boxes the first of the cats and the dog are right at all thresholds.
+    # With ground-truth boxes the first of the cats and the dog are right at all thresholds.
     assert diagnosis.lost.localisation is not None
     assert diagnosis.lost.localisation.ap == pytest.approx((third + 1) / 2 - (cat + dog) / 2)
     # Two of the three cats have no box on them. Without these recall is 1 where it was 1/3.
@@ -284,7 +284,7 @@ def test_no_objects() -> None:
     json.dumps(nothing.to_json(), allow_nan=False)
 
 
-def test_no_pictures_at_all() -> None:
+def test_no_images_at_all() -> None:
     empty = diagnosed({"images": [], "annotations": [], "categories": []}, [])
     assert empty.objects == 0
     assert empty.gallery == ()

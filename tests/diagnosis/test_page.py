@@ -95,7 +95,7 @@ def test_the_plots_are_drawn(visit: Visit) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_pictures_are_shown(visit: Visit) -> None:
+def test_images_are_shown(visit: Visit) -> None:
     loaded = visit.page.evaluate(
         """async () => {
             const image = new Image();
@@ -270,7 +270,7 @@ def test_names_are_never_html(browser: Any, tmp_path: Path) -> None:
     assert visit.page.locator("#stage-title").inner_text() == f"{NASTY} in {NASTY}.jpg"
     visit.page.select_option("#class", NASTY)
     assert len(visit.cards()) == 1
-    assert visit.page.locator("#canvas image").count() == 0  # no picture: an outline
+    assert visit.page.locator("#canvas image").count() == 0  # no image: an outline
     assert visit.page.locator("#canvas rect.box").count() == 3
     visit.context.close()
 

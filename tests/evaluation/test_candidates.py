@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import tightbox
-from tests.evaluation.pictures import three_pictures
+from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
@@ -43,7 +43,7 @@ def tiny(name: str) -> Detector:
 
 @pytest.fixture
 def data(tmp_path: Path) -> DetectionData:
-    return three_pictures(tmp_path)
+    return three_images(tmp_path)
 
 
 @pytest.fixture(params=["vfnet", "iou_aware_retinanet"])
@@ -109,7 +109,7 @@ def test_what_changes_the_candidates_changes_the_folder(model: Detector, checkpo
     folders = {cache_candidates(model, checkpoint, data)}
     runs = calls(model)
 
-    _touch(data.records[0].path)  # another picture of the same name
+    _touch(data.records[0].path)  # another image of the same name
     folders.add(cache_candidates(model, checkpoint, data))
     folders.add(cache_candidates(model, checkpoint, replace(data, records=data.records[:2])))
     model.options = replace(model.options, top_k=7)
@@ -140,8 +140,8 @@ def test_a_run_that_was_cut_off_is_done_again(model: Detector, checkpoint: Path,
     assert same(select_all(read_candidates(folder), data, model.select), detect_data(model, data))
 
 
-def test_a_picture_that_cannot_be_read_leaves_no_index(model: Detector, checkpoint: Path, data: DetectionData) -> None:
-    data.records[1].path.write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_leaves_no_index(model: Detector, checkpoint: Path, data: DetectionData) -> None:
+    data.records[1].path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
         cache_candidates(model, checkpoint, data)
     assert not list(checkpoint.rglob("index.json"))
@@ -187,7 +187,7 @@ def test_every_field_comes_back(model: Detector, checkpoint: Path, data: Detecti
             assert value is None or found.equal(value), name
 
 
-def test_a_picture_without_candidates(checkpoint: Path, model: Detector, data: DetectionData) -> None:
+def test_a_image_without_candidates(checkpoint: Path, model: Detector, data: DetectionData) -> None:
     whole = model.assigned_candidates
 
     def some(images: Any, targets: Sequence[Any] | None = None) -> Any:
@@ -209,7 +209,7 @@ def test_assigned_candidates_know_their_objects(model: Detector, data: Detection
 
 
 def test_detections_are_in_pixels_of_the_original(model: Detector, checkpoint: Path, data: DetectionData) -> None:
-    """The network saw 64 pixels; a picture twice as wide has boxes twice as wide."""
+    """The network saw 64 pixels; an image twice as wide has boxes twice as wide."""
     folder = cache_candidates(model, checkpoint, data)
     seen = select_all(read_candidates(folder), data, model.select)
     wide = replace(data, records=tuple(replace(record, width=128) for record in data.records))

@@ -56,7 +56,7 @@ def test_iou_equals_painted_regions(truth: tuple[float, ...], found: tuple[float
         ((10, 20, math.pi / 2, 40, 30), (20, 20, 60, 40), math.pi / 4),  # the same, turned
         ((20, 10, 0, 40, 30), (40, 20, 60, 40), math.pi / 4 / (1 + math.pi / 4)),  # half of it: π/2 of 2 + π/2
         ((20, 20, 0, 40, 30), (10, 10, 1, 40, 30), 0.25),  # concentric circles
-        ((20, 20, 0, 80, 30), (60, 10, 80, 50), math.pi / 4),  # half of both is off the picture
+        ((20, 20, 0, 80, 30), (60, 10, 80, 50), math.pi / 4),  # half of both is off the image
         ((10, 10, 0, 20, 30), (50, 20, 70, 40), 0),  # apart
         ((0, 0, 0, 20, 30), (10, 20, 30, 40), 0),  # a point
     ],
@@ -89,7 +89,7 @@ def test_curves_by_hand() -> None:
     )
     assert curves.faces == 3
     assert curves.thresholds.tolist() == [0.9, 0.8, 0.3]
-    # 0.9: the miss. 0.8: the hit of the first picture and, in the second, half a face, which is a false positive but
+    # 0.9: the miss. 0.8: the hit of the first image and, in the second, half a face, which is a false positive but
     # counts in the continuous score. 0.3: the whole face takes the half one's place.
     assert curves.false_positives.tolist() == [1, 2, 2]
     assert curves.discrete.tolist() == pytest.approx([0, 1 / 3, 2 / 3])
@@ -110,7 +110,7 @@ def test_ellipses_may_be_detected_too() -> None:
 def reference(
     truths: list[np.ndarray], regions: list[np.ndarray], scores: list[np.ndarray]
 ) -> list[tuple[float, int, float, float]]:
-    """For every threshold, every one-to-one matching of every picture."""
+    """For every threshold, every one-to-one matching of every image."""
     faces = sum(map(len, truths))
     points = []
     for threshold in sorted({s for score in scores for s in score.tolist()}, reverse=True):
@@ -157,7 +157,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert curves.at(1000) == (0, 0)
     with pytest.raises(UserError, match="no annotated faces"):
         fddb_curves([np.zeros((0, 5))], [np.array([[11, 11, 29, 29]])], [np.ones(1)], [SIZE])
-    # A picture without faces has only false positives.
+    # An image without faces has only false positives.
     both = fddb_curves(
         [face, np.zeros((0, 5))], [none, np.array([[11, 11, 29, 29]])], [np.zeros(0), np.ones(1)], [SIZE] * 2
     )
@@ -175,7 +175,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
 )
 def test_bad_detections_are_named(region: np.ndarray, score: np.ndarray) -> None:
     face = np.array([[9.0, 9.0, 0.0, 20.0, 20.0]])
-    with pytest.raises(UserError, match="picture 2 has regions of shape"):
+    with pytest.raises(UserError, match="image 2 has regions of shape"):
         fddb_curves([face] * 2, [none, region], [np.zeros(0), score], [SIZE] * 2)
 
 

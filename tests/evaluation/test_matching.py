@@ -50,7 +50,7 @@ def matched(ground_truth: Json, results: list[Json], *thresholds: float, **optio
 
 
 def random_results(ground_truth: Json, seed: int, *, ties: bool = False) -> list[Json]:
-    """Detections around the true boxes, some of them of a wrong class or of nothing, in no order."""
+    """Detections around the ground-truth boxes, some of them of a wrong class or of nothing, in no order."""
     rng = np.random.default_rng(seed)
     categories = [row["id"] for row in ground_truth["categories"]]
 
@@ -73,7 +73,7 @@ def random_results(ground_truth: Json, seed: int, *, ties: bool = False) -> list
 
 
 def random_case(seed: int, *, crowd: float = 0.1) -> tuple[Json, list[Json]]:
-    """A random data set and results; odd seeds have many equal scores. The last class has no true box at times."""
+    """A random data set and results; odd seeds have many equal scores. The last class is empty at times."""
     rng = np.random.default_rng(seed)
     images, classes = int(rng.integers(1, 9)), int(rng.integers(1, 5))
     boxes = []

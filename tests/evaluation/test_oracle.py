@@ -11,8 +11,8 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
-from tests.evaluation.pictures import BOXES, three_pictures
 from tests.evaluation.test_matching import data_set, result
+from tests.evaluation.three_images import BOXES, three_images
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
@@ -107,7 +107,7 @@ def test_replacements_change_nothing_where_nothing_is_learnt(targets: Targets) -
 
 
 def test_what_can_be_replaced_and_in_which_order() -> None:
-    both = ["box := true box", "class score := 1", "class score := true IoU"]
+    both = ["box := ground-truth box", "class score := 1", "class score := true IoU"]
     scores = hand_made().class_scores
     for candidates, names in (
         (hand_made(), []),
@@ -178,7 +178,7 @@ class Stub(Detector):
 
 @pytest.fixture
 def data(tmp_path: Path) -> DetectionData:
-    return three_pictures(tmp_path)
+    return three_images(tmp_path)
 
 
 def aps(rung: Rung) -> list[float | None]:
@@ -195,7 +195,7 @@ def test_ladder_by_hand(data: DetectionData) -> None:
         "as predicted": [0.6, 0.6],  # 0.4 beats 0.35, and 0.4 · 0.5 beats 0.35 · 0.3
         "predicted IoU := true IoU": [None, 1.0],  # 0.4 · 0.75 loses to 0.35 · 1
         "every predicted IoU := IoU with the nearest object": [None, 1.0],
-        "box := true box": [1.0, 1.0],
+        "box := ground-truth box": [1.0, 1.0],
         "class score := true IoU": [1.0, 0.6],  # 0.75 loses to 1, but 0.75 · 0.5 beats 1 · 0.3
     }
     assert study.lost_to_ranking == pytest.approx(1.0 - 0.6)
@@ -209,7 +209,7 @@ def test_ladder_by_hand(data: DetectionData) -> None:
 def test_ladder_without_an_estimate(data: DetectionData) -> None:
     study = oracle_study(Stub(estimate=False), data)
     assert [rung.name for rung in study.rungs] == [
-        "as predicted", "box := true box", "class score := 1", "class score := true IoU",
+        "as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU",
     ]  # fmt: skip
     assert all(rung.with_estimate is None for rung in study.rungs)
     assert aps(study.rungs[0]) == [0.6, None]
@@ -228,7 +228,7 @@ def test_ladder_without_objects(data: DetectionData, tmp_path: Path) -> None:
 
 
 def test_crowds_are_no_objects(data: DetectionData) -> None:
-    """In one picture the dog is a crowd: nothing learns it, and nothing is said of it."""
+    """In one image the dog is a crowd: nothing learns it, and nothing is said of it."""
     first = replace(data.records[0], crowd=data.records[0].labels == 1)
     study = oracle_study(Stub(estimate=True), replace(data, records=(first, *data.records[1:])))
     assert aps(study.rungs[0]) == [0.6, 0.6]
@@ -239,7 +239,7 @@ def test_ladder_of_vfnet(data: DetectionData, tmp_path: Path) -> None:
     """Its class score is the estimate: nothing to replace beside it. The objects' own boxes cannot lower AP."""
     study = oracle_study(tiny_model(), data)
     assert [rung.name for rung in study.rungs] == [
-        "as predicted", "box := true box", "class score := 1", "class score := true IoU",
+        "as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU",
     ]  # fmt: skip
     by_name = {rung.name: rung.alone for rung in study.rungs}
     assert all(metrics is not None and metrics.ap is not None for metrics in by_name.values())
@@ -267,14 +267,14 @@ def test_results_by_hand(data: DetectionData) -> None:
     As they are: LOOSE_A, LOOSE_C, A. Up to IoU 0.75, 6 thresholds, the first two are right: 1. At 0.80 and 0.85 the
     last two are, and precision is 2/3 at every recall. At 0.90 and 0.95 only the last: 1/3 at 51 of 101 recalls.
     By true IoU: A, LOOSE_C, LOOSE_A. The first two are right at 8 thresholds, and the first at the last two: 51/101.
-    With true boxes: A, C and A again, after all is found.
+    With ground-truth boxes: A, C and A again, after all is found.
     """
     study = results_study(data.to_coco(), RESULTS)
     found = {rung.name: rung.alone.ap for rung in study.rungs if rung.alone is not None}
     before, after = (6 + 2 * 2 / 3 + 2 * 51 / 303) / 10, (8 + 2 * 51 / 101) / 10
-    assert list(found) == ["as predicted", "box := true box", "class score := 1", "class score := true IoU"]
+    assert list(found) == ["as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU"]
     assert found["as predicted"] == pytest.approx((1 + before) / 2)
-    assert found["box := true box"] == pytest.approx(1)
+    assert found["box := ground-truth box"] == pytest.approx(1)
     assert found["class score := true IoU"] == pytest.approx((1 + after) / 2)
     assert study.lost_to_ranking == pytest.approx((after - before) / 2)
     assert all(rung.with_estimate is None for rung in study.rungs)

@@ -192,7 +192,9 @@ def test_the_evidence_for_corners_is_in_numbers() -> None:
     # are boxes of 300 x 300 up to 500, which hold the object: IoU 1 / 9. Read as corners they are the objects.
     truth = data_set(*((i, 1, 200, 200, 100, 100) for i in (1, 2, 3, 4)), images=4)
     rows = [result(0.9, 200, 200, 300, 300, image=i) for i in (1, 2, 3, 4)]
-    with pytest.raises(UserError, match=r"meet 100% of the true boxes instead of 0%, and 100% of them end outside"):
+    with pytest.raises(
+        UserError, match=r"meet 100% of the ground-truth boxes instead of 0%, and 100% of them end outside"
+    ):
         to_columns(truth, rows)
     to_columns(truth, rows[:2])  # two boxes may be chance
 

@@ -29,7 +29,7 @@ class Options:
 
 
 class Oracle(Detector):
-    """Finds the coloured part of each picture: half of it, the left one for a cat and the upper one for a dog."""
+    """Finds the coloured part of each image: half of it, the left one for a cat and the upper one for a dog."""
 
     name = "oracle"
 
@@ -124,7 +124,7 @@ def test_a_detector_with_its_classes_swapped_has_an_ap_of_0(data: DetectionData)
 
 
 def test_agrees_with_predict(data: DetectionData) -> None:
-    """The same network on the same pictures, one by one and unpadded."""
+    """The same network on the same images, one by one and unpadded."""
     model = tiny_model(preprocess=Preprocess(long_side=64, short_side=64)).eval()
     for index, found in detect_data(model, data, batch_size=1).items():
         alone = model.predict(data.records[index].path)

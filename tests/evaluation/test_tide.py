@@ -68,7 +68,7 @@ def test_each_error_mended_alone() -> None:
     # class 1: 0.95 on nothing (background), 0.9 A (hit), 0.8 A again (duplicate), 0.7 the left 0.3 of C (both),
     #          0.6 the left 0.4 of B (localisation)
     # class 2: 0.9 C (hit), 0.5 nothing of its class: it is on B (classification)
-    # D is missed. B is not: two detections would find it if they were mended.
+    # D is missed. B is not: two detections would find it if they were fixed.
     # Class 1: false, hit, false, false, false of 2 objects: precision 1/2 up to recall 1/2: AP = HALF / 2.
     # Class 2: hit, false of 2 objects: AP = HALF.
     truth = data_set(
@@ -89,7 +89,7 @@ def test_each_error_mended_alone() -> None:
     assert report.per_class[1].count == Errors(0, 1, 1, 1, 1, 0)
     assert report.per_class[2].count == Errors(1, 0, 0, 0, 0, 1)
     assert report.ap == pytest.approx(0.75 * HALF)
-    # B goes to the localisation error, which has the better score; so mending the class only removes that detection.
+    # B goes to the localisation error, which has the better score; so fixing the class only removes that detection.
     # Localisation, class 1: false, hit, false, false, hit: precision 1/2 up to recall 1/2, then 2/5 for 50 recalls.
     # Both or duplicate removed: false, hit, false, false: no change. Background: hit, false, false, false: AP = HALF.
     # Missed: class 2 is left with C: AP = 1.
@@ -103,7 +103,7 @@ def test_each_error_mended_alone() -> None:
 
 
 def test_a_mended_class_counts_for_the_right_class() -> None:
-    # The one detection is B's, an object of class 2, but says class 1: mended, class 2 is perfect. Class 1 stays at 0.
+    # The one detection is B's, an object of class 2, but says class 1: fixed, class 2 is perfect. Class 1 stays at 0.
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 2, 100, 0, 10, 10), classes=2)
     report = tide(matched(truth, [result(0.5, 100, 0, 10, 10)]))
     assert (report.ap, report.gain.classification) == (0.0, pytest.approx(0.5))
@@ -117,7 +117,7 @@ def test_of_equal_scores_the_first_in_the_file_is_mended() -> None:
     gain = tide(matched(truth, [loose, of_wrong_class])).gain
     assert (gain.localisation, gain.classification) == (pytest.approx(0.5), 0.0)
     gain = tide(matched(truth, [of_wrong_class, loose])).gain
-    # The loose one stays behind the mended one: hit, false in class 2, whose AP is 1.
+    # The loose one stays behind the fixed one: hit, false in class 2, whose AP is 1.
     assert (gain.localisation, gain.classification) == (0.0, pytest.approx(0.5))
 
 

@@ -204,7 +204,7 @@ def test_last_tower_convolutions_may_be_deformable(file: Callable[..., Path]) ->
     model.head.class_tower[1].conv.conv_offset.bias.data[5] = 0.5
     imported = import_checkpoint(file(export_state(model)), model.class_names)
     assert imported.options == VFNetOptions(channels=64, tower_depth=2, deformable=True)
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert imported(picture).logits.equal(model.eval()(picture).logits)
+        assert imported(image).logits.equal(model.eval()(image).logits)
     assert asdict(imported.options) == asdict(model.options)

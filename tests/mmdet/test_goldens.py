@@ -51,7 +51,7 @@ def assert_raw_outputs(model: VFNet, golden: dict[str, Tensor]) -> None:
 
 def detect(model: VFNet, golden: dict[str, Tensor], order: str) -> Detections:
     model.options = replace(model.options, top_k_of=order)
-    # The reference picture is normalised already; floating point takes the normalisation back well enough.
+    # The reference image is normalised already; floating point takes the normalisation back well enough.
     pixels = golden["input/image"] * model.backbone.std + model.backbone.mean
     return model.detect(ImageBatch(pixels, ((256, 320),)))[0]
 
@@ -131,7 +131,7 @@ def test_resnet_50_computes_what_torchvisions_does(shared: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pictures_are_normalised_as_published(shared: Path, variant: str) -> None:
+def test_images_are_normalised_as_published(shared: Path, variant: str) -> None:
     shapes = layout(shared, variant)["shapes"]
     with torch.device("meta"):
         found = recognise({name: torch.empty(shape) for name, shape in shapes.items()}, variant)

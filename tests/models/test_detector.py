@@ -20,7 +20,7 @@ from tightbox.structures import Candidates, Detections, Targets
 
 
 class Known(Detector):
-    """Finds one box, given in shares of the picture that it is shown, and remembers that picture's size."""
+    """Finds one box, given in shares of the image that it is shown, and remembers that image's size."""
 
     name = "known"
 
@@ -62,7 +62,7 @@ def same(a: Detections, b: Detections) -> bool:
     return len(a) > 0 and a.boxes.equal(b.boxes) and a.scores.equal(b.scores) and a.labels.equal(b.labels)
 
 
-def test_every_kind_of_picture_gives_the_same_boxes(model: Detector, array: np.ndarray, tmp_path: Path) -> None:
+def test_every_kind_of_image_gives_the_same_boxes(model: Detector, array: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
@@ -81,31 +81,31 @@ def test_every_kind_of_picture_gives_the_same_boxes(model: Detector, array: np.n
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_pictures_of_any_mode(model: Detector, mode: str) -> None:
+def test_images_of_any_mode(model: Detector, mode: str) -> None:
     assert as_pixels(Image.new(mode, (9, 7))).shape == (3, 7, 9)
 
 
 @pytest.mark.parametrize(
-    ("picture", "sentence"),
+    ("image", "sentence"),
     [
         (np.zeros((4, 4), np.uint8), r"an array must be \(H, W, 3\) uint8 RGB, not \(4, 4\) uint8"),  # grey
         (np.zeros((4, 4, 3)), "not .* float64"),
         (np.zeros((3, 4, 5), np.uint8), "not"),  # channels first
         (np.zeros((0, 4, 3), np.uint8), r"must be \(3, H, W\), not \(3, 0, 4\)"),
-        (torch.zeros(4, 4), r"a picture tensor must be \(3, H, W\), not \(4, 4\)"),
+        (torch.zeros(4, 4), r"an image tensor must be \(3, H, W\), not \(4, 4\)"),
         (torch.zeros(1, 3, 4, 4), "must be"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8, or float in .* not torch.int64"),
-        (None, "cannot make a picture of a NoneType; give a path"),
-        (7, "cannot make a picture of a int"),
+        (None, "cannot make an image of a NoneType; give a path"),
+        (7, "cannot make an image of a int"),
         ("no/such/file.jpg", "cannot read no/such/file.jpg: there is no such file"),
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda p: p, lambda p: [p]])
-def test_what_is_no_picture_is_one_sentence(
-    model: Detector, picture: Any, sentence: str, wrap: Callable[[Any], Any]
+def test_what_is_no_image_is_one_sentence(
+    model: Detector, image: Any, sentence: str, wrap: Callable[[Any], Any]
 ) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
-        model.predict(wrap(picture))
+        model.predict(wrap(image))
     assert "\n" not in str(caught.value)
 
 
@@ -125,7 +125,7 @@ def test_predict_restores_the_mode(array: np.ndarray, training: bool) -> None:
     [
         (100, 200, (3, 50, 100)),  # the longer side meets its limit
         (100, 100, (3, 64, 64)),  # the shorter one
-        (10, 10, (3, 64, 64)),  # small pictures are enlarged
+        (10, 10, (3, 64, 64)),  # small images are enlarged
         (33, 35, (3, 64, 68)),  # rounded: 35 * 64 / 33 = 67.9
         (1, 1000, (3, 1, 100)),  # never less than a pixel
     ],
@@ -153,7 +153,7 @@ def test_a_file_that_is_stored_turned_is_seen_upright(tmp_path: Path) -> None:
     assert known.seen == [(3, 64, 32)]
 
 
-def test_resize_keeps_a_picture_that_fits() -> None:
+def test_resize_keeps_a_image_that_fits() -> None:
     pixels = torch.rand(3, 64, 64)
     assert resize(pixels, Preprocess(long_side=64, short_side=64)).equal(pixels)
 
@@ -197,7 +197,7 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
         ({"name": "vfnet", "num_classes": 2, "assigner": ["atss"]}, r"assigner is \['atss'\]; choose from"),
         ({"name": "vfnet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
         ({"name": "iou_aware_retinanet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
-        ({"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1}, "offset_gradient is a share"),
+        ({"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1}, "offset_gradient is a fraction"),
     ],
 )
 def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:

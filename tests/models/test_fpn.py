@@ -42,7 +42,7 @@ def test_equals_the_pyramid_written_out(size: tuple[int, int]) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
-def test_sides_of_a_300_pixel_picture() -> None:
+def test_sides_of_a_300_pixel_image() -> None:
     levels = FPN([4, 6, 8], 16)(features(300, 300))
     assert [tuple(level.shape) for level in levels] == [(2, 16, side, side) for side in (38, 19, 10, 5, 3)]
     assert [math.ceil(300 / stride) for stride in STRIDES] == [38, 19, 10, 5, 3]

@@ -51,7 +51,7 @@ def build(**options: Any) -> IoUAwareRetinaNet:
     return model.eval()
 
 
-def pictures(*sizes: tuple[int, int]) -> ImageBatch:
+def image_batch(*sizes: tuple[int, int]) -> ImageBatch:
     return ImageBatch.of([torch.rand(3, *size) for size in sizes])
 
 
@@ -88,7 +88,7 @@ def corners(anchor: tuple[float, float, float, float]) -> list[float]:
 
 
 def inside(height: int, width: int, size: tuple[int, int]) -> list[bool]:
-    """Whether each anchor's cell begins before the end of the picture, rounded up to 32 pixels."""
+    """Whether each anchor's cell begins before the end of the image, rounded up to 32 pixels."""
     bottom, right = (math.ceil(side / 32) * 32 for side in size)
     found = []
     for (down, across), stride in zip(level_sizes(height, width), STRIDES, strict=True):
@@ -117,7 +117,7 @@ def quality(anchor: tuple[float, float, float, float], deltas: list[float], trut
 
 
 def assignments(images: ImageBatch, targets: list[Targets], crowds: float | None = None) -> list[list[int]]:
-    """What each anchor of each picture learns."""
+    """What each anchor of each image learns."""
     height, width = images.pixels.shape[2:]
     anchors = torch.tensor([corners(a) for a in all_anchors(height, width)])
     return [
@@ -129,7 +129,7 @@ def assignments(images: ImageBatch, targets: list[Targets], crowds: float | None
 def reference_losses(
     model: IoUAwareRetinaNet, output: AnchorOutput, images: ImageBatch, targets: list[Targets]
 ) -> dict[str, float]:
-    """Equations 1 to 4 as sums over pictures, anchors and classes."""
+    """Equations 1 to 4 as sums over images, anchors and classes."""
     options = model.options
     anchors = all_anchors(*images.pixels.shape[2:])
     terms = {"class": 0.0, "box": 0.0, "iou": 0.0}
@@ -260,7 +260,7 @@ def test_without_the_iou_head_all_else_is_the_same_bit_for_bit() -> None:
 
 
 def test_scores_start_at_one_percent_and_ious_at_a_half() -> None:
-    found = fresh().eval().candidates(pictures((64, 64)))[0]
+    found = fresh().eval().candidates(image_batch((64, 64)))[0]
     assert found.class_scores.mean().item() == pytest.approx(0.01, rel=0.05)
     assert found.ious is not None
     assert found.ious.mean().item() == pytest.approx(0.5, rel=0.05)
@@ -287,17 +287,17 @@ def test_the_iou_is_predicted_beside_the_box_from_the_same_features() -> None:
     "options", [{}, {"iou_loss": "l1"}, {"iou_loss": "l2"}, {"iou_head": False}, {"tower_norm": True}]
 )
 def test_losses_equal_sums_over_anchors(options: dict[str, Any]) -> None:
-    losses = assert_losses(build(**options), pictures(*SIZES), TWO)
+    losses = assert_losses(build(**options), image_batch(*SIZES), TWO)
     assert set(losses) == {"class", "box", "iou"} - ({"iou"} if options == {"iou_head": False} else set())
     assert all(value > 0 for value in losses.values())
 
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_detaching_changes_no_loss(detach: bool) -> None:
-    assert_losses(build(detach_target=detach), pictures(*SIZES), TWO)
+    assert_losses(build(detach_target=detach), image_batch(*SIZES), TWO)
 
 
-def test_a_picture_without_objects_counts_as_one_positive() -> None:
+def test_a_image_without_objects_counts_as_one_positive() -> None:
     model = build()
     images = ImageBatch.of([torch.rand(3, 64, 64), torch.rand(3, 64, 64)])
     first = ImageBatch(images.pixels[:1], images.sizes[:1])
@@ -313,14 +313,14 @@ def test_a_picture_without_objects_counts_as_one_positive() -> None:
 @pytest.mark.parametrize("options", [{}, {"iou_loss": "l1"}, {"iou_head": False}])
 def test_batch_without_objects_has_gradients(options: dict[str, Any]) -> None:
     model = build(**options)
-    torch.stack(list(model.loss(pictures(*SIZES), [NOTHING, NOTHING]).values())).sum().backward()
+    torch.stack(list(model.loss(image_batch(*SIZES), [NOTHING, NOTHING]).values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
     assert not model.head.deltas.weight.grad.any()
     assert model.head.classes.weight.grad.any()
 
 
 def test_crowds_are_left_out_of_the_class_loss_only_if_asked() -> None:
-    images = pictures((96, 96), (96, 96))
+    images = image_batch((96, 96), (96, 96))
     everywhere = [[-500.0, -500.0, 600.0, 600.0]]
     crowded, plain = [objects((4, 4, 60, 52), ignore=everywhere), TWO[0]], [objects((4, 4, 60, 52)), TWO[0]]
     model = build()
@@ -333,11 +333,11 @@ def test_crowds_are_left_out_of_the_class_loss_only_if_asked() -> None:
 
 
 class Given:
-    """The loss as a function of outputs in double precision, of two pictures of 64 pixels with objects."""
+    """The loss as a function of outputs in double precision, of two images of 64 pixels with objects."""
 
     def __init__(self, **options: Any) -> None:
         self.model = build(**options)
-        self.images = pictures((64, 64), (64, 64))
+        self.images = image_batch((64, 64), (64, 64))
         self.targets = [objects((4, 4, 40, 36), (20, 30, 60, 62)), objects((10, 20, 50, 48))]
         cells = (64 + 16 + 4 + 1 + 1) * 9
         # Boxes near their anchors, which overlap their objects, as IoUs of 0 have no gradient.
@@ -404,7 +404,7 @@ def test_detached_the_box_layer_gets_exactly_nothing() -> None:
     """In the whole network, too; the tower that it shares with the IoU layer does learn from the IoU loss."""
     for detach in (True, False):
         model = build(detach_target=detach)
-        model.loss(pictures(*SIZES), TWO)["iou"].backward()
+        model.loss(image_batch(*SIZES), TWO)["iou"].backward()
         grad = model.head.deltas.weight.grad
         assert (grad is not None and bool(grad.any())) is not detach
         assert model.head.box_tower[0].weight.grad.any()
@@ -446,7 +446,7 @@ def test_iou_losses_by_hand(kind: str, expected: float) -> None:
 
 def test_everything_learns() -> None:
     model = fresh().train()
-    images, optimizer = pictures((128, 128), (128, 96)), torch.optim.SGD(model.parameters(), 0.01)
+    images, optimizer = image_batch((128, 128), (128, 96)), torch.optim.SGD(model.parameters(), 0.01)
     targets = [objects((8, 8, 110, 100)), objects((30, 20, 80, 90))]
     first = model.loss(images, targets)
     for step in range(4):
@@ -465,8 +465,8 @@ def test_everything_learns() -> None:
 def test_losses_under_bf16_are_finite_and_in_float32() -> None:
     model = build()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model.loss(pictures(*SIZES), TWO)
-        found = model.detect(pictures(*SIZES))[0]
+        losses = model.loss(image_batch(*SIZES), TWO)
+        found = model.detect(image_batch(*SIZES))[0]
     assert {value.dtype for value in losses.values()} == {torch.float32}
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
@@ -486,7 +486,7 @@ def test_alpha_of_one_is_retinanet_exactly(top_k: int) -> None:
     model = build(top_k=top_k, nms_iou=0.3)
     plain = fresh(seed=1, iou_head=False, top_k=top_k, nms_iou=0.3).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.iou")})
-    images = pictures(*SIZES)
+    images = image_batch(*SIZES)
     expected = plain.detect(images)
     assert not same(model.detect(images)[0], expected[0])
     model.options = replace(model.options, alpha=1.0)
@@ -503,7 +503,7 @@ def test_alpha_of_one_is_retinanet_exactly(top_k: int) -> None:
 def test_candidates_serve_a_whole_sweep(own: float) -> None:
     """The best of each level under every α are there: detections are those chosen among all anchors."""
     model = build(top_k=4, alpha=own, nms_iou=0.9)
-    images = pictures((96, 96))
+    images = image_batch((96, 96))
     few = model.candidates(images)[0]
     model.options = replace(model.options, top_k=10**6)
     everything = model.candidates(images)[0]
@@ -524,7 +524,7 @@ def test_candidates_serve_a_whole_sweep(own: float) -> None:
 
 
 def test_candidates_that_learn_are_among_them_however_low_their_score() -> None:
-    model, images = build(top_k=1), pictures(*SIZES)
+    model, images = build(top_k=1), image_batch(*SIZES)
     expected = assignments(images, TWO)
     anchors = torch.tensor([corners(a) for a in all_anchors(96, 96)])
     nn.init.zeros_(model.head.deltas.weight)  # so that boxes are anchors
@@ -541,13 +541,13 @@ def test_candidates_that_learn_are_among_them_however_low_their_score() -> None:
 
 
 def test_candidates_with_targets_change_no_detection() -> None:
-    model, images = build(top_k=2), pictures(*SIZES)
+    model, images = build(top_k=2), image_batch(*SIZES)
     for (found, _), expected in zip(model.assigned_candidates(images, TWO), model.detect(images), strict=True):
         assert same(model.select(found), expected)
 
 
 def test_detections_are_ranked_by_the_root_of_score_times_iou() -> None:
-    model, images = build(), pictures((96, 96))
+    model, images = build(), image_batch((96, 96))
     candidates, found = model.candidates(images)[0], model.detect(images)[0]
     assert candidates.ious is not None
     assert found.ious is not None
@@ -566,13 +566,13 @@ def test_broken_weights_give_no_boxes_or_sound_ones(value: float, part: str) -> 
     model = build(top_k=5)
     for parameter in getattr(model.head, part).parameters():
         nn.init.constant_(parameter, value)
-    found = model.detect(pictures((64, 64)))[0]
+    found = model.detect(image_batch((64, 64)))[0]
     assert found.boxes.isfinite().all()
     assert found.scores.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (33, 47)])
-def test_pictures_of_any_size(size: tuple[int, int]) -> None:
+def test_images_of_any_size(size: tuple[int, int]) -> None:
     model = build()
     found = model.detect([torch.rand(3, *size)])[0]
     assert (found.boxes >= 0).all()
@@ -583,7 +583,7 @@ def test_pictures_of_any_size(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"iou_head": False}])
 def test_saved_and_loaded_it_detects_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
-    model, images = build(alpha=0.3, **options), pictures((64, 64))
+    model, images = build(alpha=0.3, **options), image_batch((64, 64))
     loaded = tightbox.load(model.save(tmp_path / "model"))
     assert isinstance(loaded, IoUAwareRetinaNet)
     assert loaded.options == model.options

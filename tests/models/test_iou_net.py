@@ -25,7 +25,7 @@ SIZES = [(64, 64), (48, 80)]
 
 
 def tiny(**changes: Any) -> IoUNet:
-    """Three classes, pictures of 64 pixels, and every (proposal, class) pair above 0.2, a little under chance."""
+    """Three classes, images of 64 pixels, and every (proposal, class) pair above 0.2, a little under chance."""
     torch.manual_seed(0)
     options = {"channels": 8, "fc_channels": 16, "proposals": 20, "train_proposals": 50, "rois": 16}
     options |= {"jittered_boxes": 12, "score_threshold": 0.2, "anchor_scale": 4.0}
@@ -106,12 +106,12 @@ def test_jittered_boxes_are_shared_among_the_objects_and_come_from_the_global_ge
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         losses.append(model.loss(images, targets)["iou"].item())
-    assert seen == [12, 12, 12]  # six of each of two objects; the second picture has none
+    assert seen == [12, 12, 12]  # six of each of two objects; the second image has none
     assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("kind", ["joint", "baseline", "standalone", "bce"])
-def test_pictures_without_objects(kind: str, images: list[Tensor]) -> None:
+def test_images_without_objects(kind: str, images: list[Tensor]) -> None:
     changes = {"baseline": {"iou_head": False}, "standalone": {"standalone": True}, "bce": {"iou_loss": "bce"}}
     model = tiny(**changes.get(kind, {})).train()
     losses = model.loss(images, [Targets.of(torch.zeros(0, 4), torch.zeros(0))] * 2)
@@ -222,14 +222,14 @@ def test_refined_boxes_carry_the_iou_predicted_for_them(model: IoUNet, images: l
         torch.testing.assert_close(detections.ious, again, atol=1e-4, rtol=0)
 
 
-def test_refined_boxes_stay_in_their_pictures(model: IoUNet, images: list[Tensor]) -> None:
+def test_refined_boxes_stay_in_their_images(model: IoUNet, images: list[Tensor]) -> None:
     moving = with_options(model, refine_steps=3, refine_step_size=500.0, refine_max_drop=1.0, refine_min_change=0.0)
     given = []
     for height, width in SIZES:
         box = torch.tensor([[-9.0, 1.0, width + 9.0, height - 1.0], [2.0, 2.0, width - 2.0, height - 2.0]])
         given.append(Detections(box, torch.ones(2), torch.tensor([0, 1])))
     found = moving.rescore(images, given)
-    # The pictures have different sides, and the longer of both batched together is no bound.
+    # The images have different sides, and the longer of both batched together is no bound.
     for (height, width), detections, again in zip(SIZES, found, moving.predict_ious(images, found), strict=True):
         assert detections.boxes.amin() >= 0
         assert detections.boxes[:, 2].amax() <= width
@@ -433,7 +433,7 @@ def test_predicting_on_odd_sizes(model: IoUNet, height: int, width: int) -> None
     assert len(found.ious) == len(found)
 
 
-def test_a_picture_is_judged_the_same_in_a_batch_of_its_size(model: IoUNet, images: list[Tensor]) -> None:
+def test_a_image_is_judged_the_same_in_a_batch_of_its_size(model: IoUNet, images: list[Tensor]) -> None:
     pair = ImageBatch.of([images[0], images[0].flip(2)])
     together, alone = model.detect(pair)[0], model.detect([images[0]])[0]
     assert len(together) == len(alone) > 0

@@ -9,7 +9,7 @@ from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, 
 
 
 def constant_pyramid(pooling: str = "prroi") -> Pyramid:
-    """Two pictures; every value of a map is ten times its picture plus its level."""
+    """Two images; every value of a map is ten times its image plus its level."""
     levels = [
         torch.stack([torch.full((1, 512 // stride, 512 // stride), 10.0 * image + level) for image in range(2)])
         for level, stride in enumerate((4, 8, 16, 32))
@@ -18,7 +18,7 @@ def constant_pyramid(pooling: str = "prroi") -> Pyramid:
 
 
 @pytest.mark.parametrize("pooling", ["prroi", "roi_align"])
-def test_each_box_pools_from_the_level_of_its_size_and_from_its_own_picture(pooling: str) -> None:
+def test_each_box_pools_from_the_level_of_its_size_and_from_its_own_image(pooling: str) -> None:
     # FPN, eq. 1: level floor(4 + log2(sqrt(area) / 224)), of which 2 is the first here, and 5 the last.
     small, middle, large = [64.0, 64, 164, 164], [64.0, 64, 264, 264], [40.0, 40, 470, 470]  # sides 100, 200, 430
     boxes = [torch.tensor([large, small]), torch.tensor([middle, small, large])]

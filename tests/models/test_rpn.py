@@ -46,7 +46,7 @@ def told(rpn: RPN, boxes: Tensor) -> RPNOutput:
     return RPNOutput(silent.anchors, logits, deltas, silent.map_sizes)
 
 
-def test_proposals_are_the_best_boxes_clipped_to_the_picture_and_apart(rpn: RPN) -> None:
+def test_proposals_are_the_best_boxes_clipped_to_the_image_and_apart(rpn: RPN) -> None:
     boxes = torch.tensor([[10.0, 10.0, 40.0, 44.0], [60.0, 20.0, 90.0, 60.0], [70.0, -20.0, 120.0, 30.0]])
     (found,) = rpn.proposals(told(rpn, boxes), [SIZE], 50)
     torch.testing.assert_close(found[:2], boxes[:2], atol=1e-3, rtol=0)
@@ -60,7 +60,7 @@ def test_proposals_are_the_best_boxes_clipped_to_the_picture_and_apart(rpn: RPN)
 
 def test_nothing_is_proposed_from_the_padding(rpn: RPN) -> None:
     raw = output(rpn)
-    # In a picture of 32x32 the anchors of the cells beyond are passed over, though they are all it is sure of.
+    # In an image of 32x32 the anchors of the cells beyond are passed over, though they are all it is sure of.
     centres = (raw.anchors[:, :2] + raw.anchors[:, 2:]) / 2
     beyond = (centres > 32).any(dim=1)
     sure = RPNOutput(raw.anchors, torch.where(beyond, 9.0, -9.0)[None], raw.deltas * 0, raw.map_sizes)
@@ -84,7 +84,7 @@ def test_loss_is_small_for_the_network_that_knows_and_its_box_term_sees_positive
     assert all(value > 0.01 for value in rpn.loss(wrong, [SIZE], [target]))
 
 
-def test_a_picture_without_objects_is_all_background(rpn: RPN) -> None:
+def test_a_image_without_objects_is_all_background(rpn: RPN) -> None:
     nothing = Targets.of(torch.zeros(0, 4), torch.zeros(0))
     raw = output(rpn)
     certain = RPNOutput(raw.anchors, torch.zeros_like(raw.logits), raw.deltas, raw.map_sizes)

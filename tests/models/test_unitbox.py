@@ -160,7 +160,7 @@ def test_the_losses_share_one_network_of_the_same_size() -> None:
 
 
 def by_hand(loss: str, distance: float, box: tuple[int, ...]) -> list[float]:
-    """The box loss of each pixel of a picture that is the box."""
+    """The box loss of each pixel of an image that is the box."""
     terms = []
     for y, x in itertools.product(range(box[1], box[3]), range(box[0], box[2])):
         truth = (x + 0.5 - box[0], y + 0.5 - box[1], box[2] - x - 0.5, box[3] - y - 0.5)
@@ -197,14 +197,14 @@ def test_unit_of_length_scales_the_squares_only() -> None:
 
 
 def test_reduction_and_weights() -> None:
-    pictures, targets = [torch.rand(3, 4, 6), torch.rand(3, 8, 8)], [of((0, 0, 6, 4)), of()]
-    one = constant(1.0, 2.0, region="box").loss(pictures, targets)
+    images, targets = [torch.rand(3, 4, 6), torch.rand(3, 8, 8)], [of((0, 0, 6, 4)), of()]
+    one = constant(1.0, 2.0, region="box").loss(images, targets)
     # 24 pixels of object, −ln σ(1), and 64 of background, −ln σ(−1); what is padded to 32 x 32 counts nowhere.
     on, off = (math.log(1 + math.exp(-sign)) for sign in (1, -1))
     assert one["confidence"].item() == pytest.approx((24 * on + 64 * off) / 88, rel=1e-5)
     assert one["box"].item() == pytest.approx(sum(by_hand("iou", 2.0, (0, 0, 6, 4))) / 24, rel=1e-5)
     weighted = {"region": "box", "reduction": "sum", "confidence_weight": 3.0, "box_weight": 5.0}
-    two = constant(1.0, 2.0, **weighted).loss(pictures, targets)
+    two = constant(1.0, 2.0, **weighted).loss(images, targets)
     assert two["confidence"].item() == pytest.approx(3 * one["confidence"].item() * 88 / 2, rel=1e-5)
     assert two["box"].item() == pytest.approx(5 * one["box"].item() * 24 / 2, rel=1e-5)
 
@@ -232,7 +232,7 @@ def test_each_class_has_its_map_and_all_one_box() -> None:
     assert found["box"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_in_the_pictures() -> None:
+def test_nothing_in_the_images() -> None:
     model = tiny(2)
     losses = model.loss([torch.rand(3, 20, 30), torch.rand(3, 40, 9)], [of(), of()])
     assert losses["box"].item() == 0
@@ -300,7 +300,7 @@ def test_k_drawn_objects_give_k_exact_boxes(region: str, height: int, width: int
         (40, 30, (-5, -5, 12, 12)),  # clipped
     ],
 )
-def test_odd_pictures(height: int, width: int, box: tuple[float, ...]) -> None:
+def test_odd_images(height: int, width: int, box: tuple[float, ...]) -> None:
     found = knowing(of(box), (height, width)).detect([torch.zeros(3, height, width)])[0]
     expected = torch.tensor(box, dtype=torch.float32).clamp(min=0)
     torch.testing.assert_close(found.boxes, expected[None], atol=1e-4, rtol=0)
@@ -340,38 +340,38 @@ def test_score_size_suppression_and_threshold() -> None:
     logits[4:7, 4:7] = 1.0
     logits[5, 5] = 3.0  # the middle
     logits[20:22, 20:22] = 2.0
-    picture = [torch.zeros(3, 32, 32)]
+    image = [torch.zeros(3, 32, 32)]
     low, middle, other = (1 / (1 + math.exp(-x)) for x in (1, 3, 2))
 
     def scores(**options: Any) -> list[float]:
-        found = crafted(logits, **options).detect(picture)[0]
+        found = crafted(logits, **options).detect(image)[0]
         assert found.boxes.tolist() == [[0, 0, 32, 32]] * len(found)
         return found.scores.tolist()
 
     assert scores() == pytest.approx([middle, other])
     assert scores(score="mean") == pytest.approx([other, (8 * low + middle) / 9])
     assert scores(min_region=5) == pytest.approx([middle])
-    assert scores(nms=True) == pytest.approx([middle])  # both boxes are the whole picture
+    assert scores(nms=True) == pytest.approx([middle])  # both boxes are the whole image
     assert scores(threshold=0.9) == pytest.approx([middle])  # σ(2) is 0.88
     assert scores(max_detections=1) == pytest.approx([middle])
     assert scores(score_threshold=0.9) == pytest.approx([middle])
 
 
-def test_each_picture_of_a_batch_is_read_in_its_own_size() -> None:
+def test_each_image_of_a_batch_is_read_in_its_own_size() -> None:
     found = constant(5.0, 200.0).detect([torch.zeros(3, 20, 30), torch.zeros(3, 40, 9)])
     assert [f.boxes.tolist() for f in found] == [[[0, 0, 30, 20]], [[0, 0, 9, 40]]]
 
 
 def test_dense_candidates_are_pixels_of_a_grid() -> None:
     model = tiny(2, dense_stride=8, top_k=1000).eval()
-    picture = torch.rand(3, 40, 50)
-    candidates, matched = model.assigned_candidates([picture])[0]
+    image = torch.rand(3, 40, 50)
+    candidates, matched = model.assigned_candidates([image])[0]
     assert candidates.points is not None
     grid = [[x + 0.5, y + 0.5] for y in range(4, 40, 8) for x in range(4, 50, 8)]
     assert candidates.points.tolist() == grid
     assert candidates.ious is None
     assert matched.tolist() == [-1] * len(grid)
-    output = model(model._normalise([picture])[0])
+    output = model(model._normalise([image])[0])
     x, y = candidates.points.long().unbind(1)
     torch.testing.assert_close(candidates.class_scores, output.logits[0, :, y, x].T.sigmoid())
     whole = decode_distances(candidates.points, output.distances[0, :, y, x].T)
@@ -381,7 +381,7 @@ def test_dense_candidates_are_pixels_of_a_grid() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2), (1, 40), (5, 5)])
-def test_dense_candidates_of_the_smallest_pictures(height: int, width: int) -> None:
+def test_dense_candidates_of_the_smallest_images(height: int, width: int) -> None:
     candidates, matched = tiny().eval().assigned_candidates([torch.rand(3, height, width)], [of((0, 0, width, 1))])[0]
     assert len(candidates) == len(matched) >= 1
 
@@ -424,33 +424,33 @@ def test_saved_and_loaded_it_says_the_same(options: dict[str, Any], tmp_path: Pa
     model = tiny(2, threshold=0.05, **options).eval()
     if model.box_backbone is not None:  # the two backbones must not be taken for one
         torch.nn.init.normal_(next(model.box_backbone.parameters()))
-    picture = torch.rand(3, 50, 40)
+    image = torch.rand(3, 50, 40)
     again = load(model.save(tmp_path))
     assert again.options == model.options
-    for mine, its in zip(vars(model([picture][0][None])).values(), vars(again(picture[None])).values(), strict=True):
+    for mine, its in zip(vars(model([image][0][None])).values(), vars(again(image[None])).values(), strict=True):
         assert mine.equal(its)
-    assert again.detect([picture])[0].boxes.equal(model.detect([picture])[0].boxes)
+    assert again.detect([image])[0].boxes.equal(model.detect([image])[0].boxes)
 
 
-def test_prediction_in_the_original_picture() -> None:
+def test_prediction_in_the_original_image() -> None:
     # 128 x 96 becomes 85 x 64; its middle pixel is (42, 32), whose box reaches beyond everything.
     found = constant(5.0, 500.0).predict(torch.zeros(3, 96, 128))
     assert found.boxes.tolist() == [[0, 0, 128, 96]]
 
 
-def test_it_learns_one_picture() -> None:
+def test_it_learns_one_image() -> None:
     model = tiny(pooled=False)
     torch.manual_seed(0)
     targets = of((8, 8, 40, 36))
-    picture = torch.rand(3, 64, 64) * 0.3
-    picture[:, 8:36, 8:40] += 0.6
+    image = torch.rand(3, 64, 64) * 0.3
+    image[:, 8:36, 8:40] += 0.6
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(100):
-        loss = torch.stack(list(model.loss(ImageBatch.of([picture] * 2), [targets] * 2).values())).sum()
+        loss = torch.stack(list(model.loss(ImageBatch.of([image] * 2), [targets] * 2).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = model.train().detect([picture] * 2)[0]  # batch norms by this batch: their averages lag behind
+    found = model.train().detect([image] * 2)[0]  # batch norms by this batch: their averages lag behind
     assert len(found) >= 1
     torch.testing.assert_close(found.boxes[:1], targets.boxes, atol=4, rtol=0)
 

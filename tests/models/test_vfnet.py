@@ -36,7 +36,7 @@ def build(**options: Any) -> VFNet:
     return model.eval()
 
 
-def pictures(*sizes: tuple[int, int]) -> ImageBatch:
+def image_batch(*sizes: tuple[int, int]) -> ImageBatch:
     return ImageBatch.of([torch.rand(3, *size) for size in sizes])
 
 
@@ -49,7 +49,7 @@ TWO = [objects((4, 4, 60, 52), (40, 30, 90, 70)), objects((10, 20, 50, 90))]
 
 
 def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """The padded picture's sides over each stride, rounded up at every halving."""
+    """The padded image's sides over each stride, rounded up at every halving."""
     return [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
 
 
@@ -84,7 +84,7 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
     weights = {"box": 0.0, "initial_box": 0.0}
     for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
         bottom, right = (math.ceil(side / 32) * 32 for side in (height, width))
-        # A point is in the picture if its cell, whose corner it is, begins there.
+        # A point is in the image if its cell, whose corner it is, begins there.
         inside = [
             y - shift * s < math.ceil(bottom / s) * s and x - shift * s < math.ceil(right / s) * s
             for (x, y), s in zip(points, strides, strict=True)
@@ -154,12 +154,12 @@ def assert_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -> d
 @pytest.mark.parametrize("rung", LADDER)
 @pytest.mark.parametrize("changes", [{}, {"normaliser": "paper"}, {"assigner": "fcos"}])
 def test_losses_equal_sums_over_points(rung: str, changes: dict[str, Any]) -> None:
-    assert_losses(build(**LADDER[rung], **changes), pictures((96, 96), (90, 70)), TWO)
+    assert_losses(build(**LADDER[rung], **changes), image_batch((96, 96), (90, 70)), TWO)
 
 
 def test_normalisers_differ() -> None:
     """The paper divides by the number of positives, which is more than the sum of their IoUs."""
-    images = pictures((96, 96), (96, 96))
+    images = image_batch((96, 96), (96, 96))
     model = build()
     code = model.loss(images, TWO)
     model.options = replace(model.options, normaliser="paper")
@@ -172,7 +172,7 @@ def test_normalisers_differ() -> None:
 def test_every_rung_learns(rung: str) -> None:
     torch.manual_seed(1)
     model = tiny_model(**LADDER[rung]).train()
-    images, optimizer = pictures((128, 128), (128, 96)), torch.optim.SGD(model.parameters(), 0.01)
+    images, optimizer = image_batch((128, 128), (128, 96)), torch.optim.SGD(model.parameters(), 0.01)
     targets = [objects((8, 8, 110, 100)), objects((30, 20, 80, 90))]
     first = model.loss(images, targets)
     names = {"class", "box"} | ({"initial_box"} if rung == "+ refinement" else set())
@@ -202,14 +202,14 @@ def test_number_of_parameters_is_the_published_one() -> None:
 
 
 def test_scores_start_at_one_percent() -> None:
-    scores = torch.cat([c.class_scores for c in tiny_model().eval().candidates(pictures((64, 64)))])
+    scores = torch.cat([c.class_scores for c in tiny_model().eval().candidates(image_batch((64, 64)))])
     assert scores.mean().item() == pytest.approx(0.01, rel=0.05)
 
 
 def gradient(model: VFNet, terms: tuple[str, ...], of: Tensor) -> Tensor:
     """What the named losses ask of a parameter."""
     torch.manual_seed(5)
-    losses = model.loss(pictures((96, 96), (96, 96)), TWO)
+    losses = model.loss(image_batch((96, 96), (96, 96)), TWO)
     total = torch.stack([losses[name] for name in terms]).sum()
     found = torch.autograd.grad(total, of, allow_unused=True)[0]
     return torch.zeros_like(of) if found is None else found
@@ -247,7 +247,7 @@ def test_refined_box_scales_the_initial_one() -> None:
 @pytest.mark.parametrize("rung", LADDER)
 def test_batch_without_objects(rung: str) -> None:
     model = build(**LADDER[rung])
-    images = pictures((96, 96), (64, 64))
+    images = image_batch((96, 96), (64, 64))
     losses = assert_losses(model, images, [NOTHING, NOTHING])
     assert losses["class"] > 0
     assert [value for name, value in losses.items() if name != "class"] == [0] * (len(losses) - 1)
@@ -255,7 +255,7 @@ def test_batch_without_objects(rung: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_picture_without_objects_only_adds_background() -> None:
+def test_image_without_objects_only_adds_background() -> None:
     model = build()
     first, second = torch.rand(3, 96, 96), torch.rand(3, 96, 96)
     alone = model.loss([first], TWO[:1])
@@ -266,7 +266,7 @@ def test_picture_without_objects_only_adds_background() -> None:
 
 
 def test_crowds_are_left_out_of_the_class_loss_only_if_asked() -> None:
-    images = pictures((96, 96), (96, 96))
+    images = image_batch((96, 96), (96, 96))
     crowded = [objects((4, 4, 60, 52), ignore=[[0.0, 0.0, 96.0, 96.0]]), TWO[1]]
     plain = [objects((4, 4, 60, 52)), TWO[1]]
     model = build()
@@ -277,7 +277,7 @@ def test_crowds_are_left_out_of_the_class_loss_only_if_asked() -> None:
     assert ignoring["class"] < assert_losses(model, images, [NOTHING, TWO[1]])["class"]
 
 
-def test_pictures_of_one_size_do_not_see_each_other() -> None:
+def test_images_of_one_size_do_not_see_each_other() -> None:
     """True only without padding: group norms average over a batch's padding too, as published."""
     model = build()
     images = [torch.rand(3, 64, 96) for _ in range(3)]
@@ -290,7 +290,7 @@ def test_pictures_of_one_size_do_not_see_each_other() -> None:
 
 def test_padding_is_zero_after_normalising_and_bounds_the_boxes() -> None:
     model = build()
-    images = pictures((64, 96), (40, 30))
+    images = image_batch((64, 96), (40, 30))
     pixels, _ = model._normalise(images)
     assert not pixels[1, :, 40:].any()
     assert not pixels[1, :, :, 30:].any()
@@ -306,7 +306,7 @@ def test_padding_is_zero_after_normalising_and_bounds_the_boxes() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
 def test_both_ways_to_cut_agree_when_nothing_is_cut(rung: str, threshold: float) -> None:
     model = build(**LADDER[rung], score_threshold=threshold, max_detections=100)
-    images = pictures((96, 64))
+    images = image_batch((96, 64))
     whole = model.detect(images)[0]
     model.options = replace(model.options, top_k_of="pairs")
     pairs = model.detect(images)[0]
@@ -317,13 +317,13 @@ def test_both_ways_to_cut_agree_when_nothing_is_cut(rung: str, threshold: float)
 
 
 @pytest.mark.parametrize(("top_k", "pairs"), [(1, 5), (3, 14), (10**6, 2 * 62)])
-def test_number_of_candidates_is_fixed_by_the_size_of_the_picture(top_k: int, pairs: int) -> None:
+def test_number_of_candidates_is_fixed_by_the_size_of_the_image(top_k: int, pairs: int) -> None:
     """64x48 pixels, padded to 64x64: levels of 64, 16, 4, 1 and 1 points."""
     model = build(top_k=top_k)
     counts = [64, 16, 4, 1, 1]
     expected = sum(min(top_k, count) for count in counts)
     for _ in range(2):
-        found = model.candidates(pictures((64, 48)))[0]
+        found = model.candidates(image_batch((64, 48)))[0]
         assert found.boxes.shape == (expected, 4)
         assert found.class_scores.shape == (expected, 2)
         assert found.ious is found.class_scores
@@ -333,7 +333,7 @@ def test_number_of_candidates_is_fixed_by_the_size_of_the_picture(top_k: int, pa
 
 def test_the_best_locations_of_each_level_are_kept() -> None:
     model = build(top_k=3)
-    images = pictures((64, 64))
+    images = image_batch((64, 64))
     output = model(model._normalise(images)[0])
     scores = output.logits.sigmoid()[0].amax(dim=1).split([64, 16, 4, 1, 1])
     best = torch.cat([level.sort(descending=True).values[:3] for level in scores])
@@ -344,7 +344,7 @@ def test_the_best_locations_of_each_level_are_kept() -> None:
 
 def test_baseline_ranks_by_score_times_centerness_and_estimates_no_iou() -> None:
     model = build(**LADDER["baseline"])
-    images = pictures((64, 64))
+    images = image_batch((64, 64))
     found = model.candidates(images)[0]
     assert found.ious is None
     assert found.centerness is not None
@@ -357,7 +357,7 @@ def test_baseline_ranks_by_score_times_centerness_and_estimates_no_iou() -> None
 
 def test_detections_are_suppressed_within_a_class() -> None:
     model = build(nms_iou=0.4)
-    found: Detections = model.detect(pictures((96, 96)))[0]
+    found: Detections = model.detect(image_batch((96, 96)))[0]
     same = found.labels[:, None] == found.labels
     overlaps = pairwise_iou(found.boxes, found.boxes).fill_diagonal_(0)
     assert overlaps[same].max() <= 0.4 + 1e-5
@@ -373,13 +373,13 @@ def test_broken_weights_give_no_boxes_or_sound_ones(options: dict[str, Any], val
     model = build(**options)
     for parameter in getattr(model.head, part).parameters():
         torch.nn.init.constant_(parameter, value)
-    found = model.detect(pictures((64, 64)))[0]
+    found = model.detect(image_batch((64, 64)))[0]
     assert found.boxes.isfinite().all()
     assert found.scores.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (33, 47), (31, 32), (129, 5)])
-def test_pictures_of_any_size(size: tuple[int, int]) -> None:
+def test_images_of_any_size(size: tuple[int, int]) -> None:
     model = build()
     found = model.detect([torch.rand(3, *size)])[0]
     assert found.boxes.shape == (len(found), 4)

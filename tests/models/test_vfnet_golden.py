@@ -154,7 +154,7 @@ def test_losses_of_the_other_options(
 
 
 @pytest.mark.parametrize("case", ["loss_gt1_empty", "loss_all_empty"])
-def test_losses_of_pictures_without_objects(case: str, golden: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def test_losses_of_images_without_objects(case: str, golden: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     truth = [targets(golden)[0] if case == "loss_gt1_empty" else NONE, NONE]
     losses = build(weights).loss(batch(golden), truth)
     assert_losses(losses, golden, case)

@@ -72,7 +72,7 @@ def test_a_training_leaves_checkpoints_metrics_and_state(
 
 
 def test_box_losses_fall(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
-    # Always the same two pictures, unchanged: whatever learns at all must learn these.
+    # Always the same two images, unchanged: whatever learns at all must learn these.
     two = replace(train, records=train.records[:2])
     options = replace(OPTIONS, epochs=30, lr=3e-3, ema=0)
     fit(new_model(), two, None, tmp_path, options, AugmentOptions(flip=0, scale_min=1, scale_max=1, color=0))
@@ -155,7 +155,7 @@ def test_a_state_that_cannot_be_resumed_is_one_sentence_and_stays(
             Path.exists,
             replace(train, records=train.records[1:]),
             more,
-            "from 8 pictures, but .* 7;",
+            "from 8 images, but .* 7;",
         ),
         ("model.safetensors", Path.exists, other, more, "learns the classes .*, but .* has other"),
         (
@@ -297,7 +297,7 @@ def test_tensorboard_missing(tmp_path: Path, train: DetectionData, new_model: Ne
         fit(new_model(), train, None, tmp_path, replace(OPTIONS, tensorboard=True), AUGMENT)
 
 
-def test_fewer_pictures_than_a_batch(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
+def test_fewer_images_than_a_batch(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
     one = replace(train, records=train.records[:1])
     fit(new_model(), one, None, tmp_path, replace(OPTIONS, batch_size=8, epochs=1), AUGMENT)
     assert len(rows(tmp_path)) == 1

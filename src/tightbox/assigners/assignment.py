@@ -15,8 +15,8 @@ class Assignment:
     """What each anchor or point of one image learns.
 
     Attributes:
-        matched: (N,) int64 index of the true box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
-        ious: (N,) IoU of each anchor with its true box, 0 without one; None from an assigner without anchors.
+        matched: (N,) int64 index of the ground-truth box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
+        ious: (N,) IoU of each anchor with its ground-truth box, 0 without one; None from an assigner without anchors.
     """
 
     matched: Tensor

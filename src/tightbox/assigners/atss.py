@@ -36,9 +36,9 @@ def atss(
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
 ) -> Assignment:
-    """Which true box each anchor learns.
+    """Which ground-truth box each anchor learns.
 
-    The candidates of a true box are, on each level, the `topk` anchors whose centres are nearest to its own (all of
+    The candidates of a ground-truth box are, per level, the `topk` anchors whose centres are nearest to its own (all of
     them on a smaller level). A candidate is positive if its IoU reaches the candidates' mean plus standard deviation
     (unbiased; 0 for a single candidate) and its centre lies inside the box. An anchor that is positive for several
     boxes learns the one of highest IoU. Which of several equally distant anchors are candidates is up to `torch.topk`.
@@ -47,7 +47,7 @@ def atss(
         anchors: (N, 4) anchors, level after level.
         level_sizes: number of anchors on each level.
         targets: the objects of one image.
-        topk: candidates a level.
+        topk: candidates per level.
         ignore_iof: anchors of which more than this fraction lies in one region of `targets.ignore` are ignored and
             are nobody's candidates; None leaves the regions out of it.
         valid: (N,) bool; False for an anchor in the padding, which is nobody's candidate and stays background.
@@ -86,13 +86,13 @@ def atss(
     anchor, overlap = candidates[truth, column], overlaps[truth, column]
     ious = ious.scatter_reduce(0, anchor, overlap, "amax")
     wins = overlap == ious[anchor]
-    # Where even the IoUs are equal the first of the true boxes has it, on every device.
+    # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
     matched = matched.scatter_reduce(0, anchor[wins], truth[wins], "amin", include_self=False)
     return Assignment(matched, ious)
 
 
 def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, truths: Tensor, topk: int) -> Tensor:
-    """Indices (G, K) of the usable anchors nearest to each true box, at most `topk` from each level."""
+    """Indices (G, K) of the usable anchors nearest to each ground-truth box, at most `topk` from each level."""
     true_centres = (truths[:, :2] + truths[:, 2:]) / 2
     nearest, start = [], 0
     for size in level_sizes:

@@ -16,7 +16,7 @@ from tightbox.structures import Targets
 def fcos_assign(
     points: Tensor, point_strides: Tensor, regress_ranges: Tensor, targets: Targets, center_radius: float | None = None
 ) -> Assignment:
-    """Which true box each point learns; `targets.ignore` plays no part.
+    """Which ground-truth box each point learns; `targets.ignore` plays no part.
 
     Args:
         points: (N, 2) x, y in pixels; FCOS has them in the middle of their cells.

@@ -23,15 +23,15 @@ def max_iou(
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
 ) -> Assignment:
-    """Which true box each anchor learns.
+    """Which ground-truth box each anchor learns.
 
     Args:
         anchors: (N, 4) anchors.
         targets: the objects of one image.
-        positive: an anchor learns the true box of highest IoU if that is at least this ...
+        positive: an anchor learns the ground-truth box of highest IoU if that is at least this ...
         negative: ... is background if it is below this, and is ignored in between.
-        low_quality: each true box also has the anchors that overlap it most, all of them if several are equal, however
-            little that is, unless it is nothing. Of several true boxes that so claim an anchor the last one has it.
+        low_quality: each ground-truth box also has the anchors that overlap it most, all of them if several are equal,
+            however little that is, unless it is nothing. Of several that so claim an anchor the last one has it.
         ignore_iof: background anchors of which more than this fraction lies in one region of `targets.ignore` are
             ignored; None leaves the regions out of it.
         valid: (N,) bool; False for an anchor in the padding, which is ignored.

@@ -1,1 +1,1 @@
-"""One file a command: `add_arguments` says what it takes without importing torch, `run` does it."""
+"""One file per command: `add_arguments` says what it takes without importing torch, `run` does it."""

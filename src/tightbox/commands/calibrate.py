@@ -1,4 +1,4 @@
-"""Make predicted IoUs mean what they say: fit them to the true ones of held-out pictures, and keep that in the card."""
+"""Make predicted IoUs mean what they say: fit them to the true ones of held-out images, and keep that in the card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USAGE = "CHECKPOINT --data DIR [--split val] [--method isotonic] [--report-split
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Which detector, and which pictures to learn from and to report on."""
+    """Which detector, and which images to learn from and to report on."""
     on_data.add_arguments(parser)
     parser.add_argument(
         "--method", choices=["isotonic", "temperature"], default="isotonic", help="any rising map, or one parameter"

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 USAGE = "[--out demo]"
 PARTS, MARK = ("scenes", "run", "checkpoint"), ".tightbox-demo"  # folders in it, and the file that says whose they are
-SHOWN, SHOWN_SCORE = 8, 0.4  # pictures in the grid, and the least score of a box that is drawn there
+SHOWN, SHOWN_SCORE = 8, 0.4  # images in the grid, and the least score of a box that is drawn there
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Where to, how long, and which scenes."""
-    parser.add_argument("--out", default="demo", help="folder for scenes, checkpoint, metrics and pictures")
+    parser.add_argument("--out", default="demo", help="folder for scenes, checkpoint, metrics and images")
     parser.add_argument("--epochs", type=PositiveInt, default=11, help="passes over the training scenes")
     parser.add_argument("--train_scenes", type=PositiveInt, default=600, help="how many scenes to train on")
     parser.add_argument("--val_scenes", type=PositiveInt, default=100, help="how many other scenes to evaluate on")
@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
     from tightbox.files import atomic_path
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     out = Path(args.out)
     if not (out / MARK).exists() and (there := [str(out / name) for name in PARTS if (out / name).exists()]):
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
         shutil.rmtree(out / name, ignore_errors=True)
     with atomic_path(out / MARK) as temporary:
         temporary.touch()
-    with counting("rendering scenes") as progress:
+    with progress_bar("rendering scenes") as progress:
         splits = {"train": args.train_scenes, "val": args.val_scenes}
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
     train, val = (read_data(out / "scenes", split) for split in splits)
@@ -63,13 +63,13 @@ def run(args: Namespace) -> int:
     print(f"\n{metrics.table()}\n")
     seconds = model.metrics["train_seconds"]
     print(f"trained in {seconds:.0f} s; COCO AP {metrics.ap or 0:.3f} on {len(val.records)} scenes it never saw")
-    print(f"  pictures    {out / 'grid.png'} (truth beside prediction)")
+    print(f"  images    {out / 'grid.png'} (truth beside prediction)")
     print(f"  metrics     {out / 'metrics.txt'} and {out / 'metrics.json'}")
     print(f"  checkpoint  {out / 'checkpoint'}")
     print("\nOn your own images (a COCO, Pascal VOC or YOLO folder):")
     print("  tightbox doctor DIR")
     print("  tightbox train --data DIR --pretrained false --out runs/first")
-    print("  tightbox predict runs/first/best PICTURES --out predictions")
+    print("  tightbox predict runs/first/best IMAGES --out predictions")
     return 0
 
 
@@ -96,8 +96,8 @@ def _train(train: DetectionData, val: DetectionData, out: Path, epochs: int, see
 
 
 def _write(out: Path, metrics: CocoMetrics, val: DetectionData, found: dict[int, Detections]) -> None:
-    """The metrics as a table and as JSON, and the picture grid."""
-    from tightbox.draw import picture_grid
+    """The metrics as a table and as JSON, and the image grid."""
+    from tightbox.draw import image_grid
     from tightbox.files import atomic_path, write_json
     from tightbox.images import open_image
 
@@ -108,4 +108,4 @@ def _write(out: Path, metrics: CocoMetrics, val: DetectionData, found: dict[int,
     for index, record in enumerate(val.records[:SHOWN]):
         rows.append((open_image(record.path), record, found[index][found[index].scores >= SHOWN_SCORE]))
     with atomic_path(out / "grid.png") as temporary:
-        picture_grid(rows, val.class_names).save(temporary, format="PNG")
+        image_grid(rows, val.class_names).save(temporary, format="PNG")

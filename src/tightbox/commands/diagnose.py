@@ -21,7 +21,7 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 def add_arguments(parser: ArgumentParser) -> None:
     """A detector and a data set, or any tool's result file and its truth."""
     on_data.add_arguments(parser, or_results=True)
-    parser.add_argument("--images", default=None, help="folder of the pictures of --gt; if absent, the usual ones")
+    parser.add_argument("--images", default=None, help="folder of the images of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
 
 
@@ -29,15 +29,15 @@ def run(args: Namespace) -> int:
     """Write the page and its numbers, and print the sentences that head the page."""
     of_results = on_data.of_results(args)
     if args.images is not None and not of_results:
-        raise UserError("--images belongs to --gt and --dt; a data set says itself where its pictures are")
+        raise UserError("--images belongs to --gt and --dt; a data set says itself where its images are")
     diagnosis, images = _of_results(args) if of_results else _of_checkpoint(args)
 
     from tightbox.diagnosis.page import write_page
     from tightbox.diagnosis.sentences import sentences
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     out = Path(args.out)
-    with counting("cutting out pictures") as progress:
+    with progress_bar("crop out images") as progress:
         write_page(diagnosis, images, out / "diagnosis.html", progress)
     write_json(out / "diagnosis.json", diagnosis.to_json())
     print("\n".join(sentences(diagnosis).values()))
@@ -51,12 +51,12 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.diagnosis.before_suppression import look_before_suppression
     from tightbox.diagnosis.diagnose import diagnose_results
     from tightbox.evaluation.run import to_results
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     found = on_data.detect(args, model, data)
-    with counting("looking before suppression") as progress:
+    with progress_bar("looking before suppression") as progress:
         before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
-    with counting("measuring") as progress:
+    with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             data.to_coco(),
             to_results(found, data),
@@ -78,16 +78,16 @@ def _calibrated(model: Detector, split: str) -> list[str]:
 
 
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
+    from tightbox.diagnosis.crops import find_images
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.diagnosis.pictures import find_pictures
     from tightbox.evaluation.results import read_json
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     truth, results = Path(args.gt), Path(args.dt)
     ground_truth = read_json(truth)
     rows = read_json(results)
-    with counting("measuring") as progress:
+    with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             ground_truth, rows, title=f"{results.name} against {truth.name}", progress=progress
         )
-    return diagnosis, find_pictures(ground_truth, truth, None if args.images is None else Path(args.images))
+    return diagnosis, find_images(ground_truth, truth, None if args.images is None else Path(args.images))

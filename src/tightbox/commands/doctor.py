@@ -1,4 +1,4 @@
-"""Say what is wrong in a data set: every finding with its severity, picture and fix."""
+"""Say what is wrong in a data set: every finding with its severity, image and fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Print the report; the status is 1 if something must be mended before training."""
+    """Print the report; the status is 1 if something must be fixed before training."""
     from tightbox.data.layout import data_folder
 
     folder = data_folder(args.data)
@@ -25,9 +25,9 @@ def run(args: Namespace) -> int:
 
     from tightbox.data.doctor import Severity, examine, print_report
     from tightbox.files import write_json
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
-    with counting("reading pictures") as progress:
+    with progress_bar("reading images") as progress:
         report = examine(folder, lambda _, done, total: progress(done, total))
     print_report(report.findings, report.splits)
     if args.json is not None:

@@ -33,7 +33,7 @@ def run(args: Namespace) -> int:
     """Print the table; with --out also write it and the detections.
 
     Rules other than the detector's own work on candidates that are kept in the checkpoint's folder: the network runs
-    once, however many rules are tried. Without the pictures no box can be refined.
+    once, however many rules are tried. Without the images no box can be refined.
     """
     if args.alpha_sweep and (args.rank != "own" or args.alpha is not None):
         raise UserError("--alpha-sweep goes through the alphas of --rank power by itself: leave out --rank and --alpha")
@@ -70,7 +70,7 @@ def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, 
     from tightbox.distributed import new_accelerator
 
     accelerator = new_accelerator()
-    accelerator.print(f"found {data.layout}: {len(data.records)} pictures")
+    accelerator.print(f"found {data.layout}: {len(data.records)} images")
     found = on_data.detect(args, model, data, accelerator)
     return found if accelerator.is_main_process else None
 
@@ -79,11 +79,11 @@ def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     """The folder of the data set's candidates, made if need be."""
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.candidates import cache_candidates
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     if new_accelerator().num_processes > 1:
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
-    with counting("finding candidates") as progress:
+    with progress_bar("finding candidates") as progress:
         return cache_candidates(model, Path(args.checkpoint), data, **on_data.reading(args), progress=progress)
 
 

@@ -20,8 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder with FDDB-folds and originalPics in it")
     parser.add_argument("--split", default="test", help="test for all folds, or one of them: fold-01 to fold-10")
     parser.add_argument("--out", default="fddb", help="folder for fddb.json and fddb.png")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
+    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load images")
 
 
 def run(args: Namespace) -> int:
@@ -34,13 +34,13 @@ def run(args: Namespace) -> int:
     from tightbox.evaluation.fddb import fddb_curves, plot_fddb
     from tightbox.evaluation.run import detect_data
     from tightbox.models import load
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     model = load(args.checkpoint)
     if FACE not in model.class_names:
         names = ", ".join(model.class_names)
         raise UserError(f"{args.checkpoint} detects {names}; FDDB needs a detector with the class {FACE}")
-    with counting("detecting") as progress:
+    with progress_bar("detecting") as progress:
         found = detect_data(
             model.to(new_accelerator().device),
             data,
@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
         [face.scores.numpy() for face in faces],
         [(record.height, record.width) for record in data.records],
     )
-    print(f"{data.layout}: {len(data.records)} pictures, {curves.faces} faces, {sum(map(len, faces))} detections")
+    print(f"{data.layout}: {len(data.records)} images, {curves.faces} faces, {sum(map(len, faces))} detections")
     print("true positive rate   discrete  continuous")
     for most in (0, 100, 500, 1000, 2000):
         discrete, continuous = curves.at(most)

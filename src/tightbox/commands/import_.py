@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
     print(f"found VFNet on {title(model.backbone.options)}: {len(to_published(model.state_dict()))} tensors, all used")
     print(f"{len(model.class_names)} classes: {shown}")
     print(f"written: {folder}")
-    print(f"next: tightbox predict {folder} YOUR_PICTURES --out predictions")
+    print(f"next: tightbox predict {folder} YOUR_IMAGES --out predictions")
     return 0
 
 

@@ -30,9 +30,9 @@ def add_arguments(parser: ArgumentParser, *, or_results: bool = False) -> None:
     parser.add_argument("--data", required=not or_results, default=None, help="folder of the data set")
     parser.add_argument("--split", default="val", help="which split of it")
     parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load pictures")
-    parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such pictures as missed")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
+    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load images")
+    parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such images as missed")
 
 
 def of_results(args: Namespace) -> bool:
@@ -71,7 +71,7 @@ def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
 
 
 def reading(args: Namespace) -> dict[str, Any]:
-    """The options that say how pictures are read, for whatever goes through the data set."""
+    """The options that say how images are read, for whatever goes through the data set."""
     return {name: args[name] for name in ("batch_size", "workers", "skip_unreadable")}
 
 
@@ -80,9 +80,11 @@ def detect(
 ) -> dict[int, Detections]:
     """What the detector finds in every record; an accelerator shares the work among processes."""
     from tightbox.evaluation.run import detect_data
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
-    with counting(f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process) as progress:
+    with progress_bar(
+        f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process
+    ) as progress:
         return detect_data(model, data, accelerator=accelerator, **reading(args), progress=progress)
 
 

@@ -48,9 +48,9 @@ def _of_model(args: Namespace) -> OracleStudy:
     model, data = on_data.open_both(args)
 
     from tightbox.evaluation.oracle import oracle_study
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
-    with counting("replacing outputs by the truth") as progress:
+    with progress_bar("replacing outputs by the truth") as progress:
         return oracle_study(model, data, on_data.assigned_candidates(args, model, data, progress))
 
 

@@ -1,4 +1,4 @@
-"""Find objects in pictures or a video: annotated pictures and a COCO result file."""
+"""Find objects in images or a video: annotated images and a COCO result file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 def add_arguments(parser: ArgumentParser) -> None:
     """With what, on what, and where to."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument(
-        "source", nargs="+", help="pictures, folders of pictures, patterns such as 'a/*.jpg', or videos"
-    )
-    parser.add_argument("--out", required=True, help="folder for the annotated pictures and results.json")
+    parser.add_argument("source", nargs="+", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
+    parser.add_argument("--out", required=True, help="folder for the annotated images and results.json")
     parser.add_argument(
         "--score_threshold", type=float, default=None, help=f"leave out boxes with a lower score; {SCORE_THRESHOLD}"
     )
@@ -38,14 +36,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--min_iou", type=ClosedUnitInterval, default=None, help="leave out boxes with a lower predicted IoU"
     )
     parser.add_argument(
-        "--precision", type=float, default=None, help="score threshold with this share of right boxes, as calibrated"
+        "--precision", type=float, default=None, help="score threshold with this fraction of right boxes, as calibrated"
     )
     parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto takes a GPU if there is one")
 
 
 def run(args: Namespace) -> int:
-    """Draw every picture; the status is 1 if some of them could not be read."""
+    """Draw every image; the status is 1 if some of them could not be read."""
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
     if args.score_threshold is not None and args.precision is not None:
@@ -65,7 +63,7 @@ def run(args: Namespace) -> int:
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
     from tightbox.models import load
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
 
     model = load(args.checkpoint)
     threshold = score_threshold(args, model)
@@ -89,15 +87,15 @@ def run(args: Namespace) -> int:
             unreadable += 1
             print(f"tightbox: {error}", file=sys.stderr)
 
-    pictures = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
-    with counting("pictures", shown=bool(pictures)) as progress:
-        for done, (path, name) in enumerate(pictures, 1):
+    images = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
+    with progress_bar("images", shown=bool(images)) as progress:
+        for done, (path, name) in enumerate(images, 1):
             with unreadable_ones_counted():
-                annotator.picture(path, out / name)
-            progress(done, len(pictures))
+                annotator.image(path, out / name)
+            progress(done, len(images))
     for path, name in sources:
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            with unreadable_ones_counted(), counting(f"frames of {path.name}") as progress:
+            with unreadable_ones_counted(), progress_bar(f"frames of {path.name}") as progress:
                 annotator.video(path, out / name, progress)
     write_json(out / "results.json", annotator.rows)
     print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
@@ -143,7 +141,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Every picture or video that the arguments name, with the relative path of its output.
+    """Every image or video that the arguments name, with the relative path of its output.
 
     Raises:
         UserError: if an argument names nothing, or two sources would be written to the same file.
@@ -164,7 +162,7 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
             files = (Path(p) for p in sorted(glob.glob(str(path), recursive=True)))
             matches = {p: Path(p.name) for p in files if p.is_file()}
         if not matches:
-            raise UserError(f"there is no picture or video at {text}; give a file, a folder or a pattern in quotes")
+            raise UserError(f"there is no image or video at {text}; give a file, a folder or a pattern in quotes")
         found |= matches
     taken: dict[Path, Path] = {}
     for path, name in found.items():

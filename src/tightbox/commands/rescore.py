@@ -1,4 +1,4 @@
-"""Predicted IoUs for the boxes of any tool's COCO result file: rank, thin out and refine them by these."""
+"""Predicted IoUs for the boxes of any tool's COCO result file: rank, suppress and refine them by these."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="result file to write; its rows also have a predicted `iou`")
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
     parser.add_argument("--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5")
-    parser.add_argument("--nms", choices=["none", "iou_guided", "greedy"], default="none", help="what thins them out")
+    parser.add_argument("--nms", choices=["none", "iou_guided", "greedy"], default="none", help="what suppresses them")
     parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; 0.5")
     parser.add_argument(
         "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that --nms sees; 0.05"
     )
     parser.add_argument(
-        "--max_detections", type=PositiveInt, default=None, help="most boxes of a picture after --nms; 100"
+        "--max_detections", type=PositiveInt, default=None, help="most boxes of an image after --nms; 100"
     )
     parser.add_argument(
         "--refine_steps",
@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes",
     )
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="pictures at a time")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
 
 
 def run(args: Namespace) -> int:
@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
     from tightbox.evaluation.run import to_results
     from tightbox.models import load
     from tightbox.models.iou_net import IoUNet
-    from tightbox.progress import counting
+    from tightbox.progress import progress_bar
     from tightbox.rank import by_class_score, by_power
 
     model = load(args.model)
@@ -81,7 +81,7 @@ def run(args: Namespace) -> int:
     truth, given = to_columns(data.to_coco(), results)
     detections = by_record(given, truth, known)
     model.to(new_accelerator().device)
-    with counting("rescoring") as progress:
+    with progress_bar("rescoring") as progress:
         found = rescore_data(
             model,
             known,

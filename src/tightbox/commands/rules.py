@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5 if absent"
     )
-    parser.add_argument("--suppress", choices=rules, default="own", help="what thins out the ranked boxes")
+    parser.add_argument("--suppress", choices=rules, default="own", help="how the ranked boxes are suppressed")
     parser.add_argument(
         "--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; the detector's own if absent"
     )
@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
     )
-    parser.add_argument("--max_detections", type=PositiveInt, default=None, help="most boxes reported per picture")
+    parser.add_argument("--max_detections", type=PositiveInt, default=None, help="most boxes reported per image")
     parser.add_argument("--class_agnostic", action="store_true", help="boxes suppress those of other classes too")
 
 

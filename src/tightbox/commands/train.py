@@ -129,14 +129,14 @@ def run(args: Namespace) -> int:
     from tightbox.training.fit import choose_precision, fit
 
     state = new_accelerator()
-    state.print(f"found {train.layout}: {len(train.records)} training pictures, classes {', '.join(train.class_names)}")
+    state.print(f"found {train.layout}: {len(train.records)} training images, classes {', '.join(train.class_names)}")
     if args.model == "iou_net" and args.iou_net.standalone:
         val = None
         state.print("nothing will be evaluated: an IoU head alone finds no boxes, it judges those of other detectors")
     elif val is None:
         state.print("found no validation split: nothing will be evaluated; add one to see how good the boxes are")
     else:
-        state.print(f"found {val.layout}: {len(val.records)} validation pictures")
+        state.print(f"found {val.layout}: {len(val.records)} validation images")
     set_seed(options.seed)
     model = create_model(args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **chosen)
     if args.init and not args.resume:
@@ -156,7 +156,7 @@ def run(args: Namespace) -> int:
     if args.model == "iou_net" and args.iou_net.standalone:
         state.print(f"next: tightbox rescore --model {out / 'best'} --data {args.data} --dt RESULTS --out BETTER")
     else:
-        state.print(f"next: tightbox predict {out / 'best'} YOUR_PICTURES --out predictions")
+        state.print(f"next: tightbox predict {out / 'best'} YOUR_IMAGES --out predictions")
     return 0
 
 

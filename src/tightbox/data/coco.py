@@ -28,7 +28,7 @@ def read_coco(json_path: Path, image_dir: Path, *, root: Path | None = None, spl
 
 
 def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split: str) -> Parsed:
-    """All that can be understood of a COCO JSON file; the pictures' folder is the likeliest of `image_dirs`."""
+    """All that can be understood of a COCO JSON file; the images' folder is the likeliest of `image_dirs`."""
     layout = json_path.relative_to(root) if json_path.is_relative_to(root) else json_path
     parsed = Parsed(f"COCO ({layout})", root, split)
     content = _load(json_path, parsed)
@@ -119,10 +119,10 @@ def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, i
 
 
 def _images(rows: list[Any], json_path: Path, image_dirs: Sequence[Path], parsed: Parsed) -> dict[int, int]:
-    """Fills in the pictures; the position of each image id."""
+    """Fills in the images; the position of each image id."""
     position_of: dict[int, int] = {}
     names = [row["file_name"] for row in rows[:20] if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
-    # Judged by several pictures, because the first may be the one that is missing; ties go to the usual folder.
+    # Judged by several images, because the first may be the one that is missing; ties go to the usual folder.
     folder = max(image_dirs, key=lambda folder: sum((folder / name).is_file() for name in names))
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("file_name"), str):

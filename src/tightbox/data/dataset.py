@@ -20,16 +20,16 @@ Item = tuple[Tensor, Targets, int]
 
 
 class DetectionDataset(Dataset[Item]):
-    """Pictures with their targets, resized for a model; with a transform, changed at random first.
+    """Images with their targets, resized for a model; with a transform, changed at random first.
 
     Args:
         data: the records.
-        preprocess: the size pictures are fitted into.
+        preprocess: the size images are fitted into.
         transform: the random changes; None for evaluation.
         seed: of the changes.
         epochs: length of the whole training, so that changes may depend on how far it is.
-        cache_mb: decoded pictures are kept in memory up to this size.
-        skip_unreadable: go on past a picture that cannot be read, and note its index in `skipped`: in training the next
+        cache_mb: decoded images are kept in memory up to this size.
+        skip_unreadable: go on past an image that cannot be read, and note its index in `skipped`: in training the next
             one that can be read takes its place; in evaluation a grey one, so that its objects count as missed.
     """
 
@@ -78,13 +78,13 @@ class DetectionDataset(Dataset[Item]):
             image = self._pixels(index)
         except UnreadableImage as error:
             if not self.skip_unreadable:
-                raise UserError(f"{error}, or do without such pictures: --skip-unreadable true") from error
+                raise UserError(f"{error}, or do without such images: --skip-unreadable true") from error
             if index not in self.skipped:
                 self.skipped.add(index)
                 print(f"skipped: {error}", flush=True)
             if len(self.skipped) == len(self):
                 where = f"the {self.data.split} split of {self.data.root}"
-                raise UserError(f"not one picture of {where} can be read; run tightbox doctor on it") from error
+                raise UserError(f"not one image of {where} can be read; run tightbox doctor on it") from error
             if self.transform is not None:
                 return self._load((index + 1) % len(self))
             image = torch.full((3, record.height, record.width), GREY, dtype=torch.uint8)
@@ -144,7 +144,7 @@ def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Targets], list[int]
 def evaluation_loader(
     dataset: DetectionDataset, indices: Sequence[int], batch_size: int, workers: int
 ) -> DataLoader[Item]:
-    """Batches of the given samples; pictures of like shape go together, so that little is padded."""
+    """Batches of the given samples; images of like shape go together, so that little is padded."""
     records = dataset.data.records
     order = sorted(indices, key=lambda i: (records[i].width / max(records[i].height, 1), i))
     batches = [[(0, i) for i in order[k : k + batch_size]] for k in range(0, len(order), batch_size)]

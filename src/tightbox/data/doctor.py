@@ -26,12 +26,12 @@ Progress = Callable[[str, int, int], None]
 
 _FEW = 10  # examples of a class in training below which it is worth a note
 _ROWS = 20  # findings of one check that are printed
-_ROUNDING = 0.5  # pixels that a box may reach outside its picture without a word
+_ROUNDING = 0.5  # pixels that a box may reach outside its image without a word
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The size of one split: pictures, boxes (crowd ones among them), and boxes of each class without crowd ones."""
+    """The size of one split: images, boxes (crowd ones among them), and boxes of each class without crowd ones."""
 
     split: str
     layout: str
@@ -54,7 +54,7 @@ def examine(root: Path | str, progress: Progress | None = None) -> Report:
 
     Args:
         root: the folder.
-        progress: called with what is being done, how many pictures are done, and how many there are.
+        progress: called with what is being done, how many images are done, and how many there are.
     """
     try:
         parsed = [parse_data(root, split) for split in splits(root)]
@@ -77,7 +77,7 @@ def print_report(
 
     console = console or Console()
     for summary in summaries:
-        line = f"{summary.split}: {summary.images} pictures, {summary.boxes} boxes ({summary.crowd} crowd)"
+        line = f"{summary.split}: {summary.images} images, {summary.boxes} boxes ({summary.crowd} crowd)"
         console.print(f"{line}, {summary.layout}", markup=False, highlight=False, soft_wrap=True)
     if summaries:
         table = Table("class", *(summary.split for summary in summaries))
@@ -117,7 +117,7 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
         (
             "box-outside",
             outside,
-            "reaches {reach:g} px outside its picture of {size}",
+            "reaches {reach:g} px outside its image of {size}",
             "check that its units are pixels",
         ),
         ("box-tiny", tiny, "is {w:g} wide and {h:g} high, under 1 px", "remove it unless it is meant"),
@@ -140,14 +140,14 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
 def _empty(parsed: Parsed) -> Iterator[Finding]:
     empty = len(parsed.images) - len({row.image for row in parsed.boxes})
     if empty:
-        share = f"{empty} of {len(parsed.images)} pictures ({empty / len(parsed.images):.1%})"
-        message = f"{share} of the {parsed.split} split have no boxes"
+        counted = f"{empty} of {len(parsed.images)} images ({empty / len(parsed.images):.1%})"
+        message = f"{counted} of the {parsed.split} split have no boxes"
         fix = "nothing, if they are meant as background; otherwise annotate them"
         yield Finding(Severity.NOTE, "empty-images", "", message, fix)
 
 
 def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
-    """Looks at every picture file once, then at which of them are the same.
+    """Looks at every image file once, then at which of them are the same.
 
     One file under two entries is an error: each entry teaches that the other's objects are background. Copies within a
     split, or in train and another split, are warnings: training works, but the figures flatter.
@@ -162,29 +162,29 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
             if len(images) > 1:
                 message = f"{path} has {len(images)} entries in the {name} split"
                 yield Finding(Severity.ERROR, "duplicate-file", str(path), message, "merge them into one")
-        progress("pictures", done, len(entries))
+        progress("images", done, len(entries))
         sizes = {(image.width, image.height) for images in per_split.values() for image in images}
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none
         if path.is_file():
             with path.open("rb") as file:
                 copies[hashlib.file_digest(file, "sha256").digest()].append(path)
-            yield from _picture(path, sizes)
+            yield from _image(path, sizes)
         else:
-            message = f"the picture {path} does not exist"
+            message = f"the image {path} does not exist"
             yield Finding(Severity.ERROR, "missing-image", str(path), message, "put it there or remove its entry")
     for paths in copies.values():
         names = {path: ", ".join(entries[path]) for path in paths}
         places = " and ".join(f"{path} ({split})" for path, split in names.items())
         found_in = {split for path in paths for split in entries[path]}
         if "train" in found_in and len(found_in) > 1:
-            fix = "take it out of one of the splits: scores on pictures seen in training mislead"
-            yield Finding(Severity.WARNING, "split-overlap", str(paths[0]), f"the same picture is {places}", fix)
+            fix = "take it out of one of the splits: scores on images seen in training mislead"
+            yield Finding(Severity.WARNING, "split-overlap", str(paths[0]), f"the same image is {places}", fix)
         elif len(paths) > len(found_in):
-            yield Finding(Severity.WARNING, "same-picture", str(paths[0]), f"the same picture is {places}", "keep one")
+            yield Finding(Severity.WARNING, "same-image", str(paths[0]), f"the same image is {places}", "keep one")
 
 
-def _picture(path: Path, sizes: set[tuple[int, int]]) -> Iterator[Finding]:
+def _image(path: Path, sizes: set[tuple[int, int]]) -> Iterator[Finding]:
     """Whether the file opens, in the size that each entry says."""
     for size in sorted(sizes):
         try:
@@ -197,11 +197,11 @@ def _picture(path: Path, sizes: set[tuple[int, int]]) -> Iterator[Finding]:
     header = read_header(path)
     if header.orientation != 1:
         message = f"{path} is stored turned (EXIF orientation {header.orientation})"
-        fix = "nothing, if the boxes were drawn on the upright picture; other tools may show it turned"
+        fix = "nothing, if the boxes were drawn on the upright image; other tools may show it turned"
         yield Finding(Severity.NOTE, "exif-orientation", str(path), message, fix)
     if header.mode not in ("RGB", "L"):
         message = f"{path} has pixels of mode {header.mode}, which are converted to RGB"
-        yield Finding(Severity.NOTE, "image-mode", str(path), message, "nothing, if all pictures are alike")
+        yield Finding(Severity.NOTE, "image-mode", str(path), message, "nothing, if all images are alike")
 
 
 def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
@@ -226,12 +226,12 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
 
 
 def _unused(parsed: Sequence[Parsed]) -> Iterator[Finding]:
-    """Pictures that lie among those of the data set but belong to no split."""
+    """Images that lie among those of the data set but belong to no split."""
     known = {image.path for split in parsed for image in split.images}
     for folder in sorted({path.parent for path in known}):
         there = folder.iterdir() if folder.is_dir() else ()
-        pictures = (p for p in there if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-        unused = sorted(path for path in pictures if path not in known)
+        images = (p for p in there if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        unused = sorted(path for path in images if path not in known)
         if unused:
-            message = f"{len(unused)} pictures in {folder} are in no split, the first of them {unused[0].name}"
+            message = f"{len(unused)} images in {folder} are in no split, the first of them {unused[0].name}"
             yield Finding(Severity.NOTE, "unused-images", "", message, "nothing, if they are left out on purpose")

@@ -1,4 +1,4 @@
-"""The text files of the face data sets: a picture's name, the number of its faces, then one row of numbers for each."""
+"""The text files of the face data sets: an image's name, the number of its faces, then one row of numbers for each."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tightbox.data.records import Parsed
 
 
 class Entry(NamedTuple):
-    """One picture of such a file: its name and the rows of its faces."""
+    """One image of such a file: its name and the rows of its faces."""
 
     name: str
     rows: list[tuple[float, ...]]
 
 
 def read_entries(path: Path, columns: int, parsed: Parsed) -> list[Entry]:
-    """The pictures of a file in order; what makes no sense becomes an error of `parsed` that names file and line.
+    """The images of a file in order; what makes no sense becomes an error of `parsed` that names file and line.
 
-    A line with a slash in it is a picture's name, so that a wrong count spoils no picture but its own.
+    A line with a slash in it is an image's name, so that a wrong count spoils no image but its own.
 
     Args:
         path: the file.
@@ -34,7 +34,7 @@ def read_entries(path: Path, columns: int, parsed: Parsed) -> list[Entry]:
         elif text and blocks:
             blocks[-1].append((number, text))
         elif text:
-            message = f"{path}:{number}: {text!r} comes before the first picture's name"
+            message = f"{path}:{number}: {text!r} comes before the first image's name"
             parsed.error("face-list", message, "it may be another file: copy or download it again")
             return []
     return [Entry(block[0][1], _rows(path, block, columns, parsed)) for block in blocks]

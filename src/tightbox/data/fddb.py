@@ -23,7 +23,7 @@ _COLUMNS = 6  # major radius, minor radius, angle, centre x, centre y, and a 1
 
 
 def read_fddb(root: Path, split: str = "test") -> DetectionData:
-    """FDDB's pictures with the bounding boxes of its ellipses and the one class "face".
+    """FDDB's images with the bounding boxes of its ellipses and the one class "face".
 
     * `root` is the folder with FDDB-folds and originalPics in it.
     * "test" and "val" are all folds: FDDB is made to test on. "fold-01" to "fold-10" are single ones.
@@ -36,7 +36,7 @@ def read_fddb(root: Path, split: str = "test") -> DetectionData:
 
 
 def read_ellipses(root: Path, split: str = "test") -> list[NDArray[np.float64]]:
-    """The annotated ellipses (G, 5) of each picture, in the order of `read_fddb`'s records.
+    """The annotated ellipses (G, 5) of each image, in the order of `read_fddb`'s records.
 
     An ellipse is its major radius, its minor radius, the angle of the major axis in radians, from the x axis towards
     the y axis, which points down, and its centre's x and y; all but the angle in pixels.
@@ -90,22 +90,22 @@ def _parse(root: Path, split: str, folds: Sequence[Path]) -> Parsed:
     parsed.set_classes([1], ["face"], root)
     folder = root / "originalPics"
     if not folder.is_dir():
-        message = f"{parsed.layout} needs the folder of pictures {folder}, which does not exist"
-        parsed.error("no-pictures", message, "unpack originalPics.tar.gz there")
+        message = f"{parsed.layout} needs the folder of images {folder}, which does not exist"
+        parsed.error("no-images", message, "unpack originalPics.tar.gz there")
         return parsed
     for entry in _entries(folds, parsed):
         for major, minor, angle, x, y, _ in entry.rows:
             box, area = ellipse_box(major, minor, angle, x, y), math.pi * major * minor
             parsed.boxes.append(RawBox(len(parsed.images), 0, box, area=area))
-        picture = folder / f"{entry.name}.jpg"
-        parsed.images.append(RawImage(picture, len(parsed.images) + 1, *parsed.size_of(picture)))
+        image = folder / f"{entry.name}.jpg"
+        parsed.images.append(RawImage(image, len(parsed.images) + 1, *parsed.size_of(image)))
     return parsed
 
 
 def _entries(folds: Sequence[Path], parsed: Parsed) -> list[Entry]:
-    """The pictures of the folds in order.
+    """The images of the folds in order.
 
-    A list that was cut off after a whole picture is told by the fold's other file, which lists the pictures' names.
+    A list that was cut off after a whole image is told by the fold's other file, which lists the images' names.
     """
     entries = []
     for fold in folds:

@@ -19,12 +19,12 @@ from tightbox.images import UnreadableImage, image_size
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One picture and its objects.
+    """One image and its objects.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         image_id: the data set's own id of it, for result files.
-        width: in pixels, as the annotation says, or the picture's header where the annotation does not.
+        width: in pixels, as the annotation says, or the image's header where the annotation does not.
         height: likewise.
         boxes: (G, 4) float32 xyxy, clipped to the image; boxes that clipping leaves empty are not here.
         labels: (G,) int64 class of each.
@@ -52,7 +52,7 @@ class DetectionData:
         split: "train", "val", "test" or the data set's own name.
         class_names: (C,) the name of each label.
         category_ids: (C,) the data set's own id of each label, for result files.
-        records: one per picture, pictures without objects too.
+        records: one per image, images without objects too.
     """
 
     layout: str
@@ -63,7 +63,7 @@ class DetectionData:
     records: tuple[ImageRecord, ...]
 
     def with_classes(self, names: Sequence[str]) -> DetectionData:
-        """The same pictures with the labels of `names`, matched by name (a checkpoint's order, or the train split's).
+        """The same images with the labels of `names`, matched by name (a checkpoint's order, or the train split's).
 
         Names that this split lacks get ids that it does not use.
 
@@ -86,7 +86,7 @@ class DetectionData:
         return replace(self, class_names=tuple(names), category_ids=ids, records=records)
 
     def only_classes(self, names: Sequence[str]) -> DetectionData:
-        """The same pictures with the objects of these classes only, labelled in this order.
+        """The same images with the objects of these classes only, labelled in this order.
 
         Raises:
             UserError: if a name is none of the classes here.
@@ -106,7 +106,7 @@ class DetectionData:
         return replace(self, records=tuple(records)).with_classes(names)
 
     def to_coco(self) -> dict[str, Any]:
-        """The content of a COCO JSON file with these pictures, objects and classes; annotation ids count from 1."""
+        """The content of a COCO JSON file with these images, objects and classes; annotation ids count from 1."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for record in self.records:
@@ -150,7 +150,7 @@ class Finding:
     Attributes:
         severity: by its consequence.
         check: a short id, such as "box-outside".
-        image: the picture's path, or "" if it concerns no single picture.
+        image: the image's path, or "" if it concerns no single image.
         message: one sentence with the numbers.
         fix: what to do; "" if there is nothing to do.
     """
@@ -172,7 +172,7 @@ class Finding:
 
 
 class RawImage(NamedTuple):
-    """A picture as its annotation describes it."""
+    """An image as its annotation describes it."""
 
     path: Path
     image_id: int
@@ -181,7 +181,7 @@ class RawImage(NamedTuple):
 
 
 class RawBox(NamedTuple):
-    """A box as annotated: xyxy in pixels, unclipped; `image` is its picture's position, `area` nan if not given."""
+    """A box as annotated: xyxy in pixels, unclipped; `image` is its image's position, `area` nan if not given."""
 
     image: int
     label: int
@@ -191,12 +191,12 @@ class RawBox(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The boxes of a split as arrays, in order of their pictures.
+    """The boxes of a split as arrays, in order of their images.
 
     Attributes:
-        image: (N,) position of each box's picture.
+        image: (N,) position of each box's image.
         boxes: (N, 4) float32 as annotated.
-        clipped: (N, 4) float32 clipped to the picture.
+        clipped: (N, 4) float32 clipped to the image.
         labels: (N,) int64.
         crowd: (N,) bool.
         areas: (N,) float32.
@@ -211,7 +211,7 @@ class Columns(NamedTuple):
 
     @property
     def solid(self) -> NDArray[np.bool_]:
-        """(N,) whether anything is left of the box inside its picture."""
+        """(N,) whether anything is left of the box inside its image."""
         left = self.clipped[:, 2:] > self.clipped[:, :2]
         return left[:, 0] & left[:, 1]
 
@@ -234,7 +234,7 @@ class Parsed:
         self.findings.append(Finding(Severity.ERROR, check, str(image), message, fix))
 
     def size_of(self, path: Path) -> tuple[int, int]:
-        """(width, height) from the picture's header, or (0, 0) and an error noted."""
+        """(width, height) from the image's header, or (0, 0) and an error noted."""
         try:
             return image_size(path)
         except UnreadableImage as error:
@@ -254,16 +254,16 @@ class Parsed:
         """The parser's findings, or the one that there is nothing here."""
         if self.images or self.findings:
             return self.findings
-        message = f"the {self.split} split of {self.root}, {self.layout}, has no pictures"
-        return [Finding(Severity.ERROR, "empty-split", "", message, "add pictures to it, or point to another folder")]
+        message = f"the {self.split} split of {self.root}, {self.layout}, has no images"
+        return [Finding(Severity.ERROR, "empty-split", "", message, "add images to it, or point to another folder")]
 
     def columns(self) -> Columns:
-        """The boxes as arrays, in order of their pictures."""
+        """The boxes as arrays, in order of their images."""
         boxes = sorted(self.boxes, key=lambda row: row.image)
         image = np.array([row.image for row in boxes], dtype=np.int64)
         xyxy = np.array([row.box for row in boxes], dtype=np.float32).reshape(-1, 4)
         sizes = np.array([(i.width, i.height) * 2 for i in self.images], dtype=np.float32).reshape(-1, 4)
-        sizes[sizes == 0] = np.inf  # an unreadable picture's boxes are clipped by nothing
+        sizes[sizes == 0] = np.inf  # an unreadable image's boxes are clipped by nothing
         clipped = np.clip(xyxy, 0, sizes[image])
         areas = np.array([row.area for row in boxes], dtype=np.float32)
         own = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
@@ -279,18 +279,18 @@ class Parsed:
     def data(self) -> DetectionData:
         """The split for training and evaluation.
 
-        Only the first picture is looked for on the disk: asking for all of COCO's takes too long.
+        Only the first image is looked for on the disk: asking for all of COCO's takes too long.
 
         Raises:
-            UserError: at the first error that the parser found, if there is no picture, or the first is missing.
+            UserError: at the first error that the parser found, if there is no image, or the first is missing.
         """
         for finding in self.all_findings():
             if finding.severity is Severity.ERROR:
                 raise UserError(str(finding))
         first = self.images[0].path
         if not first.is_file():
-            missing = f"picture {first}" if first.parent.is_dir() else f"folder of pictures {first.parent}"
-            raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the pictures there")
+            missing = f"image {first}" if first.parent.is_dir() else f"folder of images {first.parent}"
+            raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the images there")
         table = self.columns()
         solid = table.solid
         bounds = np.searchsorted(table.image[solid], np.arange(len(self.images) + 1))

@@ -21,13 +21,13 @@ from tightbox.files import write_json
 
 CLASS_NAMES = ("disc", "rectangle", "triangle", "star", "ring")
 SMALLEST, LARGEST = 10.0, 200.0  # longer side of an object in pixels
-MIN_VISIBLE = 0.6  # share of every object that shows
-TYPICAL = 0.9  # share of the objects that have their class's hue; nothing else in a scene keeps to one
+MIN_VISIBLE = 0.6  # fraction of every object that shows
+TYPICAL = 0.9  # fraction of the objects that have their class's hue; nothing else in a scene keeps to one
 SUPERSAMPLING = 3  # subpixels along each side of a pixel
 LETTERS = list("AEFHKLMNTVXYZ1247")  # none of them round, as a ring is
 
 Floats = NDArray[np.floating[Any]]
-Coverage = tuple[NDArray[np.uint8], tuple[int, int]]  # (h, w) share of each pixel, 0..255, and x, y of the window
+Coverage = tuple[NDArray[np.uint8], tuple[int, int]]  # (h, w) fraction of each pixel, 0..255, and x, y of the window
 
 
 def render_scene(seed: int, size: tuple[int, int] = (256, 256)) -> tuple[Image.Image, Floats, NDArray[np.int64]]:
@@ -35,10 +35,10 @@ def render_scene(seed: int, size: tuple[int, int] = (256, 256)) -> tuple[Image.I
 
     Args:
         seed: any non-negative integer.
-        size: width and height of the picture, at least 64 pixels each.
+        size: width and height of the image, at least 64 pixels each.
 
     Returns:
-        The RGB picture, its (G, 4) float32 boxes, xyxy in pixels, and its (G,) labels, indices of `CLASS_NAMES`.
+        The RGB image, its (G, 4) float32 boxes, xyxy in pixels, and its (G,) labels, indices of `CLASS_NAMES`.
 
     Raises:
         UserError: if the size is too small to hold the shapes.
@@ -54,7 +54,7 @@ def write_scenes(
     size: tuple[int, int] = (256, 256),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Writes scenes as a COCO data set: `root/<split>.json` and the pictures in `root/images`.
+    """Writes scenes as a COCO data set: `root/<split>.json` and the images in `root/images`.
 
     A scene depends on `seed`, its split and its number only, so a longer split begins with the scenes of a shorter one.
 
@@ -62,14 +62,14 @@ def write_scenes(
         root: the folder to write to; it is created if need be.
         splits: how many scenes each split gets, such as `{"train": 400, "val": 100}`.
         seed: chooses the scenes.
-        size: width and height of each picture.
+        size: width and height of each image.
         progress: called after each scene with the number done and the number of all.
 
     Returns:
-        The path of each split's JSON file, which appears when all its pictures are there.
+        The path of each split's JSON file, which appears when all its images are there.
 
     Raises:
-        UserError: if a picture cannot be written.
+        UserError: if an image cannot be written.
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
     done, paths = 0, dict[str, Path]()
@@ -125,7 +125,7 @@ def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 class _Canvas:
-    """A picture in the making that knows whose each pixel is: 0 is nobody, i the i-th object."""
+    """An image in the making that knows whose each pixel is: 0 is nobody, i the i-th object."""
 
     def __init__(self, pixels: Floats) -> None:
         self.pixels = pixels  # (H, W, 3) in 0..255
@@ -138,7 +138,7 @@ class _Canvas:
         """Puts a shape on top, unless it, or an object below it, would show less than `MIN_VISIBLE` of itself.
 
         Args:
-            coverage: the shape; a part of its window may lie outside the picture.
+            coverage: the shape; a part of its window may lie outside the image.
             texture: (h, w, 3) colours of the window.
             label: class of an object; None for what is no object and only hides.
         """
@@ -161,7 +161,7 @@ class _Canvas:
         self.pixels[window] += (texture - self.pixels[window]) * (alpha[..., None] / np.float32(255))
 
     def colour_around(self, centre: tuple[float, float], size: float) -> Floats:
-        """The (3,) mean colour of what the picture has in this square."""
+        """The (3,) mean colour of what the image has in this square."""
         (x1, y1), (x2, y2) = (np.maximum(np.array(centre) + d * size, 0).astype(int) for d in (-0.5, 0.5))
         return np.asarray(self.pixels[y1 : y2 + 1 : 2, x1 : x2 + 1 : 2].mean((0, 1)))
 
@@ -177,7 +177,7 @@ def _add_objects(rng: Generator, canvas: _Canvas) -> None:
     for _ in range(rng.integers(14, 25) if crowded else rng.integers(3, 13)):
         label = int(rng.integers(len(CLASS_NAMES)))
         size = math.exp(rng.uniform(math.log(low), math.log(high)))
-        rim = 0.3 * size  # so that few objects are cut by the picture's edge, and none by much
+        rim = 0.3 * size  # so that few objects are cut by the image's edge, and none by much
         centre = rng.uniform(rim, width - rim), rng.uniform(rim, height - rim)
         alpha, corner = _shape(rng, CLASS_NAMES[label], size, centre)
         colours = _two_colours(rng, canvas.colour_around(centre, size), label)
@@ -226,7 +226,7 @@ def _letters(text: str, size: float, centre: tuple[float, float]) -> Coverage:
 def _rasterise(parts: Sequence[Floats], centre: tuple[float, float], thickness: float | None = None) -> Coverage:
     """A polygon with a hole for each further part, or lines along all parts if they have a thickness.
 
-    Parts are (N, 2) x, y in pixels from the centre, which is in pixels of the picture.
+    Parts are (N, 2) x, y in pixels from the centre, which is in pixels of the image.
     """
     points = np.concatenate(parts) + centre
     margin = 1 + math.ceil(thickness or 0)
@@ -305,14 +305,14 @@ def _background(rng: Generator, size: tuple[int, int]) -> Floats:
     for octave in range(6):
         cells = Image.fromarray(rng.random((2 << octave, 2 << octave), np.float32))
         noise += roughness**octave * (np.asarray(cells.resize(size, Image.Resampling.BICUBIC)) - 0.5)
-    share = rng.uniform(0.3, 1.0)
-    field = share * (0.5 + 0.5 * noise / np.abs(noise).max()) + (1 - share) * _pattern(rng, noise.shape)
+    blend = rng.uniform(0.3, 1.0)
+    field = blend * (0.5 + 0.5 * noise / np.abs(noise).max()) + (1 - blend) * _pattern(rng, noise.shape)
     first = _colour(rng, 0.5)
     return _blend((first, first + rng.uniform(0.25, 0.6) * (_colour(rng, 0.5) - first)), field.astype(np.float32))
 
 
 def _photograph(rng: Generator, pixels: Floats) -> Image.Image:
-    """The finished picture: contrast, brightness, grain and sharpness vary as if cameras did."""
+    """The finished image: contrast, brightness, grain and sharpness vary as if cameras did."""
     pixels = (pixels - 128) * rng.uniform(0.75, 1.1) + 128 + rng.uniform(-20, 20)
     pixels += rng.uniform(0, 9) * rng.standard_normal(pixels.shape, np.float32)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

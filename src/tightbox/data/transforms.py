@@ -1,6 +1,6 @@
-"""Random changes to training pictures, and the plain resize for evaluation.
+"""Random changes to training images, and the plain resize for evaluation.
 
-Every draw comes from torch's global generator, which the data set seeds per picture: the same seed, epoch and index
+Every draw comes from torch's global generator, which the data set seeds per image: the same seed, epoch and index
 give the same pixels however many worker processes there are.
 """
 
@@ -17,13 +17,13 @@ from torchvision.transforms.v2 import functional as TF
 
 from tightbox.options import AugmentOptions, Preprocess
 
-MIN_VISIBLE = 0.3  # share of an object that a crop must leave for the object to count
-GREY = 114  # fills what no picture covers
+MIN_VISIBLE = 0.3  # fraction of an object that a crop must leave for the object to count
+GREY = 114  # fills what no image covers
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture with its annotation.
+    """An image with its annotation.
 
     Attributes:
         image: (3, H, W) uint8 RGB.
@@ -53,11 +53,11 @@ def resize(sample: Sample, factor: float) -> Sample:
 
 
 class TrainTransform:
-    """Mosaic or a single picture; random crop, scale, flips and colour; onto the size the model is trained at.
+    """Mosaic or a single image; random crop, scale, flips and colour; onto the size the model is trained at.
 
     Args:
         augment: what may happen, and how often.
-        preprocess: the size a picture fits into when nothing happens to it.
+        preprocess: the size an image fits into when nothing happens to it.
     """
 
     def __init__(self, augment: AugmentOptions, preprocess: Preprocess) -> None:
@@ -74,7 +74,7 @@ class TrainTransform:
             load: gives the sample of an index.
             index: which sample to change.
             count: how many there are, for a mosaic's other three.
-            progress: share of the training that is over.
+            progress: fraction of the training that is over.
         """
         augment = self.augment
         sample = load(index)
@@ -121,7 +121,7 @@ class TrainTransform:
             return sample
         boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=sample.size)
         params = self.iou_crop.make_params([tv_tensors.Image(sample.image), boxes])
-        if not params:  # the draw was to leave the picture whole
+        if not params:  # the draw was to leave the image whole
             return sample
         cropped = _window(sample, params["top"], params["left"], params["height"], params["width"])
         # SSD asks only that the centre of an object remains, which may be less than MIN_VISIBLE of it.

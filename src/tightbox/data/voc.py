@@ -18,7 +18,7 @@ def read_voc(root: Path, split: str) -> DetectionData:
 
     * `root` is the folder with VOCdevkit in it, VOCdevkit itself, or one folder with Annotations, ImageSets/Main and
       JPEGImages.
-    * Where the annotated test pictures of VOC2007 lie there, the splits are the papers': "train" is trainval of every
+    * Where the annotated test images of VOC2007 lie there, the splits are the papers': "train" is trainval of every
       year found (07+12), and "val" is VOC2007's test. Otherwise they are train.txt and val.txt of every year. Any
       other name is that text file of ImageSets/Main.
     * VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin only: a box from pixel 1 to
@@ -64,13 +64,13 @@ def _names(image_list: Path) -> list[str]:
 
 
 def _has_test(year: Path) -> bool:
-    """Whether the test pictures and their annotations lie there: VOC2012's list comes without either."""
+    """Whether the test images and their annotations lie there: VOC2012's list comes without either."""
     first = [name for path in _lists([year], ["test"]) for name in _names(path)[:1]]
-    return any((year / "Annotations" / f"{name}.xml").is_file() and name in _pictures(year) for name in first)
+    return any((year / "Annotations" / f"{name}.xml").is_file() and name in _images(year) for name in first)
 
 
-def _pictures(year: Path) -> dict[str, Path]:
-    """The pictures of a year by their names without suffix."""
+def _images(year: Path) -> dict[str, Path]:
+    """The images of a year by their names without suffix."""
     return {path.stem: path for path in (year / "JPEGImages").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
@@ -83,22 +83,22 @@ def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path])
     label_of = {name: label for label, name in enumerate(names)}
     for image_list in lists:
         year = image_list.parents[2]
-        picture_of = _pictures(year)
+        image_of = _images(year)
         for name in _names(image_list):
-            picture = picture_of.get(name, year / "JPEGImages" / f"{name}.jpg")
+            image = image_of.get(name, year / "JPEGImages" / f"{name}.jpg")
             xml = year / "Annotations" / f"{name}.xml"
             if xml not in trees:
                 message = f"{image_list} lists {name}, but there is no {xml}"
-                parsed.error("missing-annotation", message, "add the file or take the name off the list", picture)
+                parsed.error("missing-annotation", message, "add the file or take the name off the list", image)
                 continue
             tree = trees[xml]
             if tree is None:
                 continue
-            _add_boxes(tree, xml, picture, label_of, parsed)
+            _add_boxes(tree, xml, image, label_of, parsed)
             sides = [_text(tree, f"size/{side}") for side in ("width", "height")]
             known = all(side.isdecimal() and int(side) > 0 for side in sides)
-            width, height = map(int, sides) if known else parsed.size_of(picture)
-            parsed.images.append(RawImage(picture, len(parsed.images) + 1, width, height))
+            width, height = map(int, sides) if known else parsed.size_of(image)
+            parsed.images.append(RawImage(image, len(parsed.images) + 1, width, height))
     return parsed
 
 
@@ -115,7 +115,7 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _add_boxes(tree: ElementTree.Element, xml: Path, picture: Path, label_of: dict[str, int], parsed: Parsed) -> None:
+def _add_boxes(tree: ElementTree.Element, xml: Path, image: Path, label_of: dict[str, int], parsed: Parsed) -> None:
     for number, entry in enumerate(tree.iterfind("object"), 1):
         name = _text(entry, "name")
         corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -126,7 +126,7 @@ def _add_boxes(tree: ElementTree.Element, xml: Path, picture: Path, label_of: di
             parsed.boxes.append(RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult))
             continue
         message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {', '.join(corners)}"
-        parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", picture)
+        parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:

@@ -23,7 +23,7 @@ def read_wider_face(root: Path, split: str) -> DetectionData:
     * `root` is the folder with wider_face_split, WIDER_train and WIDER_val in it.
     * Faces marked invalid become crowd: they count neither as face nor as background.
     * Faces without width or height, of which there are some, are left out.
-    * Image ids count from 1 in the order of the annotation file; sizes are those of the pictures' headers.
+    * Image ids count from 1 in the order of the annotation file; sizes are those of the images' headers.
 
     Raises:
         UserError: if there is no such split, or its annotation file makes no sense.
@@ -48,15 +48,15 @@ def _parse(root: Path, split: str) -> Parsed:
     parsed = Parsed(f"WIDER FACE ({annotations.name})", root, split)
     parsed.set_classes([1], ["face"], annotations)
     if not folder.is_dir():
-        message = f"{parsed.layout} needs the folder of pictures {folder}, which does not exist"
-        parsed.error("no-pictures", message, f"unpack WIDER_{split}.zip there")
+        message = f"{parsed.layout} needs the folder of images {folder}, which does not exist"
+        parsed.error("no-images", message, f"unpack WIDER_{split}.zip there")
         return parsed
     for entry in read_entries(annotations, _COLUMNS, parsed):
-        picture = folder / entry.name
+        image = folder / entry.name
         for x, y, width, height, *attributes in entry.rows:
             invalid = attributes[_INVALID - 4] != 0
             parsed.boxes.append(RawBox(len(parsed.images), 0, (x, y, x + width, y + height), invalid))
-        parsed.images.append(RawImage(picture, len(parsed.images) + 1, *parsed.size_of(picture)))
+        parsed.images.append(RawImage(image, len(parsed.images) + 1, *parsed.size_of(image)))
     if invalid_faces := sum(row.crowd for row in parsed.boxes):
         message = f"{invalid_faces} of {len(parsed.boxes)} faces of the {split} split are marked invalid"
         fix = "nothing: they count neither as face nor as background"

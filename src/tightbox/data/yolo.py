@@ -11,15 +11,15 @@ from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
 
-_SLACK = 1e-3  # how far outside the picture rounding may put a coordinate
+_SLACK = 1e-3  # how far outside the image rounding may put a coordinate
 
 
 def read_yolo(root: Path, split: str) -> DetectionData:
     """One split of a YOLO data set.
 
-    * Pictures are where data.yaml says (folders, or text files of paths), else in images/{split} or {split}/images.
-    * The labels of a picture are in the text file of its name, in the folder `labels` where its own says `images`, or
-      beside it; a picture without one has no objects.
+    * Images are where data.yaml says (folders, or text files of paths), else in images/{split} or {split}/images.
+    * The labels of an image are in the text file of its name, in the folder `labels` where its own says `images`, or
+      beside it; an image without one has no objects.
     * Class names come from data.yaml or classes.txt; category ids are 0..C-1, image ids count from 1 by path.
     * A line with a polygon, or with four corners, becomes its bounding box.
 
@@ -48,7 +48,7 @@ def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
 
 
 def parse_line(line: str, classes: int) -> tuple[int, tuple[float, float, float, float]]:
-    """The class and the xyxy box, in fractions of the picture, of one line of a label file.
+    """The class and the xyxy box, in fractions of the image, of one line of a label file.
 
     Raises:
         ValueError: that says what is wrong with the line.
@@ -63,7 +63,7 @@ def parse_line(line: str, classes: int) -> tuple[int, tuple[float, float, float,
         raise ValueError(f"class {number:g} is not in 0..{classes - 1}, the classes that have names")
     outside = [value for value in values if not -_SLACK <= value <= 1 + _SLACK]
     if outside:
-        raise ValueError(f"{outside[0]:g} is not a fraction of the picture's size, from 0 to 1")
+        raise ValueError(f"{outside[0]:g} is not a fraction of the image's size, from 0 to 1")
     if len(values) > 4:
         xs, ys = values[::2], values[1::2]
         return int(number), (min(xs), min(ys), max(xs), max(ys))
@@ -109,8 +109,8 @@ def _class_names(root: Path, settings: dict[str, Any]) -> list[str]:
     return []
 
 
-def _pictures(source: Path) -> list[Path]:
-    """The pictures of a folder, or those that a text file lists relative to itself."""
+def _images(source: Path) -> list[Path]:
+    """The images of a folder, or those that a text file lists relative to itself."""
     if source.is_dir():
         found = source.rglob("*")
         return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
@@ -118,8 +118,8 @@ def _pictures(source: Path) -> list[Path]:
     return [source.parent / line.strip() for line in lines if line.strip()]
 
 
-def _label_file(picture: Path) -> Path:
-    beside = picture.with_suffix(".txt")
+def _label_file(image: Path) -> Path:
+    beside = image.with_suffix(".txt")
     above = [depth for depth, parent in enumerate(beside.parents) if parent.name == "images"]
     if above:
         images = beside.parents[above[0]]
@@ -138,22 +138,22 @@ def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[P
         parsed.error("class-names", message, fix)
         return parsed
     parsed.set_classes(range(len(names)), names, root)
-    pictures = sorted({picture for source in sources for picture in _pictures(source)})
+    images = sorted({image for source in sources for image in _images(source)})
     found = False
-    for picture in pictures:
-        width, height = parsed.size_of(picture)
-        labels = _label_file(picture)
+    for image in images:
+        width, height = parsed.size_of(image)
+        labels = _label_file(image)
         if labels.is_file():
             found = True
-            _add_boxes(labels, picture, (width, height), parsed)
-        parsed.images.append(RawImage(picture, len(parsed.images) + 1, width, height))
-    if pictures and not found:
-        message = f"none of the {len(pictures)} pictures of {parsed.layout} has a label file"
-        parsed.error("no-labels", message, f"put the first one's labels at {_label_file(pictures[0])}, and so on")
+            _add_boxes(labels, image, (width, height), parsed)
+        parsed.images.append(RawImage(image, len(parsed.images) + 1, width, height))
+    if images and not found:
+        message = f"none of the {len(images)} images of {parsed.layout} has a label file"
+        parsed.error("no-labels", message, f"put the first one's labels at {_label_file(images[0])}, and so on")
     return parsed
 
 
-def _add_boxes(labels: Path, picture: Path, size: tuple[int, int], parsed: Parsed) -> None:
+def _add_boxes(labels: Path, image: Path, size: tuple[int, int], parsed: Parsed) -> None:
     width, height = size
     for number, line in enumerate(labels.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
@@ -161,6 +161,6 @@ def _add_boxes(labels: Path, picture: Path, size: tuple[int, int], parsed: Parse
         try:
             label, (x1, y1, x2, y2) = parse_line(line, len(parsed.class_names))
         except ValueError as error:
-            parsed.error("yolo-line", f"{labels}:{number}: {error}", "correct or remove the line", picture)
+            parsed.error("yolo-line", f"{labels}:{number}: {error}", "correct or remove the line", image)
             continue
         parsed.boxes.append(RawBox(len(parsed.images), label, (x1 * width, y1 * height, x2 * width, y2 * height)))

@@ -1,1 +1,1 @@
-"""What a detector's boxes are worth: figures, pictures, and one page that holds them all."""
+"""What a detector's boxes are worth: figures, images, and one page that holds them all."""

@@ -31,13 +31,13 @@ def average_precisions(
     Args:
         matches: matched at all IoUs from 0.50 to 0.95.
         names: of the K classes.
-        truth_sizes: (G,) of the true boxes.
+        truth_sizes: (G,) of the ground-truth boxes.
         found_sizes: (N,) of the detections, in the order of the matches.
-        asked_for: (G,) which true boxes there are to find; all of them but crowds by default.
+        asked_for: (G,) which ground-truth boxes there are to find; all of them but crowds by default.
     """
     truth = matches.truth
     wanted = ~truth.crowd if asked_for is None else asked_for & ~truth.crowd
-    sizes = np.append(truth_sizes, -1)  # of what a detection without a true box was matched to
+    sizes = np.append(truth_sizes, -1)  # of what a detection without a ground-truth box was matched to
     table = np.empty((1 + len(SIZES), len(IOUS), len(names)))
     for group in range(len(table)):
         size = group - 1

@@ -28,7 +28,7 @@ ON_OBJECT = 0.5  # IoU with an object from which a box is taken to be on it
 
 @dataclass(frozen=True, eq=False)
 class BeforeSuppression:
-    """The best candidate of every true box, in the order of the data set's annotations, and two studies.
+    """The best candidate of every ground-truth box, in the order of the data set's annotations, and two studies.
 
     Attributes:
         ious: (G,) IoU of the tightest candidate of its class that scores above the threshold; 0 for none.

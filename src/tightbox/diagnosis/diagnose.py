@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ON_OBJECT = 0.5  # IoU from which a box is taken to be on an object
 TAU = 0.1  # of LaECE, as in its paper
 POINTS = 1000  # of a scatter plot
-CLEARLY = 0.01  # less than this is no tighter box
+MIN_IOU_GAIN = 0.01  # less than this is no tighter box
 
 
 def diagnose_results(
@@ -98,7 +98,7 @@ def diagnose_results(
             errors.per_class[category],
             None if table is None else table.error,
         )
-    better = positives & (seen.kept >= 0) & (seen.better_iou - seen.kept_iou >= CLEARLY)
+    better = positives & (seen.kept >= 0) & (seen.better_iou - seen.kept_iou >= MIN_IOU_GAIN)
     has_iou = bool(len(found.ious)) and not np.isnan(found.ious).any()
     return Diagnosis(
         title=title,
@@ -129,7 +129,7 @@ def diagnose_results(
 
 
 def _seen(matches: Matches, before: BeforeSuppression | None) -> Seen:
-    """For every true box the detection that found it, the one nearest to it, and the tightest box there was."""
+    """For every ground-truth box the detection that found it, the one nearest to it, and the tightest box there was."""
     objects = len(matches.truth.labels)
     outcome = matches.at(ON_OBJECT)
     kept, kept_iou = np.full(objects, -1), np.zeros(objects)
@@ -178,7 +178,7 @@ def _file_ladder(
     boxes = found.boxes.copy()
     boxes[on] = matches.truth.boxes[target[on]]
     changed = {
-        "box := true box": replace(found, boxes=boxes),
+        "box := ground-truth box": replace(found, boxes=boxes),
         "class score := 1": replace(found, scores=np.where(on, 1.0, found.scores)),
         "class score := true IoU": replace(found, scores=np.where(on, best, found.scores)),
     }
@@ -192,7 +192,7 @@ def _file_ladder(
     return tuple(Rung(name, aps, None) for name, aps in rungs.items()), Lost(
         ranking=rungs["class score := true IoU"].minus(base),
         suppression=None,
-        localisation=rungs["box := true box"].minus(base),
+        localisation=rungs["box := ground-truth box"].minus(base),
         misses=asked.minus(base),
     )
 
@@ -208,7 +208,7 @@ def _lost(
 ) -> Lost:
     """The same with a detector's candidates: each against the detector's own rules on these candidates."""
     by_name = {rung.name: rung for rung in ladder}
-    ranking, boxes = by_name["class score := true IoU"].alone, by_name["box := true box"]
+    ranking, boxes = by_name["class score := true IoU"].alone, by_name["box := ground-truth box"]
     own_boxes = boxes.with_estimate or boxes.alone
     sizes = _sizes_found(matches, found)
     base = average_precisions(matches, names, truth_sizes, sizes)
@@ -279,7 +279,8 @@ def _notes(truth: Truth, found: Found, names: Sequence[str], before: BeforeSuppr
         listed = ", ".join(without[:8]) + (f" and {len(without) - 8} more" if len(without) > 8 else "")
         stray = int(np.isin(found.labels, np.flatnonzero(positives == 0)).sum())
         notes.append(
-            f"Without a true box, and so without AP: {listed}; {stray} detections of such classes count for nothing."
+            f"Without a ground-truth box, and so without AP: {listed}; "
+            f"{stray} detections of such classes count for nothing."
         )
     if len(found.ious) and np.isnan(found.ious).any() and not np.isnan(found.ious).all():
         notes.append("Only some rows have a predicted IoU, so it is not judged.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tightbox.diagnosis.before_suppression import BeforeSuppression
 
 BETTER, MISSES, FALSE = 120, 48, 48  # how many cards of each kind at most
-EACH = 4  # the worst of each class and size come first, so that every filter finds some
+PER_GROUP = 4  # the worst of each class and size come first, so that every filter finds some
 
 WHY_WRONG = {
     "classification": "on an object of another class",
@@ -30,7 +30,7 @@ WHY_WRONG = {
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What there was for each of G true boxes; positions are in the matches, -1 for none.
+    """What there was for each of G ground-truth boxes; positions are in the matches, -1 for none.
 
     Attributes:
         kept: (G,) the detection that found it at IoU 0.5, and `kept_iou`, 0 for none.
@@ -65,22 +65,22 @@ def pick_cards(
         matches: the N detections, matched at 0.5 too.
         found: the same in the order of the file.
         names: of the classes.
-        truth_sizes: (G,) position of each true box in `SIZES`.
+        truth_sizes: (G,) position of each ground-truth box in `SIZES`.
         seen: what there was for each.
         better: (G,) which of them had a better box than the kept one.
         missed: (G,) which have no box of their class on them.
         before: what is known of the candidates.
     """
     truth = matches.truth
-    pictures = {row["id"]: row for row in ground_truth["images"]}
+    images = {row["id"]: row for row in ground_truth["images"]}
     kinds = error_kinds(matches)
 
-    def picture(position: int) -> dict[str, Any]:
+    def image(position: int) -> dict[str, Any]:
         number = truth.image_ids[position]
         width, height = (None if np.isnan(side) else float(side) for side in truth.sizes[position])
         return {
             "image_id": number,
-            "file": str(pictures[number].get("file_name", number)),
+            "file": str(images[number].get("file_name", number)),
             "width": width,
             "height": height,
         }
@@ -109,8 +109,8 @@ def pick_cards(
         )
 
     def of_object(g: int, **what: Any) -> Card:
-        """A card about a true box."""
-        where = picture(int(truth.images[g]))
+        """A card about a ground-truth box."""
+        where = image(int(truth.images[g]))
         return Card(**where, category=names[truth.labels[g]], size=SIZES[truth_sizes[g]], truth=object_(g), **what)
 
     cards = []
@@ -150,7 +150,7 @@ def pick_cards(
         cards.append(
             Card(
                 kind="false",
-                **picture(int(matches.images[i])),
+                **image(int(matches.images[i])),
                 category=names[matches.labels[i]],
                 size=SIZES[sizes[i]],
                 loss=float(matches.scores[i]),
@@ -174,14 +174,14 @@ def _why_missed(g: int, near: int, suppressed: bool, before: BeforeSuppression |
 
 
 def _worst(loss: Floats, labels: Ints, sizes: Ints, most: int) -> Ints:
-    """At most `most` positions by falling loss: the worst `EACH` of every class and size, then the next ones."""
+    """At most `most` positions by falling loss: the worst `PER_GROUP` of every class and size, then the next ones."""
     order = np.argsort(-loss, kind="stable")
     group = (labels * len(SIZES) + sizes)[order]
     together = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[together], prepend=-1))
     rank = np.empty_like(order)
     rank[together] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    chosen = order[np.lexsort((np.arange(len(order)), rank // EACH))[:most]]
+    chosen = order[np.lexsort((np.arange(len(order)), rank // PER_GROUP))[:most]]
     worst: Ints = chosen[np.argsort(-loss[chosen], kind="stable")]
     return worst
 

@@ -16,7 +16,7 @@ CURVE = (50, 60, 70, 75, 80, 90)  # IoU thresholds, in per cent, of the AP curve
 
 @dataclass(frozen=True)
 class Aps:
-    """COCO AP, and what it is made of; None where no true box could tell.
+    """COCO AP, and what it is made of; None where no ground-truth box could tell.
 
     Attributes:
         ap: over the IoU thresholds 0.50 to 0.95.
@@ -162,7 +162,7 @@ class Fates:
 
 @dataclass(frozen=True)
 class Shown:
-    """A box in a picture: [x, y, width, height] in pixels; numbers that do not apply are None."""
+    """A box in an image: [x, y, width, height] in pixels; numbers that do not apply are None."""
 
     box: tuple[float, float, float, float]
     score: float | None = None
@@ -173,13 +173,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Card:
-    """One picture of the gallery.
+    """One image of the gallery.
 
     Attributes:
         kind: "better", "miss" or "false".
         image_id: the data set's own id.
-        file: the picture's name.
-        width: of the picture in pixels, None if unknown; likewise `height`.
+        file: the image's name.
+        width: of the image in pixels, None if unknown; likewise `height`.
         category: the class's name.
         size: of the object (of the false box, where there is none), by `SIZES`.
         loss: what it is sorted by: the IoU that was lost, an object's area in pixels, or a false box's score.
@@ -210,7 +210,7 @@ class Diagnosis:
     Attributes:
         title: what was diagnosed.
         from_candidates: whether what was there before suppression is known.
-        images: how many pictures; likewise `objects` and `detections`.
+        images: how many images; likewise `objects` and `detections`.
         notes: what has to be known to read the figures.
         coco: COCO's figures.
         aps: the same AP with its curve.

@@ -5,9 +5,9 @@
   const by = (id) => document.getElementById(id);
   const list = by("list");
   const SORTS = {
-    better: { loss: "IoU lost, most first", kept: "IoU kept, least first", score: "score, highest first", file: "picture" },
-    miss: { loss: "area, largest first", kept: "nearest IoU, least first", file: "picture" },
-    false: { loss: "score, highest first", kept: "IoU, least first", file: "picture" },
+    better: { loss: "IoU lost, most first", kept: "IoU kept, least first", score: "score, highest first", file: "image" },
+    miss: { loss: "area, largest first", kept: "nearest IoU, least first", file: "image" },
+    false: { loss: "score, highest first", kept: "IoU, least first", file: "image" },
   };
   const NAMES = {
     better: { truth: "object", kept: "kept", better: "better" },
@@ -127,7 +127,7 @@
     by("place").textContent = `${current + 1} of ${shown.length}`;
     by("previous").disabled = current === 0;
     by("next").disabled = current === shown.length - 1;
-    by("status").textContent = focus ? `${current + 1} of ${shown.length}: ${describe(shown[current])}` : `${shown.length} pictures`;
+    by("status").textContent = focus ? `${current + 1} of ${shown.length}: ${describe(shown[current])}` : `${shown.length} images`;
   }
 
   function show() {
@@ -148,7 +148,7 @@
     if (shown.length) select(0, false);
     else {
       list.replaceChildren(element("p", { class: "empty" }, "There is nothing of this kind."));
-      by("status").textContent = "0 pictures";
+      by("status").textContent = "0 images";
     }
     list.scrollTo(0, 0);
   }
@@ -169,7 +169,7 @@
     const inside = by("gallery").contains(at) && !at.closest("form");
     if (event.ctrlKey || event.metaKey || event.altKey || !(inside || at === document.body)) return;
     const moves = { j: 1, k: -1 };
-    // Arrows scroll the page, unless somebody is among the pictures.
+    // Arrows scroll the page, unless somebody is among the images.
     if (inside) Object.assign(moves, { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity });
     if (!(event.key in moves)) return;
     event.preventDefault();

@@ -12,8 +12,8 @@ from string import Template
 from typing import Any
 
 import tightbox
+from tightbox.diagnosis.crops import crop_images
 from tightbox.diagnosis.numbers import SIZES, Diagnosis
-from tightbox.diagnosis.pictures import cut_out
 from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, sentences
 from tightbox.files import atomic_path
@@ -36,7 +36,7 @@ LRP_COLUMNS: tuple[Column, ...] = (
 DEFINITIONS = {
     "AP": "COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95, in per cent. Objects up to 32² "
     "pixels are small, up to 96² medium.",
-    "Found, mean IoU, best IoU": "The share of objects that a detection matches at IoU 0.5; the mean IoU of these "
+    "Found, mean IoU, best IoU": "The fraction of objects that a detection matches at IoU 0.5; the mean IoU of these "
     "matches; and the mean over all objects of the IoU of the tightest box of their class that was there: among the "
     "candidates above the score threshold where they are known, else among the detections.",
     "Lost to ranking": "What AP would gain if the score of every box on an object were its true IoU.",
@@ -46,7 +46,7 @@ DEFINITIONS = {
     "Lost to misses": "What AP would gain if objects without any box of their class on them were not asked for. The "
     "four are each measured alone, and do not add up to what is missing.",
     "Optimal LRP": "Localisation Recall Precision error at the score threshold where it is least, the mean over the "
-    "classes (less is better): its parts are 1 − IoU of the matches, the share of false boxes, and of missed objects.",
+    "classes (less is better): its parts are 1 − IoU of the matches, the fraction of false boxes, of missed objects.",
     "Kinds of mistakes": "TIDE's six, at IoU 0.5. Each gain is measured alone.",
     "Calibration of the score": "LaECE: how far scores are from precision times mean IoU, in bins; matches from "
     "IoU 0.1 on.",
@@ -57,7 +57,7 @@ DEFINITIONS = {
 
 def write_page(
     diagnosis: Diagnosis,
-    pictures: Mapping[int, Path],
+    images: Mapping[int, Path],
     path: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -65,35 +65,33 @@ def write_page(
 
     Args:
         diagnosis: what it shows.
-        pictures: the files of the pictures by their ids; those that cannot be opened are shown as outlines.
+        images: the files of the images by their ids; those that cannot be opened are shown as outlines.
         path: of the HTML file.
-        progress: called with the number of pictures cut out and their total.
+        progress: called with the number of images cut out and their total.
 
     Raises:
         UserError: if the extra `viz` is missing, or the disk refuses.
     """
-    page = render(diagnosis, pictures, progress)
+    page = render(diagnosis, images, progress)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render(
-    diagnosis: Diagnosis, pictures: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
-) -> str:
+def render(diagnosis: Diagnosis, images: Mapping[int, Path], progress: Callable[[int, int], None] | None = None) -> str:
     """The HTML text of the page."""
     figures = _Figures(diagnosis)
     plots, said = draw_plots(diagnosis), sentences(diagnosis)
-    cuttings = cut_out(diagnosis.gallery, pictures, progress)
+    crops = crop_images(diagnosis.gallery, images, progress)
     cards = [
-        asdict(card) | {"view": cutting.view, "source": cutting.source}
-        for card, cutting in zip(diagnosis.gallery, cuttings, strict=True)
+        asdict(card) | {"view": crop.view, "source": crop.source}
+        for card, crop in zip(diagnosis.gallery, crops, strict=True)
     ]
     notes = list(diagnosis.notes)
-    if diagnosis.gallery and not any(cutting.source for cutting in cuttings):
+    if diagnosis.gallery and not any(crop.source for crop in crops):
         notes.append(
-            "The pictures themselves were not found, so boxes are shown as outlines; --images says where they are."
+            "The images themselves were not found, so boxes are shown as outlines; --images says where they are."
         )
-    facts = f"{diagnosis.images:,} pictures, {diagnosis.objects:,} objects, {diagnosis.detections:,} detections"
+    facts = f"{diagnosis.images:,} images, {diagnosis.objects:,} objects, {diagnosis.detections:,} detections"
     return Template(_file("page.html")).substitute(
         title=escape(diagnosis.title),
         style=_file("page.css"),

@@ -86,7 +86,7 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
         "curve": _plot("curve", "AP by the IoU that a right box has at least", _curve, diagnosis),
         "tightness": _plot("tightness", "Objects by the IoU of their box", _tightness, diagnosis),
         "lrp": _plot("lrp", "Parts of optimal LRP, less is better", _lrp, diagnosis, 2.9),
-        "kinds": _plot("kinds", "AP50 that mending each kind of mistake alone would give", _kinds, diagnosis, 2.9),
+        "kinds": _plot("kinds", "AP50 that fixing each kind of mistake alone would give", _kinds, diagnosis, 2.9),
     }
     for name, words, trust in (("score", "score", diagnosis.score), ("iou", "predicted IoU", diagnosis.predicted_iou)):
         if trust is None or not trust.points:
@@ -178,7 +178,7 @@ def _curve(diagnosis: Diagnosis, axes: Axes) -> None:
     lines: list[tuple[str, str, str, Aps | None]] = [
         ("as it is", ONE, "-", diagnosis.aps),
         ("ranked by true IoU", TWO, "--", rungs.get("class score := true IoU")),
-        ("with true boxes", THREE, ":", rungs.get("box := true box")),
+        ("with ground-truth boxes", THREE, ":", rungs.get("box := ground-truth box")),
     ]
     for label, colour, style, aps in lines:
         there = [] if aps is None else [(i / 100, 100 * v) for i in CURVE if (v := aps.by_iou[str(i)]) is not None]

@@ -33,7 +33,7 @@ def sentences(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def points(value: float | None) -> str:
-    """A share of AP in points, such as 12.3; a dash for none."""
+    """A fraction of AP in points, such as 12.3; a dash for none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
@@ -77,12 +77,12 @@ def _kinds(diagnosis: Diagnosis) -> str:
     worst = max(gains, key=lambda name: gains[name], default=None)
     if worst is None or gains[worst] < 0.0005:
         if diagnosis.all.found == 0:
-            return "Every object is missed, and mending any other kind of mistake alone would give no AP50."
+            return "Every object is missed, and fixing any other kind of mistake alone would give no AP50."
         return "No kind of mistake costs AP50 anything."
     count = getattr(diagnosis.errors.count, worst)
     return (
         f"The costliest mistake is {KINDS[worst]} ({count:,} of them): "
-        f"mending it would give {points(gains[worst])} points of AP50."
+        f"fixing it would give {points(gains[worst])} points of AP50."
     )
 
 

@@ -79,7 +79,7 @@ def reliability(claimed: ArrayLike, true: ArrayLike, bins: int = 20) -> Reliabil
 class LaEce:
     """The mean localisation-aware calibration error of the classes, and their reliability by category id.
 
-    A class counts if it has true boxes and detections; None if no class has.
+    A class counts if it has ground-truth boxes and detections; None if no class has.
     """
 
     error: float | None
@@ -151,7 +151,7 @@ def correlation(estimates: ArrayLike, true_ious: ArrayLike, above: float = 0.5) 
 def threshold_for_precision(
     scores: ArrayLike, true_ious: ArrayLike, precision: float = 0.95, at_iou: float = 0.75
 ) -> float | None:
-    """The lowest score from which on at least this share of the detections has at least this true IoU.
+    """The lowest score from which on at least this fraction of the detections has at least this true IoU.
 
     All detections with the threshold's score or more are counted; one with a NaN score is not, one with a NaN IoU is
     wrong. None if no threshold reaches the precision. It was chosen on these detections and flatters itself on them a
@@ -160,7 +160,7 @@ def threshold_for_precision(
     Args:
         scores: (N,) scores.
         true_ious: (N,) `Matches.best_iou`, or `Outcome.ious` if duplicates are to be wrong.
-        precision: the share asked for.
+        precision: the fraction asked for.
         at_iou: the IoU a right detection has at least.
     """
     scores, true_ious = (np.asarray(values, dtype=np.float64) for values in (scores, true_ious))

@@ -32,10 +32,10 @@ class ImageCandidates:
 
     Attributes:
         index: of the record in its data set.
-        candidates: in pixels of the resized picture.
+        candidates: in pixels of the resized image.
         size: (height, width) of that.
         matched: (K,) index of the object that each candidate learns, or -1.
-        targets: those objects, in the resized picture.
+        targets: those objects, in the resized image.
     """
 
     index: int
@@ -62,10 +62,10 @@ def iterate_candidates(
         model: used in evaluation mode.
         data: the records.
         assigned: with the objects they learn, and with every candidate that learns one; otherwise `matched` is all -1.
-        batch_size: pictures at a time.
-        workers: processes that load pictures.
-        skip_unreadable: take pictures that cannot be read for grey ones, instead of stopping.
-        progress: called with the number of pictures done and their total.
+        batch_size: images at a time.
+        workers: processes that load images.
+        skip_unreadable: take images that cannot be read for grey ones, instead of stopping.
+        progress: called with the number of images done and their total.
     """
     model.eval()
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
@@ -93,11 +93,11 @@ def cache_candidates(
 ) -> Path:
     """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
 
-    The network runs only if they are not there yet for the same weights, options and pictures. Those of other weights,
+    The network runs only if they are not there yet for the same weights, options and images. Those of other weights,
     which the checkpoint had before, are removed.
 
     Raises:
-        UserError: if a picture cannot be read or the disk refuses.
+        UserError: if an image cannot be read or the disk refuses.
     """
     weights, choices = _fingerprints(model, checkpoint, data)
     folder = checkpoint / "candidates" / f"{weights}-{choices}"
@@ -131,7 +131,7 @@ def select_all(
     data: DetectionData,
     select: Callable[[Candidates], Detections],
 ) -> dict[int, Detections]:
-    """What `select` makes of every record's candidates, by its index, in pixels of the original pictures."""
+    """What `select` makes of every record's candidates, by its index, in pixels of the original images."""
     found = {}
     for index, image, size in candidates:
         record = data.records[index]
@@ -168,12 +168,12 @@ def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
 
 
 def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tuple[str, str]:
-    """Of the weights; and of the options and the pictures."""
-    pictures = []
+    """Of the weights; and of the options and the images."""
+    images = []
     for record in data.records:
         state = record.path.stat() if record.path.exists() else None
-        pictures.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
+        images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
     choices: list[object] = [tightbox.__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
-    choices += [asdict(model.preprocess), pictures]
+    choices += [asdict(model.preprocess), images]
     weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
     return weights.hexdigest()[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ AREAS = ("all", "small", "medium", "large")  # COCO's sizes: up to 32², 96² an
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """AP of one class and the number of its true boxes, crowds not counted; None where there is no such box."""
+    """AP of one class and the number of its ground-truth boxes, crowds not counted; None where there is no such box."""
 
     ap: float | None
     ap50: float | None
@@ -146,7 +146,7 @@ def _row(row: Json, number: int, known: Mapping[str, Mapping[int, int]], *, is_r
 def _precision_and_recall(
     known: Mapping[str, Mapping[int, int]], truth: Sequence[Json], found: Sequence[Json], max_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); -1 where there is no true box.
+    """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); -1 where there is no ground-truth box.
 
     T = 10 IoU thresholds, R = 101 recalls, K = categories, A = `AREAS`.
     """

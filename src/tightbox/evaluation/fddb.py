@@ -28,9 +28,9 @@ class FddbCurves:
     Attributes:
         faces: number of annotated faces.
         thresholds: (T,) the scores: a point counts the detections that reach it.
-        false_positives: (T,) detections that no face of an IoU above 0.5 belongs to, of all pictures together. Both
+        false_positives: (T,) detections that no face of an IoU above 0.5 belongs to, of all images together. Both
             curves are drawn over these.
-        discrete: (T,) share of the faces that were found: matched with an IoU above 0.5.
+        discrete: (T,) fraction of the faces that were found: matched with an IoU above 0.5.
         continuous: (T,) sum of the IoUs of all matches over the number of faces.
     """
 
@@ -63,14 +63,14 @@ def fddb_curves(
 ) -> FddbCurves:
     """The curves of a detector, as the data set's own program has them.
 
-    For every score, the detections of a picture that reach it are matched one to one with its faces so that the sum of
-    the IoUs is greatest. All four arguments have one entry for each picture.
+    For every score, the detections of an image that reach it are matched one to one with its faces so that the sum of
+    the IoUs is greatest. All four arguments have one entry for each image.
 
     Args:
         ellipses: (G, 5) faces as of `tightbox.data.fddb.read_ellipses`.
         regions: (D, 4) boxes xyxy, or (D, 5) ellipses.
         scores: (D,) of the regions; only their order matters.
-        sizes: (height, width) of the picture, beyond which no region counts.
+        sizes: (height, width) of the image, beyond which no region counts.
 
     Raises:
         UserError: if there is no face at all, or a region or score is not finite or of another shape.
@@ -84,7 +84,7 @@ def fddb_curves(
         known_shape = score.ndim == 1 and found.shape in ((len(score), 4), (len(score), 5))
         if not (known_shape and np.isfinite(found).all() and np.isfinite(score).all()):
             raise UserError(
-                f"picture {number} has regions of shape {found.shape} and scores of shape {score.shape}, or numbers "
+                f"image {number} has regions of shape {found.shape} and scores of shape {score.shape}, or numbers "
                 "that are not finite; give (D, 4) boxes or (D, 5) ellipses and (D,) scores"
             )
         ious = region_ious(drawn(np.asarray(truth, np.float64)), drawn(found), size)
@@ -117,10 +117,10 @@ def drawn(regions: Array) -> Array:
 
 
 def region_ious(a: Array, b: Array, size: tuple[int, int]) -> Array:
-    """IoU (N, M) of regions, each (N, 4) boxes xyxy or (N, 5) ellipses, inside a picture of `size` (height, width).
+    """IoU (N, M) of regions, each (N, 4) boxes xyxy or (N, 5) ellipses, inside an image of `size` (height, width).
 
     The regions are convex, so every row of pixels cuts an interval out of each, and two regions share what their
-    intervals share: areas are sums of the lengths along the rows' centre lines, with no picture painted.
+    intervals share: areas are sums of the lengths along the rows' centre lines, with no image painted.
 
     >>> circle_around_square = np.array([[10.0, 10.0, 0.0, 20.0, 20.0]]), np.array([[13.0, 13.0, 27.0, 27.0]])
     >>> region_ious(*circle_around_square, (40, 40)).round(2)  # 14² / (π 10²) = 0.62

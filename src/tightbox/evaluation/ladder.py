@@ -1,4 +1,4 @@
-"""The oracle's ladder as a picture."""
+"""The oracle's ladder as an image."""
 
 from __future__ import annotations
 

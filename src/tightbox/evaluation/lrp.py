@@ -21,9 +21,9 @@ class Lrp:
     Attributes:
         error: LRP, the average error of a match: (Σ (1 - IoU) / (1 - τ) over hits + false + missed) / (their number).
         localisation: mean 1 - IoU of the hits, not divided by 1 - τ; None without hits.
-        false_positives: share of the detections that are false: 1 - precision; None without detections, and in the
+        false_positives: fraction of the detections that are false: 1 - precision; None without detections, and in the
             optimum also without hits, where no threshold is better than another.
-        false_negatives: share of the true boxes that are missed: 1 - recall.
+        false_negatives: fraction of the ground-truth boxes that are missed: 1 - recall.
         threshold: the detections with at least this score were counted; None in a mean, or where none of them is right.
     """
 
@@ -36,7 +36,7 @@ class Lrp:
 
 @dataclass(frozen=True)
 class LrpReport:
-    """The mean over the classes that have true boxes, and each class by its category id.
+    """The mean over the classes that have ground-truth boxes, and each class by its category id.
 
     A component is averaged over the classes that have it: one without hits has no localisation error.
     """

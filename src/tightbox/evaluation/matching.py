@@ -1,4 +1,4 @@
-"""Which detection found which true box, by COCO's rules, for all images and IoU thresholds at once."""
+"""Which detection found which ground-truth box, by COCO's rules, for all images and IoU thresholds at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIRS_AT_ONCE = 1 << 18  # pairs of boxes whose IoUs are held in memory together
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The true boxes of a data set as columns, in the order of its annotations.
+    """The ground-truth boxes of a data set as columns, in the order of its annotations.
 
     Attributes:
         image_ids: the data set's own ids, ascending; `images` holds positions in it.
@@ -68,7 +68,7 @@ class Outcome:
     """What became of each detection at one IoU threshold.
 
     Attributes:
-        truth: (N,) the true box it was matched to, -1 for none.
+        truth: (N,) the ground-truth box it was matched to, -1 for none.
         ious: (N,) its IoU with that box, 0 for none.
         ignored: (N,) matched to a crowd, hence neither right nor wrong.
     """
@@ -95,12 +95,12 @@ class Matches:
     Equal scores stand in the order of images, then of the result file, as in pycocotools.
 
     Attributes:
-        truth: the true boxes.
+        truth: the ground-truth boxes.
         rows: (N,) where each detection stands in the result file.
         images: (N,) image of each; likewise `labels`, `scores` and `ious` (its own estimate, NaN for none).
-        best_truth: (N,) the true box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
+        best_truth: (N,) the ground-truth box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
         best_iou: (N,) its IoU with that; 0 if none.
-        other_truth: (N,) the same among the true boxes of all other classes; likewise `other_iou`.
+        other_truth: (N,) the same among the ground-truth boxes of all other classes; likewise `other_iou`.
         thresholds: the T IoU thresholds of the matching.
         outcomes: what became of each detection at each of them.
     """
@@ -141,14 +141,14 @@ class Matches:
 def match(
     truth: Truth, found: Found, thresholds: Sequence[float] = (0.5,), max_detections: int | None = 100
 ) -> Matches:
-    """Give each detection, best score first, the free true box of its class that it overlaps most.
+    """Give each detection, best score first, the free ground-truth box of its class that it overlaps most.
 
-    These are COCO's rules: a detection counts from the threshold on, the overlap with a crowd is the share of the
+    These are COCO's rules: a detection counts from the threshold on, the overlap with a crowd is the fraction of the
     detection inside it, any number of detections may end in a crowd, but only those for which no other box is free.
     Boxes that do not overlap never match, whatever the threshold.
 
     Args:
-        truth: the true boxes.
+        truth: the ground-truth boxes.
         found: the detections; no NaN among boxes and scores.
         thresholds: IoU thresholds, each matched for itself.
         max_detections: how many detections of one class count in an image, best scores first; None for all.
@@ -192,7 +192,7 @@ def match(
 
 
 def overlaps(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
-    """(P,) IoU of each box with the other beside it; where that is a crowd, the share of the box inside it.
+    """(P,) IoU of each box with the other beside it; where that is a crowd, the fraction of the box inside it.
 
     Args:
         boxes: (P, 4) as [x, y, width, height].
@@ -210,7 +210,7 @@ def overlaps(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
 
 
 def overlapping_pairs(images: Ints, boxes: Floats, truth: Truth) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Detection, true box and overlap of all pairs in one image that overlap; detections ascend, a few at a time."""
+    """Detection, ground-truth box and overlap of all overlapping pairs; detections ascend, a few at a time."""
     by_image = np.argsort(truth.images, kind="stable")
     starts, stops = (np.searchsorted(truth.images[by_image], images, side) for side in ("left", "right"))
     counts = stops - starts
@@ -240,7 +240,7 @@ def _largest_of_each(groups: Ints, values: Floats) -> tuple[Ints, Ints]:
 def _match_greedily(
     thresholds: Floats, groups: Ints, crowd: Bools, detection: Ints, target: Ints, overlap: Floats
 ) -> tuple[Ints, Floats]:
-    """(T, N) the true box of each detection, -1 for none, and (T, N) their IoU.
+    """(T, N) the ground-truth box of each detection, -1 for none, and (T, N) their IoU.
 
     Detections compete within their group only, the image and class. So the best of every group is matched in the first
     step, the second best in the next: as many steps as one group has detections, whatever the number of images.
@@ -248,9 +248,9 @@ def _match_greedily(
     Args:
         thresholds: (T,) IoU thresholds.
         groups: (N,) image and class of each detection, the detections by falling score.
-        crowd: (G,) which of the true boxes are crowds.
+        crowd: (G,) which of the ground-truth boxes are crowds.
         detection: (P,) the pairs of one group that may match, in any order.
-        target: (P,) their true boxes.
+        target: (P,) their ground-truth boxes.
         overlap: (P,) their IoUs.
     """
     competing = np.unique(detection)

@@ -89,7 +89,7 @@ def true_estimate(candidates: Candidates, matched: Tensor, targets: Targets) -> 
 
 
 def true_centerness(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
-    """The centerness is FCOS's, of the true box, for every candidate that learns an object."""
+    """The centerness is FCOS's, of the ground-truth box, for every candidate that learns an object."""
     assert candidates.centerness is not None
     assert candidates.points is not None
     rows, truth = _learning(matched)
@@ -123,7 +123,7 @@ def replacements(candidates: Candidates) -> dict[str, tuple[Replacement, bool]]:
     elif has_estimate(candidates):
         found["predicted IoU := true IoU"] = (true_estimate, True)
         found["every predicted IoU := IoU with the nearest object"] = (nearest_iou, True)
-    found["box := true box"] = (true_box, False)
+    found["box := ground-truth box"] = (true_box, False)
     found["class score := 1"] = (true_class, False)
     found[TRUE_IOU_AS_SCORE] = (lambda c, m, t: true_class(c, m, t, by_iou=True), False)
     return found
@@ -139,7 +139,7 @@ def has_estimate(candidates: Candidates) -> bool:
 def oracle_study(model: Detector, data: DetectionData, images: Iterable[ImageCandidates] | None = None) -> OracleStudy:
     """The ladder and the correlations of a detector on records with its classes.
 
-    Without the estimate, candidates are ranked by class score and thinned out by greedy NMS; with it, by the detector's
+    Without the estimate, candidates are ranked by class score and suppressed by greedy NMS; with it, by the detector's
     own rules. An object that no candidate learns cannot be helped by any replacement.
 
     Args:
@@ -188,7 +188,7 @@ def results_study(ground_truth: Json, results: Sequence[Json]) -> OracleStudy:
         UserError: if a row makes no sense; see `tightbox.evaluation.results.to_columns`.
     """
     truth, detections = to_columns(ground_truth, results)
-    true_boxes, boxes = _corners(truth.boxes), _corners(detections.boxes)
+    gt_boxes, boxes = _corners(truth.boxes), _corners(detections.boxes)
     images = zip(truth.image_ids, _by_image(detections.images, truth), _by_image(truth.images, truth), strict=True)
     changed_rows: dict[str, list[dict[str, Any]]] = {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"score": [], "predicted IoU": []}
@@ -196,7 +196,7 @@ def results_study(ground_truth: Json, results: Sequence[Json]) -> OracleStudy:
         if not len(rows):
             continue
         objects = all_objects[~truth.crowd[all_objects]]
-        targets = Targets.of(true_boxes[objects], torch.from_numpy(truth.labels[objects]))
+        targets = Targets.of(gt_boxes[objects], torch.from_numpy(truth.labels[objects]))
         label, scores, ious = (
             torch.from_numpy(column[rows]) for column in (detections.labels, detections.scores, detections.ious)
         )

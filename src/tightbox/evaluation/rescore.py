@@ -22,7 +22,7 @@ def by_record(found: Found, truth: Truth, data: DetectionData) -> dict[int, Dete
 
     Args:
         found: detections, whose labels are positions in `truth.category_ids`.
-        truth: of the same pictures.
+        truth: of the same images.
         data: with the classes of the model that is to judge them.
 
     Raises:
@@ -64,7 +64,7 @@ def rescore_data(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Detections]:
-    """`IoUNet.rescore` for the detections of every record, by its index, in pixels of the original pictures.
+    """`IoUNet.rescore` for the detections of every record, by its index, in pixels of the original images.
 
     Args:
         model: used in evaluation mode.
@@ -73,8 +73,8 @@ def rescore_data(
         rank: as for `IoUNet.rescore`, like the next two.
         suppress: likewise.
         refine_steps: likewise.
-        batch_size: pictures at a time.
-        progress: called with the number of pictures done and their total.
+        batch_size: images at a time.
+        progress: called with the number of images done and their total.
     """
     model.eval()
     dataset = DetectionDataset(data, model.preprocess)

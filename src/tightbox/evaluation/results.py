@@ -196,7 +196,7 @@ def _refuse_corners(truth: Truth, found: Found) -> None:
     """Raise if the detections make sense as corners only.
 
     True corners have x2 >= x1 and y2 >= y1 throughout, while few boxes are wider than they are far from the left
-    edge; and they find the true boxes only if read as corners.
+    edge; and they find the ground-truth boxes only if read as corners.
     """
     as_corners = found.boxes.copy()
     as_corners[:, 2:] -= found.boxes[:, :2]
@@ -210,13 +210,13 @@ def _refuse_corners(truth: Truth, found: Found) -> None:
     outside = f", and {(ends > limits + 1).any(axis=1).mean():.0%} of them end outside their image as they are"
     raise UserError(
         "the results' boxes look like corners [x1, y1, x2, y2], but COCO has [x, y, width, height]: read as corners "
-        f"they meet {met_as_corners / objects:.0%} of the true boxes instead of {met / objects:.0%}"
+        f"they meet {met_as_corners / objects:.0%} of the ground-truth boxes instead of {met / objects:.0%}"
         f"{'' if np.isnan(limits).any() else outside}; write width and height instead of x2 and y2"
     )
 
 
 def _objects_met(truth: Truth, images: Ints, boxes: Floats) -> int:
-    """How many true boxes some detection, of whatever class, overlaps with an IoU of 0.5."""
+    """How many ground-truth boxes some detection, of whatever class, overlaps with an IoU of 0.5."""
     met = np.zeros(len(truth.labels), dtype=bool)
     for _, target, overlap in overlapping_pairs(images, boxes, truth):
         met[target[overlap >= 0.5]] = True

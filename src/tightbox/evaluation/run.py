@@ -27,16 +27,16 @@ def detect_data(
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Detections]:
-    """Detections of every record, by its index, in pixels of the original pictures; all processes get all of them.
+    """Detections of every record, by its index, in pixels of the original images; all processes get all of them.
 
     Args:
         model: used in evaluation mode; its mode is restored.
         data: the records.
         accelerator: shares the work among processes and names the device; without it, one process on the model's.
-        batch_size: pictures at a time.
-        workers: processes that load pictures.
-        skip_unreadable: find nothing in pictures that cannot be read, instead of stopping.
-        progress: called with the number of pictures done and their total.
+        batch_size: images at a time.
+        workers: processes that load images.
+        skip_unreadable: find nothing in images that cannot be read, instead of stopping.
+        progress: called with the number of images done and their total.
     """
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
     share = list(range(len(dataset)))

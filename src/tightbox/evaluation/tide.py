@@ -1,4 +1,4 @@
-"""How much AP each kind of mistake costs: TIDE's six kinds of error, each mended alone.
+"""How much AP each kind of mistake costs: TIDE's six kinds of error, each fixed alone.
 
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 2.
 """
@@ -25,7 +25,7 @@ class Errors:
         both: loosely on an object of another class.
         duplicate: on an object of its class that a better-scored detection found.
         background: on no object.
-        missed: objects that no detection found and none of the first two kinds would find if mended.
+        missed: objects that no detection found and none of the first two kinds would find if fixed.
     """
 
     classification: float | None
@@ -41,9 +41,9 @@ KINDS = tuple(field.name for field in fields(Errors))
 
 @dataclass(frozen=True)
 class ClassErrors:
-    """AP, what mending each kind of error would add to it, and how many errors of the kind there are.
+    """AP, what fixing each kind of error would add to it, and how many errors of the kind there are.
 
-    A figure is None where no true box is left that could tell. A detection counts for the class it names.
+    A figure is None where no ground-truth box is left that could tell. A detection counts for the class it names.
     """
 
     ap: float | None
@@ -61,8 +61,7 @@ class TideReport(ClassErrors):
 def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0.1) -> Ints:
     """(N,) position in `KINDS` of the error each detection makes; -1 for hits and for detections in a crowd.
 
-    Crowds are no objects: a detection is compared with the other true boxes only. A detection whose class and place
-    could both be to blame is blamed for its place, as in TIDE's own code.
+    Crowds are no objects: a detection is compared with the other boxes only. A detection whose class and place could both be to blame is blamed for its place, as in TIDE's own code.
     """
     own, other = matches.best_iou, matches.other_iou
     kind = np.select(
@@ -79,10 +78,10 @@ def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: fl
 
 
 def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0.1) -> TideReport:
-    """AP at one IoU threshold, and the gain from mending all errors of one kind and nothing else.
+    """AP at one IoU threshold, and the gain from fixing all errors of one kind and nothing else.
 
-    Mending gives a wrong class or a loose box to the object it belongs to if no hit has that; of several errors at one
-    object the best-scored is mended and the rest go away. Errors of the other kinds go away, and missed objects are
+    Fixing gives a wrong class or a loose box to the object it belongs to if no hit has that; of several errors at one
+    object the best-scored is fixed and the rest go away. Errors of the other kinds go away, and missed objects are
     no longer counted. So no gain is negative; the gains do not add up to 1 - AP.
 
     Args:
@@ -99,7 +98,7 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
     reachable = np.zeros_like(used)
     reachable[object_of[object_of >= 0]] = True
     missed = ~used & ~reachable & ~truth.crowd
-    mended = _best_for_object(object_of, matches, used)
+    repairable = _best_for_object(object_of, matches, used)
 
     classes = len(truth.category_ids)
     positives = truth.positives
@@ -115,10 +114,10 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
             )
         else:
             counts.append(np.bincount(matches.labels[kind == i], minlength=classes))
-            fixed = mended & (kind == i)
-            labels = np.where(fixed, truth.labels[object_of] if len(used) else 0, matches.labels)
-            kept = ~outcome.ignored & (kind != i) | fixed
-            better.append(_average_precisions(labels, matches.scores, outcome.hit | fixed, kept, positives))
+            changed = repairable & (kind == i)
+            labels = np.where(changed, truth.labels[object_of] if len(used) else 0, matches.labels)
+            kept = ~outcome.ignored & (kind != i) | changed
+            better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, positives))
     aps = [_mean(ap) for ap in better]
     whole = _mean(base)
     return TideReport(
@@ -153,7 +152,7 @@ def _best_for_object(object_of: Ints, matches: Matches, used: Bools) -> Bools:
 
 
 def _average_precisions(labels: Ints, scores: Floats, hit: Bools, kept: Bools, positives: Ints) -> Floats:
-    """(K,) COCO's AP of each class from its kept detections, at 101 recalls; NaN where there is no true box."""
+    """(K,) COCO's AP of each class from its kept detections, at 101 recalls; NaN where there is no ground-truth box."""
     order = np.lexsort((-scores[kept], labels[kept]))
     labels, hit = labels[kept][order], hit[kept][order]
     starts = np.searchsorted(labels, np.arange(len(positives) + 1))
@@ -166,7 +165,7 @@ def _average_precisions(labels: Ints, scores: Floats, hit: Bools, kept: Bools, p
 
 
 def average_precision(hit: Bools, positives: int) -> float:
-    """COCO's AP at 101 recalls, of detections by falling score; NaN where there is no true box."""
+    """COCO's AP at 101 recalls, of detections by falling score; NaN where there is no ground-truth box."""
     if not positives:
         return float("nan")
     hits = np.cumsum(hit)

@@ -46,7 +46,7 @@ def iou_loss(
 
     Args:
         pred: (..., 4) predicted boxes.
-        target: (..., 4) true boxes.
+        target: (..., 4) ground-truth boxes.
         kind: "log" for −ln IoU, "linear" for 1 − IoU.
         reduction: "none" gives the loss of each box, (...); "sum" and "mean" a scalar.
         eps: least union, in square pixels, and least IoU.

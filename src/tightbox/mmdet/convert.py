@@ -16,7 +16,7 @@ from tightbox.mmdet.names import to_published
 from tightbox.mmdet.read import PublishedFile, read_checkpoint
 from tightbox.mmdet.variants import recognise
 from tightbox.models import Backbone, Detector, VFNet
-from tightbox.models.blank import Blank
+from tightbox.models.skip_init import SkipInit
 from tightbox.options import BackboneOptions
 
 
@@ -28,7 +28,7 @@ def import_checkpoint(
 ) -> VFNet:
     """The VFNet in a file of mmdetection, in evaluation mode, with the published settings of training and testing.
 
-    Frozen parts, picture size and test settings are the published ones; settings that leave no trace in the weights
+    Frozen parts, image size and test settings are the published ones; settings that leave no trace in the weights
     (such as distances in strides) are taken to be the published ones, too.
 
     Args:
@@ -43,7 +43,7 @@ def import_checkpoint(
     file = read_checkpoint(path)
     variant = recognise(file.tensors, str(path))
     names = _class_names(file, variant.num_classes, class_names, path)
-    with Blank():
+    with SkipInit():
         options = replace(variant.options, top_k_of=top_k_of)
         model = VFNet(backbone=Backbone(variant.backbone), class_names=names, options=options)
     load_published(model, file.tensors, str(path))

@@ -11,10 +11,10 @@ from tightbox.calibration import Calibration
 from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
-from tightbox.models.blank import Blank
 from tightbox.models.detector import Detector
 from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
 from tightbox.models.iou_net import IoUNet
+from tightbox.models.skip_init import SkipInit
 from tightbox.models.unitbox import UnitBox
 from tightbox.models.vfnet import VFNet
 from tightbox.options import BackboneOptions, Preprocess
@@ -42,7 +42,7 @@ def create_model(
         class_names: the classes, in the order of their labels.
         backbone: a timm name, its full options, or a backbone that is already built; the published one if not given.
         pretrained_backbone: start from timm's published weights (only where `backbone` is a name or not given).
-        preprocess: how pictures are resized.
+        preprocess: how images are resized.
         options: fields of the model's own options, such as `channels=64`.
 
     Raises:
@@ -84,7 +84,7 @@ def load(path: str | Path) -> Detector:
     card = read_card(folder)
     try:
         backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
-        with Blank():
+        with SkipInit():
             model = create_model(
                 card["model"],
                 class_names=card["class_names"],

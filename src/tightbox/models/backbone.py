@@ -1,4 +1,4 @@
-"""Any timm network as a backbone: pictures in, feature maps at chosen strides out."""
+"""Any timm network as a backbone: images in, feature maps at chosen strides out."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _timm_features(options: BackboneOptions, strides: Sequence[int]) -> Any:
         if not options.pretrained:
             raise
         raise UserError(
-            f"the pretrained weights of {options.name} cannot be had ({type(error).__name__}); "
+            f"the pretrained weights of {options.name} is unavailable ({type(error).__name__}); "
             "without a network, train from random weights with --pretrained false"
         ) from error
 

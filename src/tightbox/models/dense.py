@@ -1,4 +1,4 @@
-"""What the dense detectors share: rows of raw outputs, and where the picture ends in a padded batch."""
+"""What the dense detectors share: rows of raw outputs, and where the image ends in a padded batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def rows(x: Tensor, anchors: int = 1) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(batch, height * width * anchors, channels // anchors)
 
 
-def inside_picture(
+def inside_image(
     sizes: Sequence[tuple[int, int]], strides: Sequence[int], size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """(N,) whether each cell of each level lies in the picture, rounded up to 32 pixels, and not in the padding."""
+    """(N,) whether each cell of each level lies in the image, rounded up to 32 pixels, and not in the padding."""
     levels = []
     for (height, width), stride in zip(sizes, strides, strict=True):
         rows, columns = (-(-(-(-side // 32) * 32) // stride) for side in size)
@@ -30,6 +30,6 @@ def inside_picture(
 
 
 def matched_objects(targets: Sequence[Targets], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """True boxes (P, 4) and labels (P,) of the objects `index` (P,) of the images `image` (P,), in ascending order."""
+    """Boxes (P, 4) and labels (P,) of the objects `index` (P,) of the images `image` (P,), in ascending order."""
     boxes = torch.cat([target.boxes[index[image == i]] for i, target in enumerate(targets)])
     return boxes, torch.cat([target.labels[index[image == i]] for i, target in enumerate(targets)])

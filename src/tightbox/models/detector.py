@@ -24,7 +24,7 @@ from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 from tightbox.suppress import Suppress, greedy_nms
 
 Images = ImageBatch | Sequence[Tensor]
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Detector(nn.Module, ABC):
@@ -34,7 +34,7 @@ class Detector(nn.Module, ABC):
         backbone: gives features at `strides(options)`.
         class_names: the classes, in the order of their labels.
         options: the paper's choices; its published ones if not given.
-        preprocess: how pictures are resized.
+        preprocess: how images are resized.
 
     Attributes:
         class_layers: how the names of the weights begin that depend on the classes.
@@ -126,25 +126,25 @@ class Detector(nn.Module, ABC):
         return [self.select(candidates) for candidates in self.candidates(images)]
 
     @torch.no_grad()
-    def predict(self, images: Picture | Sequence[Picture]) -> Any:
-        """Detections in anything a person has, in pixels of the original pictures.
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Any:
+        """Detections in anything a person has, in pixels of the original images.
 
         Args:
             images: a path, a PIL image, an (H, W, 3) uint8 array, a (3, H, W) tensor (uint8, or float in [0, 1]),
                 or a list of these.
 
         Returns:
-            Detections for one picture, a list of Detections for a list.
+            Detections for one image, a list of Detections for a list.
 
         Raises:
-            UserError: if a picture cannot be read or has an unusable shape; the sentence names it.
+            UserError: if an image cannot be read or has an unusable shape; the sentence names it.
         """
         if isinstance(images, (list, tuple)):
             return [self._predict_one(image) for image in images]
         return self._predict_one(images)  # type: ignore[arg-type]
 
-    def _predict_one(self, picture: Picture) -> Detections:
-        pixels = as_pixels(picture)
+    def _predict_one(self, image: ImageLike) -> Detections:
+        pixels = as_pixels(image)
         height, width = pixels.shape[-2:]
         training = self.training
         self.eval()
@@ -163,33 +163,33 @@ class Detector(nn.Module, ABC):
         """Pixels by the backbone's statistics, the padding exactly zero, in channels-last layout (fast on CPU)."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         pixels = (batch.pixels - self.backbone.mean) / self.backbone.std
-        for picture, (height, width) in zip(pixels, batch.sizes, strict=True):
-            picture[:, height:] = 0
-            picture[:, :, width:] = 0
+        for image, (height, width) in zip(pixels, batch.sizes, strict=True):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
         return pixels.contiguous(memory_format=torch.channels_last), batch.sizes
 
 
-def as_pixels(picture: Picture) -> Tensor:
+def as_pixels(image: ImageLike) -> Tensor:
     """A (3, H, W) float tensor in [0, 1] from a path, PIL image, array or tensor.
 
     Raises:
         UserError: if it is none of these, or has an unusable shape.
     """
-    if isinstance(picture, (str, Path)):
-        picture = open_image(Path(picture))
-    if isinstance(picture, Image.Image):
-        picture = np.asarray(to_rgb(picture))
-    if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise UserError(f"an array must be (H, W, 3) uint8 RGB, not {picture.shape} {picture.dtype}")
-        picture = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    if not isinstance(picture, Tensor):
-        raise UserError(f"cannot make a picture of a {type(picture).__name__}; give a path, PIL image, array or tensor")
-    if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
-        raise UserError(f"a picture tensor must be (3, H, W), not {tuple(picture.shape)}")
-    if not picture.is_floating_point() and picture.dtype != torch.uint8:
-        raise UserError(f"a picture tensor must be uint8, or float in [0, 1], not {picture.dtype}")
-    return picture.float() if picture.is_floating_point() else picture.float() / 255
+    if isinstance(image, (str, Path)):
+        image = open_image(Path(image))
+    if isinstance(image, Image.Image):
+        image = np.asarray(to_rgb(image))
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if not isinstance(image, Tensor):
+        raise UserError(f"cannot make an image of a {type(image).__name__}; give a path, PIL image, array or tensor")
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise UserError(f"an image tensor must be (3, H, W), not {tuple(image.shape)}")
+    if not image.is_floating_point() and image.dtype != torch.uint8:
+        raise UserError(f"an image tensor must be uint8, or float in [0, 1], not {image.dtype}")
+    return image.float() if image.is_floating_point() else image.float() / 255
 
 
 def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:

@@ -22,7 +22,7 @@ from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
 from tightbox.models.backbone import Backbone
-from tightbox.models.dense import inside_picture, matched_objects, rows
+from tightbox.models.dense import inside_image, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions, Preprocess
@@ -88,15 +88,15 @@ class IoUAwareRetinaNet(Detector):
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
         truth, labels = matched_objects(targets, image, matched[image, place])
-        # As in the released code, a picture without positives counts as one.
+        # As in the released code, an image without positives counts as one.
         positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
 
-        goal = torch.zeros_like(output.logits)
-        goal[image, place, labels] = 1
+        class_target = torch.zeros_like(output.logits)
+        class_target[image, place, labels] = 1
         deltas = output.deltas[image, place]
         encoded = encode_deltas(anchors[place], truth)
         losses = {
-            "class": (focal_loss(output.logits, goal) * (matched != IGNORED)[..., None]).sum() / positives,
+            "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
             "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
         }
         if output.ious is not None:
@@ -136,7 +136,7 @@ class IoUAwareRetinaNet(Detector):
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _assign(self, output: AnchorOutput, anchors: Tensor, size: tuple[int, int], targets: Targets) -> Assignment:
-        inside = inside_picture(output.sizes, STRIDES, size, anchors.device).repeat_interleave(ANCHORS)
+        inside = inside_image(output.sizes, STRIDES, size, anchors.device).repeat_interleave(ANCHORS)
         crowds = 0.5 if self.options.ignore_crowds else None
         return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
 

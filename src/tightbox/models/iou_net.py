@@ -1,7 +1,7 @@
 """IoU-Net: Faster R-CNN on a pyramid, with a second head that predicts the IoU of any box with its object.
 
 The head orders the boxes in suppression, and its gradient with respect to a box moves the box to where it is tighter.
-It learns from jittered true boxes, so it can be trained alone and judge the boxes of other detectors.
+It learns from jittered ground-truth boxes, so it can be trained alone and judge the boxes of other detectors.
 
 Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
 """
@@ -147,10 +147,10 @@ class IoUNet(Detector):
         """The detections of any detector with predicted IoUs, ranked, suppressed and refined anew, best first.
 
         Args:
-            images: the pictures.
-            detections: of each picture, in its pixels; for IoU-guided suppression, those before any suppression.
+            images: the images.
+            detections: of each image, in its pixels; for IoU-guided suppression, those before any suppression.
             rank: how to rank them; by their scores if not given.
-            suppress: how to thin them out; if not given, all stay.
+            suppress: how to suppress them; if not given, all stay.
             refine_steps: as the option of that name, whose value it has if not given.
         """
         pyramid = self.features(images)
@@ -210,28 +210,28 @@ class IoUNet(Detector):
     def _box_losses(
         self, pyramid: Pyramid, proposals: Sequence[Tensor], targets: Sequence[Targets]
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and smooth L1 over a sample of the proposals, to which the true boxes belong."""
+        """Cross-entropy and smooth L1 over a sample of the proposals, to which the ground-truth boxes belong."""
         options = self.options
-        rois, goals, truths = [], [], []
+        rois, class_targets, box_targets = [], [], []
         for boxes, target in zip(proposals, targets, strict=True):
             boxes = torch.cat([boxes, target.boxes])
             crowds = 0.5 if options.ignore_crowds else None
             matched = max_iou(boxes, target, MATCH_IOU, MATCH_IOU, low_quality=False, ignore_iof=crowds).matched
-            positive, negative = sample(matched, options.rois, options.positive_share)
+            positive, negative = sample(matched, options.rois, options.positive_fraction)
             rois.append(boxes[torch.cat([positive, negative])])
             background = torch.full_like(negative, len(self.class_names))
-            goals.append(torch.cat([target.labels[matched[positive]], background]))
-            truths.append(target.boxes[matched[positive]])
+            class_targets.append(torch.cat([target.labels[matched[positive]], background]))
+            box_targets.append(target.boxes[matched[positive]])
         logits, deltas = self._box_head()(pyramid.pool(rois))
-        goal = torch.cat(goals)
-        positive = (goal < len(self.class_names)).nonzero().squeeze(1)
-        off = deltas[positive, goal[positive]] - encode(torch.cat(rois)[positive], torch.cat(truths))
-        total = mean_over_processes(logits.new_tensor(len(goal))).clamp(min=1)
+        class_target = torch.cat(class_targets)
+        positive = (class_target < len(self.class_names)).nonzero().squeeze(1)
+        off = deltas[positive, class_target[positive]] - encode(torch.cat(rois)[positive], torch.cat(box_targets))
+        total = mean_over_processes(logits.new_tensor(len(class_target))).clamp(min=1)
         box = F.smooth_l1_loss(off, torch.zeros_like(off), beta=BOX_BETA, reduction="sum") / total
-        return F.cross_entropy(logits, goal, reduction="sum") / total, box
+        return F.cross_entropy(logits, class_target, reduction="sum") / total, box
 
     def _iou_loss(self, head: IoUHead, pyramid: Pyramid, targets: Sequence[Targets]) -> Tensor:
-        """Over jittered true boxes, each in the channel of its object's class."""
+        """Over jittered ground-truth boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
         for target, size in zip(targets, pyramid.sizes, strict=True):
             solid = area(clip_boxes(target.boxes, size)) > 0  # a sliver may have been rounded away in augmentation
@@ -284,7 +284,7 @@ class IoUNet(Detector):
         return matched, chosen
 
     def _ious(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each picture; 0 for one without area."""
+        """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each image; 0 for one without area."""
         if self.iou_head is None:
             raise UserError("this model was trained without its IoU head (iou_head=false); train one with it")
         together = torch.cat(list(boxes)), image_of(boxes), torch.cat(list(labels))
@@ -293,7 +293,7 @@ class IoUNet(Detector):
 
     @torch.inference_mode(False)  # whose tensors gradients cannot use
     def _moved(self, head: IoUHead, pyramid: Pyramid, detections: list[Detections], steps: int) -> list[Detections]:
-        """Algorithm 2 on the boxes of all pictures together, which stay inside their pictures."""
+        """Algorithm 2 on the boxes of all images together, which stay inside their images."""
         images = image_of([found.boxes for found in detections])
         sizes = torch.tensor(pyramid.sizes, device=images.device)[images]
         boxes = clip_boxes(torch.cat([found.boxes for found in detections]), sizes)
@@ -324,7 +324,7 @@ def _pieces(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _predicted(head: IoUHead, pyramid: Pyramid, boxes: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """IoU (K,) of the boxes (K, 4) of the pictures `images` (K,), as ones of the classes `labels` (K,).
+    """IoU (K,) of the boxes (K, 4) of the images `images` (K,), as ones of the classes `labels` (K,).
 
     In float32, whatever the rest runs in: a step of refinement matters from a thousandth on.
     """

@@ -28,7 +28,7 @@ class Pyramid:
 
     Attributes:
         levels: maps (B, channels, h, w) at `STRIDES`, float32; more may follow.
-        sizes: true (height, width) of each picture.
+        sizes: true (height, width) of each image.
         pooling: PrRoI pooling, or RoIAlign, which passes no gradient to the boxes.
     """
 
@@ -37,11 +37,11 @@ class Pyramid:
     pooling: Literal["prroi", "roi_align"] = "prroi"
 
     def pool(self, boxes: Sequence[Tensor]) -> Tensor:
-        """Features (K, channels, 7, 7) of the boxes (L, 4) of each picture, one picture after another."""
+        """Features (K, channels, 7, 7) of the boxes (L, 4) of each image, one image after another."""
         return self.pool_at(torch.cat(list(boxes)), image_of(boxes))
 
     def pool_at(self, boxes: Tensor, images: Tensor) -> Tensor:
-        """Features (K, channels, 7, 7) of the boxes (K, 4) of the pictures `images` (K,)."""
+        """Features (K, channels, 7, 7) of the boxes (K, 4) of the images `images` (K,)."""
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         level = pyramid_level(boxes.detach())
         pooled, order = [], []
@@ -60,7 +60,7 @@ class Pyramid:
 
 
 def image_of(boxes: Sequence[Tensor]) -> Tensor:
-    """(K,) the picture that each of the boxes (L, 4) of the pictures belongs to.
+    """(K,) the image that each of the boxes (L, 4) of the images belongs to.
 
     >>> image_of([torch.zeros(2, 4), torch.zeros(1, 4)])
     tensor([0, 0, 1])

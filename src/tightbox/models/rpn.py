@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 from tightbox.assigners import BACKGROUND, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
-from tightbox.models.dense import inside_picture, rows
+from tightbox.models.dense import inside_image, rows
 from tightbox.rank import best_rows
 from tightbox.structures import Targets
 
@@ -24,7 +24,7 @@ STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)  # height to width
 POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
 NMS_IOU = 0.7
-SAMPLED, POSITIVE_SHARE = 256, 0.5  # anchors of a picture that the losses see
+SAMPLED, POSITIVE_SHARE = 256, 0.5  # anchors of an image that the losses see
 SMOOTH_L1_BETA = 1 / 9
 
 
@@ -46,7 +46,7 @@ class RPNOutput:
 
 
 class RPN(nn.Module):
-    """One 3x3 convolution over every level, then objectness and box of three anchors a cell.
+    """One 3x3 convolution over every level, then objectness and box of three anchors per cell.
 
     Args:
         channels: width of the pyramid.
@@ -75,12 +75,12 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def proposals(self, output: RPNOutput, sizes: Sequence[tuple[int, int]], count: int) -> list[Tensor]:
-        """The best boxes (at most `count`, 4) of each picture after NMS within the levels, clipped to it, best first.
+        """The best boxes (at most `count`, 4) of each image after NMS within the levels, clipped to it, best first.
 
         Args:
             output: what `forward` gave.
-            sizes: true (height, width) of each picture.
-            count: boxes kept for each picture, and of each level before NMS.
+            sizes: true (height, width) of each image.
+            count: boxes kept for each image, and of each level before NMS.
         """
         levels = _levels(output)
         found = []
@@ -96,7 +96,7 @@ class RPN(nn.Module):
     def loss(
         self, output: RPNOutput, sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
     ) -> tuple[Tensor, Tensor]:
-        """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each picture's anchors."""
+        """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each image's anchors."""
         wrong, off, count = [], [], 0
         for logits, deltas, size, target in zip(output.logits, output.deltas, sizes, targets, strict=True):
             crowds = 0.5 if self.ignore_crowds else None
@@ -110,8 +110,8 @@ class RPN(nn.Module):
             ).matched
             positive, negative = sample(matched, SAMPLED, POSITIVE_SHARE)
             chosen = torch.cat([positive, negative])
-            goal = (matched[chosen] >= 0).to(logits)
-            wrong.append(F.binary_cross_entropy_with_logits(logits[chosen], goal, reduction="sum"))
+            objectness = (matched[chosen] >= 0).to(logits)
+            wrong.append(F.binary_cross_entropy_with_logits(logits[chosen], objectness, reduction="sum"))
             encoded = encode_deltas(output.anchors[positive], target.boxes[matched[positive]])
             off.append(F.smooth_l1_loss(deltas[positive], encoded, beta=SMOOTH_L1_BETA, reduction="sum"))
             count += len(chosen)
@@ -127,7 +127,7 @@ class RPN(nn.Module):
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _inside(self, output: RPNOutput, size: tuple[int, int]) -> Tensor:
-        cells = inside_picture(output.map_sizes, STRIDES, size, output.anchors.device)
+        cells = inside_image(output.map_sizes, STRIDES, size, output.anchors.device)
         return cells.repeat_interleave(len(RATIOS))
 
 
@@ -135,7 +135,7 @@ def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, 
     """Indices of at most `count` of the boxes that `matched` (N,) tells from another, drawn at random.
 
     Returns:
-        Those that have an object, at most this share of the count, and as many of the background as then fit.
+        Those that have an object, at most this fraction of the count, and as many of the background as then fit.
     """
     chosen: list[Tensor] = []
     room = int(count * positive_share)

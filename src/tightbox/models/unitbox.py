@@ -1,7 +1,7 @@
 """UnitBox: every pixel of an object knows how far the sides of its box are, and learns it by the IoU of the whole box.
 
 A confidence map tells which pixels lie on an object, a box map tells their distances to its sides. Both are as large as
-the picture. An object is a connected region of confident pixels; its box is read at one pixel in the middle of it.
+the image. An object is a connected region of confident pixels; its box is read at one pixel in the middle of it.
 
 Yu et al., "UnitBox: An Advanced Object Detection Network", https://arxiv.org/abs/1608.01471.
 """
@@ -109,7 +109,7 @@ class UnitBox(Detector):
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Cross-entropy of the confidence maps, and −ln IoU (eq. 1 to 7) or ℓ2 of the boxes at the positive pixels.
 
-        Either is the mean over its pixels, those of the whole batch together, or the sum over them in a picture. The
+        Either is the mean over its pixels, those of the whole batch together, or the sum over them in an image. The
         paper says neither, nor how it weighs the two. Pixels in regions to be ignored have no part.
         """
         pixels, sizes = self._normalise(images)
@@ -126,9 +126,9 @@ class UnitBox(Detector):
             box.append(self._box_loss(predicted, maps.distances[:, learns].T))
             known.append((maps.matched != IGNORED).sum())
             positive.append(learns.sum())
-        pictures = output.logits.new_tensor(len(sizes))
+        num_images = output.logits.new_tensor(len(sizes))
         by_mean = self.options.reduction == "mean"
-        over = (torch.stack(known).sum(), torch.stack(positive).sum()) if by_mean else (pictures, pictures)
+        over = (torch.stack(known).sum(), torch.stack(positive).sum()) if by_mean else (num_images, num_images)
         known_pixels, positives = (mean_over_processes(count.float()).clamp(min=1) for count in over)
         return {
             "confidence": self.options.confidence_weight * torch.stack(confidence).sum() / known_pixels,
@@ -203,9 +203,9 @@ class UnitBox(Detector):
         )
 
     def _read_pixels(self, output: PixelOutput, i: int, matched: Tensor) -> tuple[Candidates, Tensor]:
-        """The candidates of the grid in a picture whose pixels learn the objects `matched` (h, w)."""
+        """The candidates of the grid in an image whose pixels learn the objects `matched` (h, w)."""
         (height, width), step = matched.shape, self.options.dense_stride
-        # The middle of every step × step block; of a picture that is smaller, its own middle.
+        # The middle of every step × step block; of an image that is smaller, its own middle.
         y = torch.arange(min(step, height) // 2, height, step, device=matched.device)
         x = torch.arange(min(step, width) // 2, width, step, device=matched.device)
         y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))

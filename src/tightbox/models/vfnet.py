@@ -23,7 +23,7 @@ from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.backbone import Backbone
-from tightbox.models.dense import inside_picture, matched_objects, rows
+from tightbox.models.dense import inside_image, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
@@ -103,27 +103,29 @@ class VFNet(Detector):
         losses: dict[str, Tensor] = {}
         if self.options.centerness:
             assert output.centerness is not None
-            goal = centerness(points[place], truth)
+            centerness_target = centerness(points[place], truth)
             predicted = output.centerness[image, place]
-            losses["centerness"] = F.binary_cross_entropy_with_logits(predicted, goal, reduction="sum") / positives
-            weight = goal
+            losses["centerness"] = (
+                F.binary_cross_entropy_with_logits(predicted, centerness_target, reduction="sum") / positives
+            )
+            weight = centerness_target
         else:
             weight = quality
         losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, truth, weight, positives)
         if self.options.refine:
             initial = decode_distances(points[place], output.initial[image, place])
-            if self.options.normaliser == "code":
+            if self.options.normaliser == "iou_sum":
                 weight = iou(initial, truth).detach().clamp(min=MIN_IOU)
             losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, truth, weight, positives)
 
-        goal = torch.zeros_like(output.logits)
+        class_target = torch.zeros_like(output.logits)
         if self.options.varifocal:
-            goal[image, place, labels] = quality
-            terms = varifocal_loss(output.logits, goal, iou_weighted=self.options.iou_weighted)
+            class_target[image, place, labels] = quality
+            terms = varifocal_loss(output.logits, class_target, iou_weighted=self.options.iou_weighted)
             counted = matched != IGNORED  # points in the padding do learn to be background, as published
         else:
-            goal[image, place, labels] = 1
-            terms = focal_loss(output.logits, goal)
+            class_target[image, place, labels] = 1
+            terms = focal_loss(output.logits, class_target)
             counted = (matched != IGNORED) & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
@@ -153,7 +155,7 @@ class VFNet(Detector):
         return level_points(output.sizes, STRIDES, offset=offset, device=output.logits.device)
 
     def _inside(self, output: DenseOutput, size: tuple[int, int]) -> Tensor:
-        return inside_picture(output.sizes, STRIDES, size, output.logits.device)
+        return inside_image(output.sizes, STRIDES, size, output.logits.device)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
         strides = per_point(points.new_tensor(STRIDES), output.sizes)
@@ -167,7 +169,7 @@ class VFNet(Detector):
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
     def _box_loss(self, boxes: Tensor, truth: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
-        by_weight = self.options.normaliser == "code"
+        by_weight = self.options.normaliser == "iou_sum"
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
         return (giou_loss(boxes, truth) * weight).sum() / divisor
 
@@ -259,8 +261,8 @@ class VFNetHead(nn.Module):
         initial = (self.box(initial_features).float() * self.box_scale[level]).exp() * unit
         sampling = None
         if self.options.star:
-            share = self.options.offset_gradient
-            sampling = StarSampling(share * initial + (1 - share) * initial.detach(), STRIDES[level])
+            fraction = self.options.offset_gradient
+            sampling = StarSampling(fraction * initial + (1 - fraction) * initial.detach(), STRIDES[level])
         distances = initial
         if self.options.refine:
             features = self.refine_conv(box_features, sampling)

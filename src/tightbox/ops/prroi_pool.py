@@ -19,7 +19,7 @@ from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
 from tightbox.ops.row_bag import Bags, add_rows_gradient, bag_sum, weights_gradient
 
-# Boxes are worked off in blocks, whose lists of reads then stay small beside the features and the output. A GPU has the
+# Boxes are processed in chunks, whose lists of reads then stay small beside the features and the output. A GPU has the
 # memory for larger ones, and each block costs it a wait.
 _BLOCK, _BLOCK_ON_GPU = 64, 2048
 
@@ -123,7 +123,7 @@ def _edges(start: Tensor, end: Tensor, bins: int) -> Tensor:
 
 def _weights(edges: Tensor, size: int) -> Tensor:
     """(K, bins, size): weight of each pixel along one axis in the mean over each bin; zero for a bin of no length."""
-    # A pixel's share of [a, b] is G(b) − G(a), with G the antiderivative of the hat function max(0, 1 − |t|).
+    # A pixel's fraction of [a, b] is G(b) − G(a), with G the antiderivative of the hat function max(0, 1 − |t|).
     beyond = (edges[:, :, None] - torch.arange(size, device=edges.device)).clamp(-1, 1)
     return _per_length((beyond * (1 - beyond.abs() / 2)).diff(dim=1), edges)
 

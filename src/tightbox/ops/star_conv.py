@@ -23,7 +23,7 @@ _TAP_OF_PIXEL = [3 * row + column for row in (0, 0, 1, 2, 2) for column in (0, 0
 _PIXELS_BY_TAP = sorted(range(25), key=_TAP_OF_PIXEL.__getitem__)
 _PIXELS_PER_TAP = [_TAP_OF_PIXEL.count(tap) for tap in range(9)]
 
-# Locations are worked off in blocks whose samples (9·C numbers each) stay small enough for malloc to hand the same
+# Locations are processed in chunks whose samples (9·C numbers each) stay small enough for malloc to hand the same
 # memory out again, and whose 25 reads each are enough (32768) for torch.sort to take its fast parallel path.
 _BLOCK = 1536
 

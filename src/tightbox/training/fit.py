@@ -89,7 +89,7 @@ def fit(
         val: validation records with the same classes; without them nothing is evaluated and `best` is the last.
         out: the run's folder.
         options: schedule and engine.
-        augment: random changes to the pictures.
+        augment: random changes to the images.
         resume: continue exactly where the run in `out` stopped.
         ready: called by the main process before anything is written, once a resumed state has proved to be loadable.
 
@@ -97,7 +97,7 @@ def fit(
         The model whose weights are evaluated and saved: the moving average if there is one.
 
     Raises:
-        UserError: if the loss stops being finite, a picture cannot be read, the disk refuses, or there is no state to
+        UserError: if the loss stops being finite, an image cannot be read, the disk refuses, or there is no state to
             resume, or one that is damaged, of other data, or of more epochs than there are to be.
         Interrupted: after Ctrl-C, once the state is saved.
     """
@@ -111,7 +111,7 @@ def fit(
     batches = EpochBatches(len(train.records), options.batch_size, options.seed)
     batches_per_epoch = len(batches) // accelerator.num_processes
     if batches_per_epoch == 0:
-        raise UserError(f"{batches.count} training pictures do not give a batch to each process; add some")
+        raise UserError(f"{batches.count} training images do not give a batch to each process; add some")
     loader = _loader(model, train, batches, options, augment)
     optimizer = build_optimizer(model, options)
     scheduler = LambdaLR(optimizer, learning_rate_factor(options, -(-batches_per_epoch // options.accumulate)))
@@ -263,7 +263,7 @@ def _tracker() -> str:
 
 
 class _Log:
-    """One row of figures an epoch, as JSON lines and to the tracker."""
+    """One row of figures per epoch, as JSON lines and to the tracker."""
 
     def __init__(self, path: Path, accelerator: Accelerator, *, epochs_done: int) -> None:
         self.path = path

@@ -47,7 +47,7 @@ def learning_rate_factor(options: TrainOptions, steps_per_epoch: int) -> Callabl
         if options.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
         epoch = step / steps_per_epoch
-        drops = sum(epoch >= round(options.epochs * share) for share in (2 / 3, 11 / 12))
+        drops = sum(epoch >= round(options.epochs * fraction) for fraction in (2 / 3, 11 / 12))
         return float(0.1**drops)
 
     return factor
@@ -59,12 +59,12 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     def update(
         averages: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], steps: Tensor | int
     ) -> None:
-        share = 1 - min(decay, (1 + float(steps)) / (10 + float(steps)))
+        fraction = 1 - min(decay, (1 + float(steps)) / (10 + float(steps)))
         with torch.no_grad():
             pairs: Iterable[tuple[Tensor, Tensor]] = zip(averages, values, strict=True)
             for average, value in pairs:
                 if average.is_floating_point():
-                    average.lerp_(value, share)
+                    average.lerp_(value, fraction)
                 else:
                     average.copy_(value)
 

@@ -1,4 +1,4 @@
-"""The progress bar of a training: epoch, time left, losses and pictures per second."""
+"""The progress bar of a training: epoch, time left, losses and images per second."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
         )
         self._bar = RichProgress(*columns, console=Console(), disable=not shown, refresh_per_second=4)
         self._task = self._bar.add_task("epoch 1", total=epochs * batches, note="")
-        self._pictures = 0
+        self._images = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,21 +45,21 @@ class Progress:
         self._bar.stop()
 
     def start_epoch(self, epoch: int, batch: int) -> None:
-        """Count pictures anew, and go to this batch of this epoch."""
-        self._pictures = 0
+        """Count images anew, and go to this batch of this epoch."""
+        self._images = 0
         self._started = time.monotonic()
         description = f"epoch {epoch + 1}/{self.epochs}"
         self._bar.update(self._task, description=description, completed=epoch * self.batches + batch)
 
-    def step(self, losses: dict[str, float], pictures: int) -> None:
+    def step(self, losses: dict[str, float], images: int) -> None:
         """One more step; `losses` are shown."""
-        self._pictures += pictures
+        self._images += images
         terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self._bar.update(self._task, advance=1, note=f"{terms}  {self.rate():.1f} img/s")
 
     def rate(self) -> float:
-        """Pictures per second since the epoch began."""
-        return self._pictures / max(time.monotonic() - self._started, 1e-9)
+        """Images per second since the epoch began."""
+        return self._images / max(time.monotonic() - self._started, 1e-9)
 
     def print(self, line: str) -> None:
         """A line above the bar."""

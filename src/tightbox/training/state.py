@@ -30,7 +30,7 @@ def save_state(accelerator: Accelerator, folder: Path, train: DetectionData) -> 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             digests = {path.name: _digest(path) for path in sorted(fresh.iterdir())}
-            data = {"class_names": train.class_names, "pictures": len(train.records)}
+            data = {"class_names": train.class_names, "images": len(train.records)}
             (fresh / CONTENTS).write_text(json.dumps(data | {"sha256": digests}, indent=2), encoding="utf-8")
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         shutil.rmtree(fresh, ignore_errors=True)
@@ -70,15 +70,15 @@ def _check(folder: Path, train: DetectionData, anew: str) -> None:
     """Refuses a state that is not whole, which accelerate reads in part without a word, or of other data."""
     try:
         contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        names, pictures, digests = tuple(contents["class_names"]), contents["pictures"], contents["sha256"]
+        names, images, digests = tuple(contents["class_names"]), contents["images"], contents["sha256"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / CONTENTS} is damaged ({error}); {anew}") from error
     if names != train.class_names:
         own, now = ", ".join(names), ", ".join(train.class_names)
         raise UserError(f"this run learns the classes {own}, but {train.root} has {now}; give its own data, or {anew}")
-    if pictures != len(train.records):
+    if images != len(train.records):
         raise UserError(
-            f"this run learns from {pictures} pictures, but {train.root} has {len(train.records)}; "
+            f"this run learns from {images} images, but {train.root} has {len(train.records)}; "
             f"give its own data, or {anew}"
         )
     for name, digest in digests.items():

@@ -21,7 +21,7 @@ _DRAWING = {
 }
 
 
-class Blank(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Within it, initialisation by random numbers leaves tensors as they are: whatever the memory held.
 
     That is half the time of loading a large model. Every weight must be written afterwards.

@@ -1,4 +1,4 @@
-"""Two pictures of known objects, as every test of an evaluation needs them."""
+"""Two images of known objects, as every test of an evaluation needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tightbox.data.records import DetectionData, ImageRecord
 BOXES = [[(4, 4, 40, 36), (30, 20, 60, 60)], [(10, 8, 50, 40)], []]
 
 
-def three_pictures(root: Path) -> DetectionData:
+def three_images(root: Path) -> DetectionData:
     """Noise of 64 by 64 pixels with two objects, one and none; a cat is every first object, a dog every second."""
     records = []
     for i, boxes in enumerate(BOXES):

@@ -1,4 +1,4 @@
-"""The pictures of the gallery: found on the disk, cut out around the boxes, and small enough to be embedded."""
+"""The images of the gallery: found on the disk, cut out around the boxes, and small enough to be embedded."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tightbox.diagnosis.numbers import Card
 from tightbox.errors import UserError
 from tightbox.images import open_image
 
-SIZE = 480, 360  # pixels of a cutting at most
+SIZE = 480, 360  # pixels of a crop at most
 MARGIN = 0.35  # around the boxes, in parts of their extent
-LEAST = 48.0  # pixels of the picture that a cutting shows at least, each way
-BUDGET = 12 << 20  # bytes of all cuttings together; what comes later has outlines only
-LOOKED_AT = 20  # pictures that are looked for in a folder before another one is tried
+LEAST = 48.0  # pixels of the image that a crop shows at least, each way
+BUDGET = 12 << 20  # bytes of all crops together; what comes later has outlines only
+LOOKED_AT = 20  # images that are looked for in a folder before another one is tried
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """A part of a picture.
+class Crop:
+    """A part of an image.
 
     Attributes:
-        view: x, y, width and height of the part, in pixels of the picture.
-        source: the part as a data URI, None if the picture could not be had.
+        view: x, y, width and height of the part, in pixels of the image.
+        source: the part as a data URI, None if the image was unavailable.
     """
 
     view: tuple[float, float, float, float]
     source: str | None
 
 
-def find_pictures(ground_truth: Mapping[str, Any], file: Path, folder: Path | None) -> dict[int, Path]:
-    """Where the pictures of a COCO file should be, by their id; empty if the usual folders do not have them.
+def find_images(ground_truth: Mapping[str, Any], file: Path, folder: Path | None) -> dict[int, Path]:
+    """Where the images of a COCO file should be, by their id; empty if the usual folders do not have them.
 
     Args:
         ground_truth: its content.
@@ -56,35 +56,35 @@ def find_pictures(ground_truth: Mapping[str, Any], file: Path, folder: Path | No
             return {number: place / name for number, name in names.items()}
     if folder is not None:
         example = f" such as {first[0]}" if first else ", which name no files"
-        raise UserError(f"--images {folder} has none of the pictures of {file}{example}; give the folder they are in")
+        raise UserError(f"--images {folder} has none of the images of {file}{example}; give the folder they are in")
     return {}
 
 
-def cut_out(
-    cards: Iterable[Card], pictures: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
-) -> list[Cutting]:
-    """The part of its picture that each card needs, every picture opened once."""
+def crop_images(
+    cards: Iterable[Card], images: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
+) -> list[Crop]:
+    """The part of its image that each card needs, every image opened once."""
     cards = list(cards)
-    cuttings: dict[int, Cutting] = {}
+    crops: dict[int, Crop] = {}
     spent = 0
-    by_picture = sorted(range(len(cards)), key=lambda i: (cards[i].image_id, i))
+    by_image = sorted(range(len(cards)), key=lambda i: (cards[i].image_id, i))
     image, opened = None, None
-    for done, i in enumerate(by_picture, 1):
+    for done, i in enumerate(by_image, 1):
         card = cards[i]
         view, source = view_of(card), None
         if card.image_id != opened:
-            image, opened = _open(card, pictures.get(card.image_id)), card.image_id
+            image, opened = _open(card, images.get(card.image_id)), card.image_id
         if image is not None and spent < BUDGET:
             source = _encode(image, view)
             spent += len(source)
-        cuttings[i] = Cutting(view, source)
+        crops[i] = Crop(view, source)
         if progress is not None:
             progress(done, len(cards))
-    return [cuttings[i] for i in range(len(cards))]
+    return [crops[i] for i in range(len(cards))]
 
 
 def view_of(card: Card) -> tuple[float, float, float, float]:
-    """What to show of a picture, four wide to three high: the boxes of a card and their surroundings."""
+    """What to show of an image, four wide to three high: the boxes of a card and their surroundings."""
     boxes = [shown.box for shown in (card.truth, card.kept, card.better) if shown is not None]
     left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
@@ -99,7 +99,7 @@ def view_of(card: Card) -> tuple[float, float, float, float]:
 
 
 def _open(card: Card, path: Path | None) -> Image.Image | None:
-    """The picture, None if it cannot be had: a page with outlines is better than none."""
+    """The image, None if it is unavailable: a page with outlines is better than none."""
     if path is None:
         return None
     size = None if card.width is None or card.height is None else (int(card.width), int(card.height))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tightbox.diagnosis.crops import SIZE, crop_images, find_images, view_of
 from tightbox.diagnosis.numbers import Card, Shown
-from tightbox.diagnosis.pictures import SIZE, cut_out, find_pictures, view_of
 from tightbox.errors import UserError
 
 TRUTH = {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]}
@@ -19,7 +19,7 @@ def card(box: tuple[float, float, float, float], width: float | None = 640, heig
     return Card("miss", 1, "a.jpg", width, height, "cat", "small", 1.0, Shown(box), None, None, "")
 
 
-def picture(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
+def image(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (10, 200, 30)).save(path)
     return path
@@ -36,18 +36,18 @@ def picture(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
     ],
 )
 def test_the_usual_folders(tmp_path: Path, place: str, truth: str) -> None:
-    picture(tmp_path / place)
-    found = find_pictures(TRUTH, tmp_path / truth, None)
+    image(tmp_path / place)
+    found = find_images(TRUTH, tmp_path / truth, None)
     assert found[1] == tmp_path / place
     assert found[1].is_file()
 
 
-def test_pictures_elsewhere(tmp_path: Path) -> None:
-    assert find_pictures(TRUTH, tmp_path / "val.json", None) == {}
-    picture(tmp_path / "else" / "b.jpg")
-    assert find_pictures(TRUTH, tmp_path / "val.json", tmp_path / "else")[2].is_file()
-    with pytest.raises(UserError, match=r"none of the pictures of .* such as a\.jpg"):
-        find_pictures(TRUTH, tmp_path / "val.json", tmp_path)
+def test_images_elsewhere(tmp_path: Path) -> None:
+    assert find_images(TRUTH, tmp_path / "val.json", None) == {}
+    image(tmp_path / "else" / "b.jpg")
+    assert find_images(TRUTH, tmp_path / "val.json", tmp_path / "else")[2].is_file()
+    with pytest.raises(UserError, match=r"none of the images of .* such as a\.jpg"):
+        find_images(TRUTH, tmp_path / "val.json", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_pictures_elsewhere(tmp_path: Path) -> None:
         ((0, 0, 200, 100), (0, 0, 340, 255)),
         # A point is shown with 48 pixels around.
         ((300, 300, 0, 0), (268, 276, 64, 48)),
-        # More than the picture there is not.
+        # More than the image there is not.
         ((0, 0, 640, 480), (0, 0, 640, 480)),
     ],
 )
@@ -71,9 +71,9 @@ def test_a_cutting_shows_its_part(tmp_path: Path) -> None:
     image = Image.new("RGB", (640, 480), "white")
     image.paste("red", (200, 200, 400, 300))
     image.save(tmp_path / "a.png")
-    cutting = cut_out([card((200, 200, 200, 100))], {1: tmp_path / "a.png"})[0]
-    assert cutting.source is not None
-    shown = Image.open(io.BytesIO(base64.b64decode(cutting.source.split(",")[1])))
+    crop = crop_images([card((200, 200, 200, 100))], {1: tmp_path / "a.png"})[0]
+    assert crop.source is not None
+    shown = Image.open(io.BytesIO(base64.b64decode(crop.source.split(",")[1])))
     assert shown.format == "JPEG"
     assert shown.size == (340, 255)
     red, white = shown.getpixel((170, 127)), shown.getpixel((10, 10))
@@ -83,27 +83,27 @@ def test_a_cutting_shows_its_part(tmp_path: Path) -> None:
 
 
 def test_large_parts_are_reduced(tmp_path: Path) -> None:
-    big = picture(tmp_path / "a.jpg", (4000, 3000))
-    cutting = cut_out([card((0, 0, 4000, 3000), 4000, 3000)], {1: big})[0]
-    assert cutting.source is not None
-    assert Image.open(io.BytesIO(base64.b64decode(cutting.source.split(",")[1]))).size == SIZE
+    big = image(tmp_path / "a.jpg", (4000, 3000))
+    crop = crop_images([card((0, 0, 4000, 3000), 4000, 3000)], {1: big})[0]
+    assert crop.source is not None
+    assert Image.open(io.BytesIO(base64.b64decode(crop.source.split(",")[1]))).size == SIZE
 
 
-def test_pictures_that_cannot_be_had_are_outlines(tmp_path: Path) -> None:
-    (tmp_path / "cut.jpg").write_bytes(picture(tmp_path / "a.jpg").read_bytes()[:100])
-    other_size = picture(tmp_path / "small.jpg", (10, 10))
+def test_images_that_cannot_be_had_are_outlines(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(image(tmp_path / "a.jpg").read_bytes()[:100])
+    other_size = image(tmp_path / "small.jpg", (10, 10))
     for found in ({}, {1: tmp_path / "no.jpg"}, {1: tmp_path / "cut.jpg"}, {1: other_size}):
-        assert cut_out([card((0, 0, 100, 100))], found)[0].source is None
+        assert crop_images([card((0, 0, 100, 100))], found)[0].source is None
 
 
 def test_sizes_may_be_unknown(tmp_path: Path) -> None:
-    picture(tmp_path / "a.jpg")
-    cutting = cut_out([card((600, 400, 100, 100), None, None)], {1: tmp_path / "a.jpg"})[0]
-    assert cutting.source is not None
-    json.dumps(cutting.view)
+    image(tmp_path / "a.jpg")
+    crop = crop_images([card((600, 400, 100, 100), None, None)], {1: tmp_path / "a.jpg"})[0]
+    assert crop.source is not None
+    json.dumps(crop.view)
 
 
 def test_progress_counts_every_card(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    cut_out([card((0, 0, 9, 9))] * 3, {}, lambda done, total: seen.append((done, total)))
+    crop_images([card((0, 0, 9, 9))] * 3, {}, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
