@@ -30,7 +30,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.layout import read_data
 from tightbox.data.transforms import TrainTransform
-from tightbox.evaluation.run import evaluate_model
+from tightbox.inference.detect import evaluate_model
 from tightbox.files import atomic_path
 from tightbox.models import Backbone, Detector, create_model
 from tightbox.models.detector import Images

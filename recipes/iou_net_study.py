@@ -29,10 +29,10 @@ from tightbox.boxes import pairwise_iou
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
-from tightbox.evaluation.calibration import correlation
-from tightbox.evaluation.candidates import ImageCandidates, iterate_candidates
+from tightbox.evaluation.reliability import correlation
+from tightbox.inference.candidates import ImageCandidates, iterate_candidates
 from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.run import evaluate_model, to_results
+from tightbox.inference.detect import evaluate_model, to_results
 from tightbox.files import atomic_path, write_json
 from tightbox.models import IoUNet, load
 from tightbox.rank import by_class_score

@@ -30,8 +30,8 @@ from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.scenes import write_scenes
 from tightbox.evaluation.matching import match
-from tightbox.evaluation.results import to_columns
-from tightbox.evaluation.run import detect_data, to_results
+from tightbox.evaluation.inputs import to_columns
+from tightbox.inference.detect import detect_data, to_results
 from tightbox.files import atomic_path, write_json
 from tightbox.models import UnitBox, load
 from tightbox.options import Preprocess

@@ -13,9 +13,9 @@ from tests.tiny import tiny_model
 from tightbox.calibration import IOUS, MIN_DETECTIONS, PRECISIONS, Calibration, fit_calibration
 from tightbox.checkpoint import save_calibration
 from tightbox.errors import UserError
-from tightbox.evaluation.calibration import IouCalibration, threshold_for_precision
+from tightbox.evaluation.reliability import IouCalibration, threshold_for_precision
 from tightbox.evaluation.matching import Matches, match
-from tightbox.evaluation.results import to_columns
+from tightbox.evaluation.inputs import to_columns
 from tightbox.structures import Detections
 
 HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 51,) * 10, {"method": "by hand"})

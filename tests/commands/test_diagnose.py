@@ -15,7 +15,7 @@ from tests.diagnosis.example import example
 from tests.tiny import tiny_model
 from tightbox.calibration import Calibration
 from tightbox.checkpoint import save_calibration
-from tightbox.evaluation.calibration import IouCalibration
+from tightbox.evaluation.reliability import IouCalibration
 
 HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 50 + (None,),) * 10, {"split": "val"})
 

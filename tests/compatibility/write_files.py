@@ -59,7 +59,7 @@ def main() -> None:
     """Write a card, the shapes, and the detections of every model."""
     from tightbox.calibration import IOUS, PRECISIONS, Calibration
     from tightbox.checkpoint import CARD, save
-    from tightbox.evaluation.calibration import IouCalibration
+    from tightbox.evaluation.reliability import IouCalibration
     from tightbox.models import create_model
     from tightbox.options import BackboneOptions, Preprocess
 

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tightbox.evaluation import matching
 from tightbox.evaluation.matching import Matches, match
-from tightbox.evaluation.results import to_columns
+from tightbox.evaluation.inputs import to_columns
 
 Json = dict[str, Any]
 DATA_SETS = ["aquarium", "bccd", "coco-mini", "vehicles"]
@@ -142,7 +142,7 @@ def test_every_match_is_that_of_pycocotools(seed: int, max_detections: int) -> N
         (threshold, row): (to, ignored)
         for threshold, outcome in zip(thresholds, matches.outcomes, strict=True)
         for row, to, ignored in zip(
-            matches.rows.tolist(), outcome.truth.tolist(), outcome.ignored.tolist(), strict=True
+            matches.rows.tolist(), outcome.matched.tolist(), outcome.ignored.tolist(), strict=True
         )
     }
     assert found == expected
@@ -184,7 +184,7 @@ def test_boxes_on_a_small_grid_match_by_the_rules_read_aloud(
 
     outcome = (matches := matched(ground_truth, results, threshold)).at(threshold)
 
-    found = zip(matches.rows.tolist(), outcome.truth.tolist(), outcome.ious.tolist(), strict=True)
+    found = zip(matches.rows.tolist(), outcome.matched.tolist(), outcome.ious.tolist(), strict=True)
     assert {row: (to, iou) for row, to, iou in found} == expected
 
 
@@ -200,8 +200,8 @@ def test_best_boxes_of_the_same_and_of_other_classes(seed: int, at_once: int, mo
     for i, number in enumerate(matches.rows.tolist()):
         row = results[number]
         for same, truth, iou in (
-            (True, matches.best_truth[i], matches.best_iou[i]),
-            (False, matches.other_truth[i], matches.other_iou[i]),
+            (True, matches.best_gt[i], matches.best_iou[i]),
+            (False, matches.other_gt[i], matches.other_iou[i]),
         ):
             overlap = [
                 slow_overlap(row["bbox"], other["bbox"])
@@ -232,7 +232,7 @@ def test_detections_stand_by_class_then_score_then_image() -> None:
 
 
 def test_the_better_score_goes_first_and_the_loser_takes_what_is_left() -> None:
-    # Truth A = [0, 10) and B = [5, 15) in a strip of height 1; the first detection [2, 12) overlaps both by
+    # GroundTruth A = [0, 10) and B = [5, 15) in a strip of height 1; the first detection [2, 12) overlaps both by
     # (8 + 8) / ...: IoU with A = 8 / 12, with B = 7 / 13, so it takes A. The second, A itself, is left with
     # B: 5 / 15 = 1/3 < 0.5 and so with nothing, but at 0.3 it gets B.
     truth = data_set((1, 1, 0, 0, 10, 1), (1, 1, 5, 0, 10, 1))
@@ -257,7 +257,7 @@ def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
     # and wholly inside the crowd. The first takes the object, the other two the crowd.
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 0, 0, 5, 10), crowds=[1])
     outcome = matched(truth, [result(s, 0, 0, 5, 10) for s in (0.9, 0.8, 0.7)]).at(0.5)
-    assert outcome.truth.tolist() == [1, 0, 0]
+    assert outcome.matched.tolist() == [1, 0, 0]
     assert outcome.ignored.tolist() == [False, True, True]
     assert outcome.hit.tolist() == [True, False, False]
     assert not outcome.wrong.any()
@@ -284,14 +284,14 @@ def test_nothing_to_match(truth: Json, rows: list[Json]) -> None:
     matches = matched(truth, rows, 0.0, 0.5)
     assert len(matches) == len(rows)
     for outcome in matches.outcomes:
-        assert outcome.truth.tolist() == [-1] * len(rows)
+        assert outcome.matched.tolist() == [-1] * len(rows)
         assert outcome.wrong.all()
-    assert matches.best_truth.tolist() == matches.other_truth.tolist() == [-1] * len(rows)
+    assert matches.best_gt.tolist() == matches.other_gt.tolist() == [-1] * len(rows)
 
 
 def test_all_crowd_is_no_truth() -> None:
     matches = matched(data_set((1, 1, 0, 0, 10, 10), crowds=[1]), [result(0.5, 0, 0, 4, 4), result(0.4, 90, 0, 4, 4)])
-    assert matches.truth.positives.tolist() == [0]
+    assert matches.ground_truth.positives.tolist() == [0]
     assert matches.at(0.5).ignored.tolist() == [True, False]
     assert matches.best_iou.tolist() == [0, 0]
 

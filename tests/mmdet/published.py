@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightbox.mmdet import export_state
+from tightbox.models.mmdet import export_state
 from tightbox.models import VFNet, create_model
 
 VARIANTS = [

@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.mmdet.published import small_state, small_vfnet
 from tests.tiny import tiny_model
 from tightbox.errors import UserError
-from tightbox.mmdet import export_state, import_checkpoint
-from tightbox.mmdet.coco import COCO_CLASSES
+from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.models.mmdet.coco import COCO_CLASSES
 from tightbox.models import create_model
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
 

@@ -13,9 +13,9 @@ from torchvision.models import resnet50
 
 import tightbox
 from tests.mmdet.published import VARIANTS, layout, weights
-from tightbox.mmdet import export_state, import_checkpoint
-from tightbox.mmdet.names import to_published
-from tightbox.mmdet.variants import recognise
+from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.models.mmdet.names import to_published
+from tightbox.models.mmdet.variants import recognise
 from tightbox.models import Backbone, VFNet
 from tightbox.structures import Detections, ImageBatch
 

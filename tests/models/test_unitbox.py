@@ -13,7 +13,7 @@ from torch import Tensor
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
-from tightbox.evaluation.oracle import true_box
+from tightbox.inference.oracle import true_box
 from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.options import BackboneOptions, Preprocess

@@ -48,9 +48,9 @@ def run(args: Namespace) -> int:
 def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     model, data = on_data.open_both(args)
 
-    from tightbox.diagnosis.before_suppression import look_before_suppression
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.run import to_results
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
     found = on_data.detect(args, model, data)
@@ -58,8 +58,8 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
         before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            data.to_coco(),
-            to_results(found, data),
+            GroundTruth.from_data(data),
+            Predictions.from_detections(found, data),
             title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
             before=before,
             notes=_calibrated(model, args.split),
@@ -80,14 +80,14 @@ def _calibrated(model: Detector, split: str) -> list[str]:
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.diagnosis.crops import find_images
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.results import read_json
+    from tightbox.evaluation.coco_files import from_coco, read_json
     from tightbox.progress import progress_bar
 
     truth, results = Path(args.gt), Path(args.dt)
-    ground_truth = read_json(truth)
+    content = read_json(truth)
     rows = read_json(results)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            ground_truth, rows, title=f"{results.name} against {truth.name}", progress=progress
+            *from_coco(content, rows), title=f"{results.name} against {truth.name}", progress=progress
         )
-    return diagnosis, find_images(ground_truth, truth, None if args.images is None else Path(args.images))
+    return diagnosis, find_images(content, truth, None if args.images is None else Path(args.images))

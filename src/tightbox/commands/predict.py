@@ -59,9 +59,9 @@ def run(args: Namespace) -> int:
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
-    from tightbox.annotate import Annotator
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
+    from tightbox.inference.annotate import Annotator
     from tightbox.models import load
     from tightbox.progress import progress_bar
 

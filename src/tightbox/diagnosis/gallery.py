@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tightbox.diagnosis.aps import sizes_of
-from tightbox.diagnosis.numbers import SIZES, Card, Shown
-from tightbox.evaluation.matching import Bools, Floats, Found, Ints, Matches
+from tightbox.diagnosis.numbers import Card, Shown
+from tightbox.evaluation.average_precision import SIZES, size_index
+from tightbox.evaluation.figures import Bools, Floats, Ints, number
+from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.tide import KINDS, error_kinds
 
 if TYPE_CHECKING:
-    from tightbox.diagnosis.before_suppression import BeforeSuppression
+    from tightbox.inference.before_suppression import BeforeSuppression
 
 BETTER, MISSES, FALSE = 120, 48, 48  # how many cards of each kind at most
 PER_GROUP = 4  # the worst of each class and size come first, so that every filter finds some
@@ -48,11 +48,8 @@ class Seen:
 
 
 def pick_cards(
-    ground_truth: Any,
     matches: Matches,
-    found: Found,
-    names: Sequence[str],
-    truth_sizes: Ints,
+    gt_sizes: Ints,
     seen: Seen,
     better: Bools,
     missed: Bools,
@@ -61,39 +58,35 @@ def pick_cards(
     """The worst of each kind, those of the rarer classes and sizes among them.
 
     Args:
-        ground_truth: the content of a COCO file.
         matches: the N detections, matched at 0.5 too.
-        found: the same in the order of the file.
-        names: of the classes.
-        truth_sizes: (G,) position of each ground-truth box in `SIZES`.
+        gt_sizes: (G,) position of each ground-truth box in `SIZES`.
         seen: what there was for each.
         better: (G,) which of them had a better box than the kept one.
         missed: (G,) which have no box of their class on them.
         before: what is known of the candidates.
     """
-    truth = matches.truth
-    images = {row["id"]: row for row in ground_truth["images"]}
+    ground_truth = matches.ground_truth
+    names = ground_truth.class_names
     kinds = error_kinds(matches)
 
     def image(position: int) -> dict[str, Any]:
-        number = truth.image_ids[position]
-        width, height = (None if np.isnan(side) else float(side) for side in truth.sizes[position])
+        image_id = ground_truth.image_ids[position]
+        width, height = (None if np.isnan(side) else float(side) for side in ground_truth.sizes[position])
         return {
-            "image_id": number,
-            "file": str(images[number].get("file_name", number)),
+            "image_id": image_id,
+            "file": ground_truth.file_names[position],
             "width": width,
             "height": height,
         }
 
     def object_(g: int) -> Shown:
-        return Shown(_box(truth.boxes[g]), name=names[truth.labels[g]])
+        return Shown(_box(ground_truth.boxes[g]), name=names[ground_truth.labels[g]])
 
     def detection(i: int, iou: float) -> Shown:
-        row = matches.rows[i]
         return Shown(
-            _box(found.boxes[row]),
+            _box(matches.boxes[i]),
             float(matches.scores[i]),
-            _number(matches.ious[i]),
+            number(matches.ious[i]),
             float(iou),
             names[matches.labels[i]],
         )
@@ -101,22 +94,22 @@ def pick_cards(
     def candidate(g: int) -> Shown:
         assert before is not None
         return Shown(
-            _box(before.boxes[g]),
-            float(before.scores[g]),
-            _number(before.estimates[g]),
-            float(before.ious[g]),
-            names[truth.labels[g]],
+            _box(before.best.boxes[g]),
+            float(before.best.scores[g]),
+            number(before.best.predicted_ious[g]),
+            float(before.best.ious[g]),
+            names[ground_truth.labels[g]],
         )
 
     def of_object(g: int, **what: Any) -> Card:
         """A card about a ground-truth box."""
-        where = image(int(truth.images[g]))
-        return Card(**where, category=names[truth.labels[g]], size=SIZES[truth_sizes[g]], truth=object_(g), **what)
+        where = image(int(ground_truth.images[g]))
+        return Card(**where, category=names[ground_truth.labels[g]], size=SIZES[gt_sizes[g]], truth=object_(g), **what)
 
     cards = []
     at = np.flatnonzero(better)
     loss = seen.better_iou - seen.kept_iou
-    for g in at[_worst(loss[at], truth.labels[at], truth_sizes[at], BETTER)].tolist():
+    for g in at[_worst(loss[at], ground_truth.labels[at], gt_sizes[at], BETTER)].tolist():
         suppressed = bool(seen.from_candidates[g])
         cards.append(
             of_object(
@@ -129,8 +122,8 @@ def pick_cards(
             )
         )
     at = np.flatnonzero(missed)
-    area = truth.boxes[:, 2:].prod(axis=1)
-    for g in at[_worst(area[at], truth.labels[at], truth_sizes[at], MISSES)].tolist():
+    area = ground_truth.boxes[:, 2:].prod(axis=1)
+    for g in at[_worst(area[at], ground_truth.labels[at], gt_sizes[at], MISSES)].tolist():
         near, suppressed = int(seen.nearest[g]), bool(seen.from_candidates[g] and seen.better_iou[g] >= 0.5)
         cards.append(
             of_object(
@@ -143,10 +136,10 @@ def pick_cards(
             )
         )
     at = np.flatnonzero(kinds >= 0)
-    sizes = sizes_of(found.boxes[matches.rows, 2:].prod(axis=1))
+    sizes = size_index(matches.boxes[:, 2:].prod(axis=1))
     for i in at[_worst(matches.scores[at], matches.labels[at], sizes[at], FALSE)].tolist():
         own, other = matches.best_iou[i], matches.other_iou[i]
-        object_at = int(matches.best_truth[i] if own >= other else matches.other_truth[i])
+        object_at = int(matches.best_gt[i] if own >= other else matches.other_gt[i])
         cards.append(
             Card(
                 kind="false",
@@ -166,7 +159,7 @@ def pick_cards(
 def _why_missed(g: int, near: int, suppressed: bool, before: BeforeSuppression | None) -> str:
     if suppressed:
         return "a good box was there, and was suppressed"
-    if before is not None and before.any_ious[g] >= 0.5:
+    if before is not None and before.best.any_ious[g] >= 0.5:
         return "a good box was there, but scored below the threshold"
     if before is not None:
         return "no candidate of any score overlaps it by 0.5"
@@ -189,7 +182,3 @@ def _worst(loss: Floats, labels: Ints, sizes: Ints, most: int) -> Ints:
 def _box(box: Floats) -> tuple[float, float, float, float]:
     x, y, width, height = (round(float(v), 2) for v in box)
     return x, y, width, height
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -5,66 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tightbox.evaluation.calibration import Correlation, Reliability
-from tightbox.evaluation.coco import AREAS, CocoMetrics
+from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.coco import CocoMetrics
+from tightbox.evaluation.ladder import OracleVariant
 from tightbox.evaluation.lrp import Lrp
+from tightbox.evaluation.reliability import Correlation, Reliability
 from tightbox.evaluation.tide import ClassErrors
-
-SIZES = AREAS[1:]
-CURVE = (50, 60, 70, 75, 80, 90)  # IoU thresholds, in per cent, of the AP curves
-
-
-@dataclass(frozen=True)
-class Aps:
-    """COCO AP, and what it is made of; None where no ground-truth box could tell.
-
-    Attributes:
-        ap: over the IoU thresholds 0.50 to 0.95.
-        by_iou: at single ones, by `CURVE` as text.
-        by_size: by `SIZES`.
-        by_class: by class name.
-    """
-
-    ap: float | None
-    by_iou: dict[str, float | None]
-    by_size: dict[str, float | None]
-    by_class: dict[str, float | None]
-
-    @classmethod
-    def of_coco(cls, metrics: CocoMetrics) -> Aps:
-        """The evaluator's own figures."""
-        return cls(
-            metrics.ap,
-            {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE},
-            {size: getattr(metrics, f"ap_{size}") for size in SIZES},
-            {name: row.ap for name, row in metrics.per_class.items()},
-        )
-
-    def minus(self, other: Aps) -> Aps:
-        """What this has more."""
-        return Aps(
-            _minus(self.ap, other.ap),
-            *(
-                {key: _minus(value, theirs.get(key)) for key, value in ours.items()}
-                for ours, theirs in (
-                    (self.by_iou, other.by_iou),
-                    (self.by_size, other.by_size),
-                    (self.by_class, other.by_class),
-                )
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class Rung:
-    """AP with one output replaced by the truth: ranked by the class score alone, and by the detector's own rules.
-
-    For final boxes of any tool there is only the first, their score.
-    """
-
-    name: str
-    alone: Aps | None
-    with_estimate: Aps | None
 
 
 @dataclass(frozen=True)
@@ -79,10 +25,10 @@ class Lost:
         misses: objects without any box of their class on them (IoU 0.5) are not asked for.
     """
 
-    ranking: Aps | None
-    suppression: Aps | None
-    localisation: Aps | None
-    misses: Aps | None
+    ranking: AveragePrecision | None
+    suppression: AveragePrecision | None
+    localisation: AveragePrecision | None
+    misses: AveragePrecision | None
 
 
 @dataclass(frozen=True)
@@ -239,7 +185,7 @@ class Diagnosis:
     detections: int
     notes: tuple[str, ...]
     coco: CocoMetrics
-    aps: Aps
+    aps: AveragePrecision
     all: Group
     tightness: Tightness
     lrp: Lrp
@@ -248,7 +194,7 @@ class Diagnosis:
     score: Trust
     predicted_iou: Trust | None
     before_suppression: dict[str, Correlation]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[OracleVariant, ...]
     lost: Lost
     fates: Fates | None
     per_class: dict[str, ClassRow]
@@ -260,7 +206,3 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers."""
         return asdict(self)
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b

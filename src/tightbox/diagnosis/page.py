@@ -11,12 +11,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import tightbox
 from tightbox.diagnosis.crops import crop_images
-from tightbox.diagnosis.numbers import SIZES, Diagnosis
+from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, sentences
+from tightbox.evaluation.average_precision import SIZES
 from tightbox.files import atomic_path
+from tightbox.version import __version__
 
 Column = tuple[str, str, int, str]  # heading, place in the JSON file (below that of the row, if any), factor, format
 
@@ -96,7 +97,7 @@ def render(diagnosis: Diagnosis, images: Mapping[int, Path], progress: Callable[
         title=escape(diagnosis.title),
         style=_file("page.css"),
         script=_file("page.js"),
-        version=tightbox.__version__,
+        version=__version__,
         facts=facts,
         notes="\n".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         headline=_headline(diagnosis, figures),

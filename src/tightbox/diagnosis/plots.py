@@ -10,9 +10,11 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tightbox.diagnosis.numbers import CURVE, Aps, Diagnosis, Trust
+from tightbox.diagnosis.numbers import Diagnosis, Trust
 from tightbox.diagnosis.sentences import STAGES, points
 from tightbox.errors import missing_extra
+from tightbox.evaluation.average_precision import CURVE, AveragePrecision
+from tightbox.evaluation.ladder import TRUE_BOX, TRUE_IOU_SCORE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,10 +177,10 @@ def _label(axes: Axes, x: float, y: float, text: str) -> None:
 
 def _curve(diagnosis: Diagnosis, axes: Axes) -> None:
     rungs = {rung.name: rung.alone for rung in diagnosis.ladder}
-    lines: list[tuple[str, str, str, Aps | None]] = [
+    lines: list[tuple[str, str, str, AveragePrecision | None]] = [
         ("as it is", ONE, "-", diagnosis.aps),
-        ("ranked by true IoU", TWO, "--", rungs.get("class score := true IoU")),
-        ("with ground-truth boxes", THREE, ":", rungs.get("box := ground-truth box")),
+        ("ranked by true IoU", TWO, "--", rungs.get(TRUE_IOU_SCORE)),
+        ("with ground-truth boxes", THREE, ":", rungs.get(TRUE_BOX)),
     ]
     for label, colour, style, aps in lines:
         there = [] if aps is None else [(i / 100, 100 * v) for i in CURVE if (v := aps.by_iou[str(i)]) is not None]
@@ -209,7 +211,7 @@ def _reliability(diagnosis: Diagnosis, axes: Axes, *, trust: Trust, words: str, 
     table = trust.table
     middle = [(low + high) / 2 for low, high in pairwise(table.edges)]
     width = 0.9 * (table.edges[1] - table.edges[0])
-    axes.bar(middle, [value or 0 for value in table.true], width, color=ONE, alpha=0.7, label="what comes true")
+    axes.bar(middle, [value or 0 for value in table.actual], width, color=ONE, alpha=0.7, label="what comes true")
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", label="perfect")
     axes.bar(middle, [-0.16 * n / max(table.counts) for n in table.counts], width, color=MUTED, alpha=0.6)
     axes.axhline(0, color=MUTED, lw=0.6)

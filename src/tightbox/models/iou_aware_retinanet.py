@@ -104,19 +104,19 @@ class IoUAwareRetinaNet(Detector):
             losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
         return losses
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The boxes that are among the best `top_k` of their level by one of `ALPHAS`; `ious` is the IoU head's u."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        anchors = self._anchors(output)
+        output, anchors, sizes = self._predict(images)
+        return [self._decode(output, i, anchors, size, self._best(output, i)) for i, size in enumerate(sizes)]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and every anchor's that learns an object."""
+        output, anchors, sizes = self._predict(images)
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-            if targets is not None:
-                matched = self._assign(output, anchors, size, targets[i]).matched
-            found.append(self._image_candidates(output, i, anchors, size, matched))
+        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+            matched = self._assign(output, anchors, size, target).matched
+            keep = self._best(output, i) | (matched >= 0)
+            found.append((self._decode(output, i, anchors, size, keep), matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -149,24 +149,35 @@ class IoUAwareRetinaNet(Detector):
         difference = logits.sigmoid() - quality
         return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
 
-    def _image_candidates(
-        self, output: AnchorOutput, i: int, anchors: Tensor, size: tuple[int, int], matched: Tensor
-    ) -> tuple[Candidates, Tensor]:
-        scores = output.logits[i].sigmoid()
-        ious = None if output.ious is None else output.ious[i].sigmoid()
-        levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes).repeat_interleave(ANCHORS)
-        best = scores.amax(dim=1)
-        keep = (matched >= 0) | best_rows(best, levels, self.options.top_k)
-        if ious is not None:
+    def _predict(self, images: Images) -> tuple[AnchorOutput, Tensor, tuple[tuple[int, int], ...]]:
+        """Raw outputs, their anchors, and the images' sizes."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        return output, self._anchors(output), sizes
+
+    def _best(self, output: AnchorOutput, i: int) -> Tensor:
+        """(N,) mask of the anchors of image i that are among the best `top_k` of their level by one of `ALPHAS`."""
+        scores, levels = output.logits[i].sigmoid().amax(dim=1), self._levels(output)
+        keep = best_rows(scores, levels, self.options.top_k)
+        if output.ious is not None:
+            ious = output.ious[i].sigmoid()
             for alpha in {self.options.alpha, *ALPHAS} - {1.0}:
-                keep |= best_rows(best**alpha * ious ** (1 - alpha), levels, self.options.top_k)
-        candidates = Candidates(
+                keep |= best_rows(scores**alpha * ious ** (1 - alpha), levels, self.options.top_k)
+        return keep
+
+    def _decode(self, output: AnchorOutput, i: int, anchors: Tensor, size: tuple[int, int], keep: Tensor) -> Candidates:
+        """The candidates of the anchors `keep` (N,) of image i."""
+        return Candidates(
             boxes=clip_boxes(decode_deltas(anchors[keep], output.deltas[i, keep]), size),
-            class_scores=scores[keep],
-            ious=None if ious is None else ious[keep],
-            levels=levels[keep],
+            class_scores=output.logits[i, keep].sigmoid(),
+            ious=None if output.ious is None else output.ious[i, keep].sigmoid(),
+            levels=self._levels(output)[keep],
         )
-        return candidates, matched[keep].clamp(min=BACKGROUND)
+
+    def _levels(self, output: AnchorOutput) -> Tensor:
+        """(N,) level of each anchor."""
+        levels = torch.arange(len(STRIDES), device=output.logits.device)
+        return per_point(levels, output.sizes).repeat_interleave(ANCHORS)
 
 
 class IoUAwareRetinaNetHead(nn.Module):

@@ -148,22 +148,28 @@ class UnitBox(Detector):
         output = self(pixels)
         return [self._read_regions(output, i, size) for i, size in enumerate(sizes)]
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The dense reading: the boxes of the `top_k` most confident pixels, of every `dense_stride`-th each way.
 
         Neighbours say nearly the same, as both maps were enlarged many times over; a grid keeps the pixels of one large
-        object from crowding out all others. An object that no pixel of the grid learns has no candidate to learn it.
+        object from crowding out all others.
         """
         pixels, sizes = self._normalise(images)
         output = self(pixels)
+        return [self._read_pixels(output, i, size, *self._best(output, i, size)) for i, size in enumerate(sizes)]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and every pixel of the grid that learns an object; one that no such pixel learns has no candidate."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full(size, BACKGROUND, device=pixels.device)
-            if targets is not None:
-                matched = pixel_regions(size, targets[i], len(self.class_names), self.options.region).matched
-            found.append(self._read_pixels(output, i, matched))
+        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+            matched = pixel_regions(size, target, len(self.class_names), self.options.region).matched
+            y, x = self._grid(output, size)
+            keep = matched[y, x] >= 0
+            keep[self._best_of(output, i, y, x)] = True
+            y, x = y[keep], x[keep]
+            found.append((self._read_pixels(output, i, size, y, x), matched[y, x].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -202,20 +208,30 @@ class UnitBox(Detector):
             max_detections=self.options.max_detections,
         )
 
-    def _read_pixels(self, output: PixelOutput, i: int, matched: Tensor) -> tuple[Candidates, Tensor]:
-        """The candidates of the grid in an image whose pixels learn the objects `matched` (h, w)."""
-        (height, width), step = matched.shape, self.options.dense_stride
-        # The middle of every step × step block; of an image that is smaller, its own middle.
-        y = torch.arange(min(step, height) // 2, height, step, device=matched.device)
-        x = torch.arange(min(step, width) // 2, width, step, device=matched.device)
-        y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))
-        scores, learns = output.logits[i, :, y, x].T.sigmoid(), matched[y, x]
-        keep = learns >= 0
-        keep[scores.amax(dim=1).topk(min(self.options.top_k, len(scores))).indices] = True
-        x, y = x[keep], y[keep]
+    def _grid(self, output: PixelOutput, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The middle of every block of `dense_stride` pixels each way, as y and x; of a smaller image, its own."""
+        (height, width), step, device = size, self.options.dense_stride, output.logits.device
+        y = torch.arange(min(step, height) // 2, height, step, device=device)
+        x = torch.arange(min(step, width) // 2, width, step, device=device)
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        return rows.flatten(), columns.flatten()
+
+    def _best_of(self, output: PixelOutput, i: int, y: Tensor, x: Tensor) -> Tensor:
+        """Which of the pixels y, x of image i are its `top_k` most confident ones, ascending."""
+        confidence = output.logits[i, :, y, x].amax(dim=0)
+        return confidence.topk(min(self.options.top_k, len(confidence))).indices.sort().values
+
+    def _best(self, output: PixelOutput, i: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Y and x of those of its grid."""
+        y, x = self._grid(output, size)
+        best = self._best_of(output, i, y, x)
+        return y[best], x[best]
+
+    def _read_pixels(self, output: PixelOutput, i: int, size: tuple[int, int], y: Tensor, x: Tensor) -> Candidates:
+        """The boxes of the pixels y, x of image i."""
         points = torch.stack([x, y], dim=1) + 0.5
-        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
-        return Candidates(boxes, scores[keep], points=points), learns[keep].clamp(min=BACKGROUND)
+        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), size)
+        return Candidates(boxes, output.logits[i, :, y, x].T.sigmoid(), points=points)
 
 
 class UnitBoxHead(nn.Module):

@@ -130,19 +130,23 @@ class VFNet(Detector):
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The best `top_k` of every level; `ious` is the IACS itself, or None for a baseline without it."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        points = self._points(output)
+        output, points, sizes = self._predict(images)
+        return [self._decode(output, i, points, size, *self._best(output, i)) for i, size in enumerate(sizes)]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and with all its scores every point that learns an object, in place of its candidates."""
+        output, points, sizes = self._predict(images)
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full((len(points),), BACKGROUND, device=points.device)
-            if targets is not None:
-                matched = self._assign(output, points, self._inside(output, size), targets[i]).matched
-            found.append(self._image_candidates(output, i, points, size, matched))
+        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+            matched = self._assign(output, points, self._inside(output, size), target).matched
+            rows, scores = self._best(output, i)
+            others = matched[rows] < 0
+            learning = (matched >= 0).nonzero().squeeze(1)
+            rows = torch.cat([rows[others], learning])
+            scores = torch.cat([scores[others], output.logits[i, learning].sigmoid()])
+            found.append((self._decode(output, i, points, size, rows, scores), matched[rows].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -173,40 +177,41 @@ class VFNet(Detector):
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
         return (giou_loss(boxes, truth) * weight).sum() / divisor
 
-    def _image_candidates(
-        self, output: DenseOutput, i: int, points: Tensor, size: tuple[int, int], matched: Tensor
-    ) -> tuple[Candidates, Tensor]:
+    def _predict(self, images: Images) -> tuple[DenseOutput, Tensor, tuple[tuple[int, int], ...]]:
+        """Raw outputs, their points, and the images' sizes."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        return output, self._points(output), sizes
+
+    def _best(self, output: DenseOutput, i: int) -> tuple[Tensor, Tensor]:
+        """Points (K,) of image i that are the best `top_k` of their level, and their scores (K, C).
+
+        Of (location, class) pairs, each above the score threshold has a row of its own, with that score only.
+        """
         scores = output.logits[i].sigmoid()
-        centerness = None if output.centerness is None else output.centerness[i].sigmoid()
-        ranking = scores if centerness is None else scores * centerness[:, None]
+        ranking = scores if output.centerness is None else scores * output.centerness[i].sigmoid()[:, None]
         levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes)
         if self.options.top_k_of == "locations":
-            best = best_rows(ranking.amax(dim=1), levels, self.options.top_k)
-            kept = (best | (matched >= 0)).nonzero().squeeze(1)
-            class_scores = scores[kept]
-        else:
-            kept, class_scores = self._best_pairs(scores, ranking, levels, matched)
-        candidates = Candidates(
-            boxes=clip_boxes(decode_distances(points[kept], output.distances[i, kept]), size),
-            class_scores=class_scores,
-            ious=class_scores if self.options.varifocal else None,
-            centerness=None if centerness is None else centerness[kept],
-            levels=levels[kept],
-            points=points[kept],
+            rows = best_rows(ranking.amax(dim=1), levels, self.options.top_k).nonzero().squeeze(1)
+            return rows, scores[rows]
+        rows, labels = (ranking > self.options.score_threshold).nonzero(as_tuple=True)
+        best = best_rows(ranking[rows, labels], levels[rows], self.options.top_k)
+        rows, labels = rows[best], labels[best]
+        return rows, scores[rows] * F.one_hot(labels, scores.shape[1])
+
+    def _decode(
+        self, output: DenseOutput, i: int, points: Tensor, size: tuple[int, int], rows: Tensor, scores: Tensor
+    ) -> Candidates:
+        """The candidates at the points `rows` (K,) of image i, with class scores (K, C)."""
+        levels = per_point(torch.arange(len(STRIDES), device=rows.device), output.sizes)
+        return Candidates(
+            boxes=clip_boxes(decode_distances(points[rows], output.distances[i, rows]), size),
+            class_scores=scores,
+            ious=scores if self.options.varifocal else None,
+            centerness=None if output.centerness is None else output.centerness[i, rows].sigmoid(),
+            levels=levels[rows],
+            points=points[rows],
         )
-        return candidates, matched[kept].clamp(min=BACKGROUND)
-
-    def _best_pairs(self, scores: Tensor, ranking: Tensor, levels: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and scores of each level's best (location, class) pairs above the threshold, a row for each pair.
-
-        Locations that learn an object come after them, each with all its scores.
-        """
-        row, label = ((ranking > self.options.score_threshold) & (matched < 0)[:, None]).nonzero(as_tuple=True)
-        best = best_rows(ranking[row, label], levels[row], self.options.top_k)
-        row, label = row[best], label[best]
-        single = scores[row] * F.one_hot(label, scores.shape[1])
-        learning = (matched >= 0).nonzero().squeeze(1)
-        return torch.cat([row, learning]), torch.cat([single, scores[learning]])
 
 
 class VFNetHead(nn.Module):

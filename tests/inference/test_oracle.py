@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.ladder import draw_ladder
-from tightbox.evaluation.oracle import (
+from tightbox.inference.oracle import (
     Rung,
     has_estimate,
     lost_to_ranking,

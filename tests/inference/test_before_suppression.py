@@ -9,9 +9,9 @@ import torch
 
 from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
-from tightbox.diagnosis.before_suppression import look_before_suppression, true_suppression
+from tightbox.inference.before_suppression import look_before_suppression, true_suppression
 from tightbox.diagnosis.diagnose import diagnose_results
-from tightbox.evaluation.run import detect_data, to_results
+from tightbox.inference.detect import detect_data, to_results
 from tightbox.structures import Candidates, Targets
 from tightbox.suppress import greedy_nms
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluation.test_matching import DATA_SETS, Json, data_set, random_case, random_results, real_case, result
 from tightbox.errors import UserError
-from tightbox.evaluation.results import read_json, to_columns
+from tightbox.evaluation.inputs import read_json, to_columns
 
 TRUTH = data_set((1, 1, 0, 0, 10, 10), (2, 2, 5, 5, 20, 30), crowds=[2], images=2, classes=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -14,15 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import tightbox
 from tightbox.checkpoint import WEIGHTS
-from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.records import DetectionData
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.batches import LOADING, Loading, Progress, batches
 from tightbox.models import Detector
 from tightbox.structures import Candidates, Detections, Targets
+from tightbox.version import __version__
 
-IMAGES_A_FILE = 64
+IMAGES_PER_FILE = 64
 INDEX = "index.json"
 
 
@@ -34,13 +34,22 @@ class ImageCandidates:
         index: of the record in its data set.
         candidates: in pixels of the resized image.
         size: (height, width) of that.
-        matched: (K,) index of the object that each candidate learns, or -1.
-        targets: those objects, in the resized image.
     """
 
     index: int
     candidates: Candidates
     size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class AssignedCandidates(ImageCandidates):
+    """The same with the objects they learn; every candidate that learns one is among them.
+
+    Attributes:
+        matched: (K,) index of the object that each candidate learns, or -1.
+        targets: those objects, in the resized image.
+    """
+
     matched: Tensor
     targets: Targets
 
@@ -50,35 +59,28 @@ def iterate_candidates(
     model: Detector,
     data: DetectionData,
     *,
-    assigned: bool = False,
-    batch_size: int = 8,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
 ) -> Iterator[ImageCandidates]:
-    """Candidates of every record, on the CPU.
+    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
+    for images, _, indices in batches(model, data, loading=loading, progress=progress):
+        for index, size, candidates in zip(indices, images.sizes, model.candidates(images), strict=True):
+            yield ImageCandidates(index, candidates.to("cpu"), size)
 
-    Args:
-        model: used in evaluation mode.
-        data: the records.
-        assigned: with the objects they learn, and with every candidate that learns one; otherwise `matched` is all -1.
-        batch_size: images at a time.
-        workers: processes that load images.
-        skip_unreadable: take images that cannot be read for grey ones, instead of stopping.
-        progress: called with the number of images done and their total.
-    """
-    model.eval()
-    dataset = DetectionDataset(data, model.preprocess, skip_unreadable=skip_unreadable)
-    device = next(model.parameters()).device
-    done = 0
-    for images, targets, indices in evaluation_loader(dataset, range(len(dataset)), batch_size, workers):
-        given = [target.to(device) for target in targets] if assigned else None
-        found = model.assigned_candidates(images.to(device), given)
-        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, found, strict=True):
-            yield ImageCandidates(index, candidates.to("cpu"), size, matched.cpu(), target)
-        done += len(indices)
-        if progress is not None:
-            progress(done, len(dataset))
+
+@torch.inference_mode()
+def iterate_assigned(
+    model: Detector,
+    data: DetectionData,
+    *,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
+) -> Iterator[AssignedCandidates]:
+    """The same with the objects that candidates learn."""
+    for images, targets, indices in batches(model, data, loading=loading, progress=progress):
+        assigned = model.assigned_candidates(images, targets)
+        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, assigned, strict=True):
+            yield AssignedCandidates(index, candidates.to("cpu"), size, matched.cpu(), target.to("cpu"))
 
 
 def cache_candidates(
@@ -86,10 +88,8 @@ def cache_candidates(
     checkpoint: Path,
     data: DetectionData,
     *,
-    batch_size: int = 8,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
 ) -> Path:
     """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
 
@@ -105,15 +105,12 @@ def cache_candidates(
         others = [path for path in folder.parent.glob("*") if not path.name.startswith(f"{weights}-")]
         for path in (folder, *others):  # the folder itself is there if a run was cut off
             shutil.rmtree(path, ignore_errors=True)
-        found = iterate_candidates(
-            model, data, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable, progress=progress
-        )
-        _write(folder, found)
+        _write(folder, iterate_candidates(model, data, loading=loading, progress=progress))
     return folder
 
 
-def read_candidates(folder: Path) -> Iterator[tuple[int, Candidates, tuple[int, int]]]:
-    """Index, candidates and resized (height, width) of every record, from a folder of `cache_candidates`."""
+def read_candidates(folder: Path) -> Iterator[ImageCandidates]:
+    """Those of every record, from a folder of `cache_candidates`."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     for file, images in enumerate(index):
         tensors = safetensors.torch.load_file(folder / f"{file:05d}.safetensors")
@@ -122,20 +119,17 @@ def read_candidates(folder: Path) -> Iterator[tuple[int, Candidates, tuple[int, 
         together, start = Candidates(**tensors), 0
         for image in images:
             rows = slice(start, start + image["count"])
-            yield image["index"], together[rows], tuple(image["size"])
+            yield ImageCandidates(image["index"], together[rows], tuple(image["size"]))
             start += image["count"]
 
 
 def select_all(
-    candidates: Iterator[tuple[int, Candidates, tuple[int, int]]],
-    data: DetectionData,
-    select: Callable[[Candidates], Detections],
+    images: Iterable[ImageCandidates], data: DetectionData, select: Callable[[Candidates], Detections]
 ) -> dict[int, Detections]:
     """What `select` makes of every record's candidates, by its index, in pixels of the original images."""
-    found = {}
-    for index, image, size in candidates:
-        record = data.records[index]
-        found[index] = select(image).resized(size, (record.height, record.width))
+    found = {
+        image.index: select(image.candidates).resized(image.size, data.records[image.index].size) for image in images
+    }
     return dict(sorted(found.items()))
 
 
@@ -160,7 +154,7 @@ def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
 
     for image in images:
         waiting.append(image)
-        if len(waiting) == IMAGES_A_FILE:
+        if len(waiting) == IMAGES_PER_FILE:
             flush()
     if waiting:
         flush()
@@ -173,7 +167,7 @@ def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tup
     for record in data.records:
         state = record.path.stat() if record.path.exists() else None
         images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
-    choices: list[object] = [tightbox.__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
+    choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
     choices += [asdict(model.preprocess), images]
     weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
     return weights.hexdigest()[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

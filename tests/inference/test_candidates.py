@@ -16,8 +16,8 @@ from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation import candidates as module
-from tightbox.evaluation.candidates import cache_candidates, iterate_candidates, read_candidates, select_all
-from tightbox.evaluation.run import detect_data
+from tightbox.inference.candidates import cache_candidates, iterate_candidates, read_candidates, select_all
+from tightbox.inference.detect import detect_data
 from tightbox.models import Detector, create_model
 from tightbox.structures import Detections
 

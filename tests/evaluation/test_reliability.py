@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.test_matching import Json, data_set, matched, random_case, result
 from tightbox.errors import UserError
-from tightbox.evaluation.calibration import (
+from tightbox.evaluation.reliability import (
     Correlation,
     IouCalibration,
     correlation,
@@ -68,7 +68,7 @@ def slow_laece(matches: Matches, tau: float, bins: int) -> float | None:
     """The papers' words: in each bin, precision times the mean IoU of the true positives."""
     outcome = matches.at(tau)
     errors = []
-    for label in np.flatnonzero(matches.truth.positives):
+    for label in np.flatnonzero(matches.ground_truth.positives):
         counted = [i for i in range(len(matches)) if matches.labels[i] == label and not outcome.ignored[i]]
         error = 0.0
         for b in range(bins):

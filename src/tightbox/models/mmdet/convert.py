@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tightbox.errors import UserError
-from tightbox.mmdet.coco import COCO_CLASSES
-from tightbox.mmdet.names import to_published
-from tightbox.mmdet.read import PublishedFile, read_checkpoint
-from tightbox.mmdet.variants import recognise
 from tightbox.models import Backbone, Detector, VFNet
+from tightbox.models.mmdet.coco import COCO_CLASSES
+from tightbox.models.mmdet.names import to_published
+from tightbox.models.mmdet.read import PublishedFile, read_checkpoint
+from tightbox.models.mmdet.variants import recognise
 from tightbox.models.skip_init import SkipInit
 from tightbox.options import BackboneOptions
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData, ImageRecord
-from tightbox.evaluation.run import detect_data, evaluate_model, to_results
+from tightbox.inference.detect import detect_data, evaluate_model, to_results
 from tightbox.models import Detector
 from tightbox.options import Preprocess
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
