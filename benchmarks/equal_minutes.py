@@ -30,8 +30,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.layout import read_data
 from tightbox.data.transforms import TrainTransform
-from tightbox.inference.detect import evaluate_model
 from tightbox.files import atomic_path
+from tightbox.inference.detect import evaluate_model
 from tightbox.models import Backbone, Detector, create_model
 from tightbox.models.detector import Images
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions

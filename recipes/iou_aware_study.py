@@ -14,12 +14,12 @@ from typing import Any
 from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.data.layout import read_data
-from tightbox.inference.candidates import cache_candidates, read_candidates, select_all
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.ladder import draw_ladder
-from tightbox.inference.oracle import OracleStudy, oracle_study
-from tightbox.inference.detect import to_results
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.candidates import cache_candidates, read_candidates, select_all
+from tightbox.inference.detect import to_results
+from tightbox.inference.oracle import OracleStudy, oracle_study
 from tightbox.models import load
 from tightbox.rank import by_class_score, by_power
 

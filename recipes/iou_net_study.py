@@ -29,11 +29,11 @@ from tightbox.boxes import pairwise_iou
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
-from tightbox.evaluation.reliability import correlation
-from tightbox.inference.candidates import ImageCandidates, iterate_candidates
 from tightbox.evaluation.coco import evaluate
-from tightbox.inference.detect import evaluate_model, to_results
+from tightbox.evaluation.reliability import correlation
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.candidates import ImageCandidates, iterate_candidates
+from tightbox.inference.detect import evaluate_model, to_results
 from tightbox.models import IoUNet, load
 from tightbox.rank import by_class_score
 from tightbox.structures import Detections

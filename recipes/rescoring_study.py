@@ -39,10 +39,10 @@ from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evalu
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
-from tightbox.inference.candidates import iterate_candidates
 from tightbox.evaluation.coco import evaluate
-from tightbox.inference.detect import to_results
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.candidates import iterate_candidates
+from tightbox.inference.detect import to_results
 from tightbox.models import Detector, load
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions
 from tightbox.rank import by_class_score

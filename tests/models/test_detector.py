@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tests.tiny import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
-from tightbox.models.detector import as_pixels, resize
+from tightbox.models.prediction import as_pixels, resize
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, Targets
 
 
 class Known(Detector):
-    """Finds one box, given in shares of the image that it is shown, and remembers that image's size."""
+    """Finds one box, given in fractions of the image that it is shown, and remembers that image's size."""
 
     name = "known"
 
@@ -34,12 +34,14 @@ class Known(Detector):
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
+    def assigned_candidates(self, images: Any, targets: Any) -> list[tuple[Candidates, Tensor]]:
+        raise NotImplementedError
+
+    def candidates(self, images: Any) -> list[Candidates]:
         assert not self.training
-        self.seen += [tuple(image.shape) for image in images]
-        sides = [torch.tensor([image.shape[2], image.shape[1]] * 2) for image in images]
-        boxes = [(torch.tensor(self.box) * side)[None] for side in sides]
-        return [(Candidates(box, torch.ones(1, 1)), torch.tensor([-1])) for box in boxes]
+        self.seen += [(3, *size) for size in images.sizes]
+        sides = [torch.tensor([width, height] * 2) for height, width in images.sizes]
+        return [Candidates((torch.tensor(self.box) * side)[None], torch.ones(1, 1)) for side in sides]
 
     def rank(self, candidates: Candidates) -> Tensor:
         return candidates.class_scores

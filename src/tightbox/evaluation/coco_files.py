@@ -65,7 +65,8 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
     images = _positions(rows, "annotation", "image_id", image_ids)
     labels = _positions(rows, "annotation", "category_id", category_ids)
     boxes, given = _boxes(rows, "annotation"), _numbers(rows, "annotation", "area")
-    areas = np.where(np.isnan(given), boxes[:, 2:].prod(axis=1), given)
+    absent = np.array([row.get("area") is None for row in rows], dtype=np.bool_)
+    areas = np.where(absent, boxes[:, 2:].prod(axis=1), given)
     _refuse_first(
         ~np.isfinite(areas),
         lambda i: f"annotation {i + 1} has the area {rows[i].get('area')!r:.50}, which must be finite; correct it",
