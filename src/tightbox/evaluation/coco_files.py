@@ -88,7 +88,7 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
 def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:
     """The rows of a COCO result file as columns; there may be none.
 
-    The field `iou` of a row is the detector's own estimate of its box's IoU; null or absent where it makes none.
+    The field `iou` of a row is the predicted IoU of its box; null or absent where it makes none.
 
     Args:
         rows: a list of objects with `image_id`, `category_id`, `bbox` as [x, y, width, height], `score`.

@@ -119,7 +119,7 @@ class Detector(nn.Module, ABC):
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
-        """The same as the paper has it, with raw estimates."""
+        """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
     @overload

@@ -87,20 +87,20 @@ class IoUAwareRetinaNet(Detector):
             [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        truth, labels = matched_objects(targets, image, matched[image, place])
+        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
         # As in the released code, an image without positives counts as one.
         positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
 
         class_target = torch.zeros_like(output.logits)
         class_target[image, place, labels] = 1
         deltas = output.deltas[image, place]
-        encoded = encode_deltas(anchors[place], truth)
+        encoded = encode_deltas(anchors[place], gt_boxes)
         losses = {
             "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
             "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
         }
         if output.ious is not None:
-            quality = iou(decode_deltas(anchors[place], deltas), truth)
+            quality = iou(decode_deltas(anchors[place], deltas), gt_boxes)
             losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
         return losses
 

@@ -172,12 +172,12 @@ class UnitBox(Detector):
         """The confidence."""
         return by_class_score(candidates)
 
-    def _box_loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
+    def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""
         if self.options.loss == "iou":
-            return unitbox_iou_loss(predicted, truth, reduction="sum")
+            return unitbox_iou_loss(predicted, target, reduction="sum")
         unit = self.options.distance_unit
-        return l2_distance_loss(predicted / unit, truth / unit, reduction="sum")
+        return l2_distance_loss(predicted / unit, target / unit, reduction="sum")
 
     def _read_regions(self, output: PixelOutput, i: int, size: tuple[int, int]) -> Candidates:
         height, width = size

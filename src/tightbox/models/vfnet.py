@@ -95,15 +95,15 @@ class VFNet(Detector):
             [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        truth, labels = matched_objects(targets, image, matched[image, place])
+        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
         positives = mean_over_processes(points.new_tensor(float(len(labels)))).clamp(min=1)
 
         boxes = decode_distances(points[place], output.distances[image, place])
-        quality = iou(boxes, truth).detach().clamp(min=MIN_IOU)
+        quality = iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU)
         losses: dict[str, Tensor] = {}
         if self.options.centerness:
             assert output.centerness is not None
-            centerness_target = centerness(points[place], truth)
+            centerness_target = centerness(points[place], gt_boxes)
             predicted = output.centerness[image, place]
             losses["centerness"] = (
                 F.binary_cross_entropy_with_logits(predicted, centerness_target, reduction="sum") / positives
@@ -111,12 +111,12 @@ class VFNet(Detector):
             weight = centerness_target
         else:
             weight = quality
-        losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, truth, weight, positives)
+        losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
             initial = decode_distances(points[place], output.initial[image, place])
             if self.options.normaliser == "iou_sum":
-                weight = iou(initial, truth).detach().clamp(min=MIN_IOU)
-            losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, truth, weight, positives)
+                weight = iou(initial, gt_boxes).detach().clamp(min=MIN_IOU)
+            losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
         class_target = torch.zeros_like(output.logits)
         if self.options.varifocal:
@@ -171,10 +171,10 @@ class VFNet(Detector):
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
-    def _box_loss(self, boxes: Tensor, truth: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
+    def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         by_weight = self.options.normaliser == "iou_sum"
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
-        return (giou_loss(boxes, truth) * weight).sum() / divisor
+        return (giou_loss(boxes, gt_boxes) * weight).sum() / divisor
 
     def _every_point(self, images: Images) -> tuple[DenseOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
         """Raw outputs, their N points, and of each image the candidates of all points, and its size."""
