@@ -99,16 +99,18 @@ class TorchvisionFCOS(Detector):
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """FCOS's own losses."""
-        truth = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-        return cast(dict[str, Tensor], self.fcos(_unpadded(images), truth))
+        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        return cast(dict[str, Tensor], self.fcos(_unpadded(images), objects))
 
     def detect(self, images: Images) -> list[Detections]:
         """FCOS's own detections."""
         return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_unpadded(images))]
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
+        """It does not give any out."""
+        raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """It does not give any out."""
         raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
 
