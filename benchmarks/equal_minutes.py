@@ -170,7 +170,7 @@ def train(name: str, data: str, size: int, minutes: float, seed: int, result: Pa
                 group["lr"] = options.lr * factor
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 losses = model.loss(images, targets)
-            torch.stack(list(losses.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad()

@@ -178,8 +178,8 @@ def ladder_table(found: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| {variant} | {shown[0]} | {shown[1]} |")
     lost = spread([100 * ladder["lost_to_ranking"] for ladder in ladders], 1)
     pearson = {name: spread([ladder["pearson"][name] for ladder in ladders], 2) for name in ladders[0]["pearson"]}
-    shown = ", ".join(f"{name} {value}" for name, value in pearson.items())
-    return [*lines, "", f"AP lost to ranking: {lost}. Pearson correlation with the true IoU, where above 0.5: {shown}."]
+    told = ", ".join(f"{name} {value}" for name, value in pearson.items())
+    return [*lines, "", f"AP lost to ranking: {lost}. Pearson correlation with the true IoU, where above 0.5: {told}."]
 
 
 if __name__ == "__main__":

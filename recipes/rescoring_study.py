@@ -213,7 +213,7 @@ def train_torchvision(model: nn.Module, folder: Path, data: str, config: Path, s
             for images, targets, _ in loader:
                 with torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(options.precision) == "bf16"):
                     losses = model(unpadded(images), [{"boxes": t.boxes, "labels": t.labels} for t in targets])
-                torch.stack([value.float() for value in losses.values()]).sum().backward()
+                torch.autograd.backward(torch.stack([value.float() for value in losses.values()]).sum())
                 nn.utils.clip_grad_norm_(model.parameters(), options.clip)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -62,7 +62,7 @@ def main() -> int:
     )
     found = dict(zip(search, measured(list(search.values()), data, args.jobs, search=True), strict=True))
     recalls = {loss: {rate: found[loss, rate][-1]["recall"] for rate in RATES} for loss in LOSSES}
-    best = {loss: max(RATES, key=lambda rate, loss=loss: recalls[loss][rate]) for loss in LOSSES}
+    best = {loss: max(of_rate, key=of_rate.__getitem__) for loss, of_rate in recalls.items()}
     print(f"learning rates: {best}", flush=True)
 
     runs = {(loss, seed): args.runs / f"{loss}-seed{seed}" for seed in args.seeds for loss in LOSSES}
