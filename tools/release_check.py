@@ -36,6 +36,8 @@ def main() -> None:
         run([*UV, "build", "--quiet", "--out-dir", str(root / "dist")], CHECKOUT)  # the wheel from the sdist
         (wheel,), (sdist,) = root.glob("dist/*.whl"), root.glob("dist/*.tar.gz")
         version = check_archives(wheel, sdist)
+        cited = f"\nversion: {version}\n" in (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+        require(cited, f"CITATION.cff does not say version: {version}")
         print(f"built and checked: {wheel.name}, {sdist.name}")
         binaries = install(wheel, root / "environment")
         print("installed without extras")
@@ -72,7 +74,7 @@ def check_metadata(content: bytes) -> str:
 
 
 def install(wheel: Path, environment: Path) -> Path:
-    """Installs the wheel without extras, dependencies at the versions of requirements.txt; returns the scripts' folder."""
+    """Installs the wheel without extras, dependencies as requirements.txt pins them; returns the scripts' folder."""
     run([*UV, "venv", "--quiet", "--python", sys.executable, str(environment)], CHECKOUT)
     binaries = environment / ("Scripts" if os.name == "nt" else "bin")
     pins = ["--constraints", "requirements.txt"]
