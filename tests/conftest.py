@@ -1,21 +1,13 @@
-"""Fixtures shared by all tests."""
+"""What all tests have in common."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import hypothesis
 import pytest
 import torch
 
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-@pytest.fixture
-def shared() -> Path:
-    """The folder of real data sets and reference values that lies beside a developer's checkout."""
-    if not SHARED.is_dir():
-        pytest.skip("the folder of shared data and reference values is not beside this checkout")
-    return SHARED
+hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tightbox
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from tightbox.calibration import IOUS, MIN_DETECTIONS, PRECISIONS, Calibration, fit_calibration
 from tightbox.checkpoint import save_calibration
 from tightbox.errors import UserError

@@ -14,7 +14,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import ExifTags, Image
 
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from tightbox.cli import COMMANDS, build_parser, main, with_underscores
 
 TINY = [

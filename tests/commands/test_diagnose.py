@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
 from tests.commands.test_cli import status
-from tests.diagnosis.example import example
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
+from tests.helpers.results import example
 from tightbox.calibration import Calibration
 from tightbox.checkpoint import save_calibration
 from tightbox.evaluation.calibration import IouCalibration

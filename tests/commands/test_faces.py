@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.test_fddb import fddb
 from tests.data.test_wider_face import HEALTHY, wider
-from tests.tiny import BACKBONE
+from tests.helpers.models import BACKBONE
 from tightbox.cli import main
 from tightbox.models import UnitBox, create_model
 from tightbox.options import Preprocess

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tightbox
-from tests.mmdet.published import small_state, small_vfnet
+from tests.helpers.models import small_state, small_vfnet
 from tightbox.cli import main
 
 

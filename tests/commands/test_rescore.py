@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.tiny import BACKBONE, tiny_model
+from tests.helpers.models import BACKBONE, tiny_model
 from tightbox.cli import main
 from tightbox.models import IoUNet, create_model
 from tightbox.options import Preprocess

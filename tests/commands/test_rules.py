@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.evaluation.three_images import three_images
-from tests.tiny import BACKBONE, tiny_model
+from tests.helpers.data import three_images
+from tests.helpers.models import BACKBONE, tiny_model
 from tightbox.cli import main
 from tightbox.models import Detector, IoUAwareRetinaNet, create_model
 from tightbox.options import Preprocess

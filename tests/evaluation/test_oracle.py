@@ -11,9 +11,9 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
-from tests.evaluation.test_matching import data_set, result
-from tests.evaluation.three_images import BOXES, three_images
-from tests.tiny import tiny_model
+from tests.helpers.data import BOXES, three_images
+from tests.helpers.models import tiny_model
+from tests.helpers.results import data_set, result
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.ladder import draw_ladder

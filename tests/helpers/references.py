@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tests.helpers.drawn import Place, decode
+from tightbox.structures import Detections
 
 REFERENCES = Path(__file__).parents[1] / "references"
 SHARED = Path(__file__).parents[3] / "shared"
@@ -147,6 +148,16 @@ def recordings(name: str) -> list[Golden]:
     return [slice_of(name), *([Complete(complete)] if complete.is_file() else [])]
 
 
+def assert_same_detections(ours: Detections, golden: Golden, prefix: str) -> None:
+    """Matched as sets, since float noise swaps the order of nearly equal scores."""
+    boxes, scores, labels = (golden[f"{prefix}/{name}"] for name in ("bboxes", "scores", "labels"))
+    assert len(ours) == len(boxes)
+    near = (ours.boxes[:, None] - boxes).abs().amax(-1) < 0.1
+    near &= ((ours.scores[:, None] - scores).abs() < 2e-3) & (ours.labels[:, None] == labels)
+    assert near.any(0).all()
+    assert near.any(1).all()
+
+
 def layout(variant: str) -> dict[str, Any]:
     """Configuration, number of parameters, and the shape of every entry of a published file."""
     found: dict[str, Any] = _layouts()[variant]
@@ -192,19 +203,20 @@ def _weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def real_data(root: Path, name: str, into: Path) -> Path:
-    """The folder of a real data set; stand-ins for images that a slice lacks are written, so it may be a copy.
+    """The folder of a real data set; a copy in `into` with stand-ins for the images that a slice lacks.
 
     A stand-in is grey, of the size that the annotations give, and no two are the same file.
     """
     source = root / name
-    folder = into / name
-    (folder / "images").mkdir(parents=True)
-    for path in (source / "images").glob("*"):
-        (folder / "images" / path.name).symlink_to(path)
-    for path in source.glob("*.json"):
-        (folder / path.name).symlink_to(path)
-        for row in json.loads(path.read_bytes())["images"]:
-            image = folder / "images" / row["file_name"]
-            if not image.exists():
-                Image.new("L", (row["width"], row["height"]), 128).save(image, comment=row["file_name"])
-    return folder
+    rows = [row for path in source.glob("*.json") for row in json.loads(path.read_bytes())["images"]]
+    missing = [row for row in rows if not (source / "images" / row["file_name"]).exists()]
+    if not missing:
+        return source
+    images = into / name / "images"
+    images.mkdir(parents=True)
+    for path in (*source.glob("*.json"), *source.glob("images/*")):
+        (into / path.relative_to(root)).symlink_to(path)
+    for row in missing:
+        image = Image.new("L", (row["width"], row["height"]), 128)
+        image.save(images / row["file_name"], comment=row["file_name"])
+    return into / name
