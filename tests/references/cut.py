@@ -76,14 +76,17 @@ def tiny_weights(tensors: Arrays) -> Arrays:
 
 
 def tiny_io(tensors: Arrays) -> Arrays:
-    sizes = {"raw": 2000, "grad/full": 128, "targets/bbox_targets": 2000, "pad/targets/bbox_targets": 2000}
-    kept: Arrays = {}
+    sizes = {"raw/cls_score": 2000, "raw/bbox_pred_refine": 2000, "grad/full": 128}
+    levels = range(5)
+    positive = np.concatenate([tensors[f"targets/labels_{level}"] for level in levels]) < 20
+    distances = np.concatenate([tensors[f"targets/bbox_targets_{level}"] for level in levels])
+    kept = whole("targets/positives", distances[positive])  # of the other points they mean nothing
     for name, array in tensors.items():
         size = next((size for prefix, size in sizes.items() if name.startswith(prefix)), None)
         if name == "input/image":
             kept |= drawn(name, array, Place(OCTAVES, GENERATOR["image"], 0, 1))
-        elif name.startswith("points/") or name.endswith("bbox_weights"):
-            continue  # a regular grid; the label weights four times
+        elif name.startswith(("points/", "targets/bbox_")):
+            continue  # a regular grid; see above, and ones and zeros that say the same
         else:
             kept |= whole(name, array) if size is None else sample(name, array, size)
     return kept
