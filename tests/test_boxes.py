@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import iou_of_two
 from tightbox.boxes import (
     area,
     centerness,
@@ -24,15 +25,6 @@ coordinate = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, 1e-30])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 corner, side = st.floats(-1e3, 1e3), st.floats(0.1, 1e3)
 sound_box = st.builds(lambda x, y, width, height: (x, y, x + width, y + height), corner, corner, side, side)
-
-
-def iou_of_two(a, b) -> float:
-    """One pair in plain Python."""
-    sides = [max(0.0, box[i + 2] - box[i]) for box in (a, b) for i in (0, 1)]
-    overlap = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
-    intersection = overlap[0] * overlap[1]
-    union = sides[0] * sides[1] + sides[2] * sides[3] - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tightbox
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from tightbox.calibration import IOUS, Calibration, IouCalibration
 from tightbox.checkpoint import save_calibration
 from tightbox.errors import UserError

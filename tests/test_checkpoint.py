@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 import tightbox
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import create_model, load, start_from
 from tightbox.options import BackboneOptions, Preprocess

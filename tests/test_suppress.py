@@ -4,18 +4,12 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.helpers.arithmetic import iou_of_two, random_boxes
+from tests.helpers.references import slice_of
 from tightbox.errors import UserError
 from tightbox.structures import Candidates
 from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
-
-
-def iou_of_two(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    intersection = max(0.0, width) * max(0.0, height)
-    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
 
 
 def reference(boxes, scores, iou_threshold, score_threshold, max_detections, class_agnostic):
@@ -30,8 +24,7 @@ def reference(boxes, scores, iou_threshold, score_threshold, max_detections, cla
 
 
 def random_candidates(count, classes, origin=0.0):
-    corner = torch.rand(count, 2) * 60 + origin
-    boxes = torch.cat([corner, corner + 10 + torch.rand(count, 2) * 40], dim=1)
+    boxes = random_boxes(count, origin)
     return Candidates(boxes, torch.rand(count, classes), ious=torch.rand(count, classes))
 
 
@@ -57,8 +50,8 @@ def test_equals_the_reference(count, classes, origin, class_agnostic):
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])
-def test_reference_values(shared, case):
-    golden = load_file(shared / "goldens" / "nms_seed0.safetensors")
+def test_reference_values(case):
+    golden = slice_of("nms_seed0")  # complete
     boxes, scores, labels = (golden[f"{case}/{name}"] for name in ("boxes", "scores", "labels"))
     keep = golden[f"{case}/keep"]
     # One row for each box, its score in the column of its label; the estimate carries the index through.

@@ -5,22 +5,16 @@ import statistics
 
 import pytest
 import torch
-from safetensors import safe_open
 
+from tests.helpers.arithmetic import iou_of_two
+from tests.helpers.models import exact_targets
+from tests.helpers.references import slice_of
 from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, level_points, per_point
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
 GRIDS = ["grid0", "grid1", "grid2", "grid3", "grid4"]
 OTHERS = ["crowded", "outside", "tiny_gt", "topk4", "no_gt", "ignore", "random_anchors"]
-
-
-def iou_of_two(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    intersection = max(0.0, width) * max(0.0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
-    return intersection / union
 
 
 def centre(box):
@@ -63,15 +57,11 @@ def random_truths(count, height, width):
     return torch.cat([corner, corner + 5 + torch.rand(count, 2, dtype=torch.float64) * 90], dim=1)
 
 
-def targets_of(truths):
-    return Targets(truths, torch.zeros(len(truths), dtype=torch.int64), truths.new_zeros(0, 4))
-
-
 @pytest.mark.parametrize("case", GRIDS + OTHERS)
-def test_reference_assignments(shared, case):
-    with safe_open(shared / "goldens" / "atss_seed0.safetensors", "pt") as file:
-        topk = json.loads(file.metadata()["cases"])[case]["topk"]
-        golden = {k.removeprefix(f"{case}/"): file.get_tensor(k) for k in file.keys() if k.startswith(f"{case}/")}  # noqa: SIM118
+def test_reference_assignments(case):
+    file = slice_of("atss_seed0")  # complete
+    topk = json.loads(file.metadata["cases"])[case]["topk"]
+    golden = file.whole(f"{case}/")
     targets = Targets.of(golden["gt_bboxes"], golden["gt_labels"], golden.get("gt_bboxes_ignore"))
     ignore_iof = 0.5 if case == "ignore" else None
     found = atss(golden["anchors"], golden["num_level"].tolist(), targets, topk, ignore_iof)
@@ -91,7 +81,7 @@ def test_equals_algorithm_1(seed, masked):
     anchors, level_sizes = grid(120, 160)
     truths = random_truths(12, 120, 160)
     valid = torch.rand(len(anchors)) < 0.7
-    found = atss(anchors, level_sizes, targets_of(truths), topk=5, valid=valid if masked else None)
+    found = atss(anchors, level_sizes, exact_targets(truths), topk=5, valid=valid if masked else None)
     usable = valid.tolist() if masked else [True] * len(anchors)
     matched, ious = algorithm_1(anchors.tolist(), level_sizes, truths.tolist(), 5, usable)
     assert found.matched.tolist() == matched
@@ -103,7 +93,7 @@ def test_an_anchor_of_two_objects_learns_the_tighter():
     # One anchor, one level, one candidate each: the threshold is its own IoU, so both objects claim it.
     # IoU is 64/100 with the first and 64/81 with the second.
     anchor = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
-    targets = targets_of(torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 9.0, 9.0]]))
+    targets = exact_targets(torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 9.0, 9.0]]))
     found = atss(anchor, [1], targets)
     assert found.matched.tolist() == [1]
     assert found.ious.item() == pytest.approx(64 / 81)
@@ -111,14 +101,14 @@ def test_an_anchor_of_two_objects_learns_the_tighter():
 
 def test_equal_claims_go_to_the_first():
     truth = torch.tensor([0.0, 0.0, 10.0, 10.0])
-    found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], targets_of(truth.repeat(3, 1)))
+    found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(truth.repeat(3, 1)))
     assert found.matched.tolist() == [0]
 
 
 @pytest.mark.parametrize(("left", "matched"), [(3.98, 0), (3.995, BACKGROUND), (4.5, BACKGROUND)])
 def test_the_centre_must_be_inside_by_a_hundredth(left, matched):
     # The anchor's centre is at x = 4.
-    found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], targets_of(torch.tensor([[left, 0.0, 9.0, 8.0]])))
+    found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(torch.tensor([[left, 0.0, 9.0, 8.0]])))
     assert found.matched.tolist() == [matched]
 
 
@@ -126,13 +116,13 @@ def test_the_nearest_is_found_far_from_the_origin():
     # Anchors of 4 px, 1 px apart; by |a|² - 2ab + |b|² in float32 their distances would be off by several pixels.
     x = torch.arange(8000.0, 8040.0)
     anchors = torch.stack([x, torch.full_like(x, 8000.0), x + 4, torch.full_like(x, 8004.0)], dim=1)
-    targets = targets_of(torch.tensor([[8017.25, 8000.0, 8021.25, 8004.0]]))
+    targets = exact_targets(torch.tensor([[8017.25, 8000.0, 8021.25, 8004.0]]))
     assert atss(anchors, [40], targets, topk=1).matched.ge(0).nonzero().tolist() == [[17]]
 
 
 def test_anchors_in_padding_take_no_part():
     anchors, level_sizes = grid(64, 64, levels=2)
-    targets = targets_of(random_truths(4, 64, 64))
+    targets = exact_targets(random_truths(4, 64, 64))
     valid = torch.zeros(len(anchors), dtype=torch.bool)
     assert (atss(anchors, level_sizes, targets, valid=valid).matched == BACKGROUND).all()
     # As if the anchors of the second level were not there.
@@ -158,22 +148,22 @@ def test_ignored_anchors():
 
 def test_nothing_to_assign():
     anchors, level_sizes = grid(64, 64)
-    empty = targets_of(torch.zeros(0, 4, dtype=torch.float64))
+    empty = exact_targets(torch.zeros(0, 4, dtype=torch.float64))
     found = atss(anchors, level_sizes, empty, ignore_iof=0.5)
     assert found.matched.dtype == torch.int64
     assert (found.matched == BACKGROUND).all()
-    assert atss(anchors[:0], [0], targets_of(random_truths(2, 64, 64))).matched.shape == (0,)
+    assert atss(anchors[:0], [0], exact_targets(random_truths(2, 64, 64))).matched.shape == (0,)
 
 
 def test_an_object_without_area_gets_nothing():
     anchors, level_sizes = grid(64, 64)
     point = torch.tensor([[32.0, 32.0, 32.0, 32.0]], dtype=torch.float64)
-    assert (atss(anchors, level_sizes, targets_of(point)).matched == BACKGROUND).all()
+    assert (atss(anchors, level_sizes, exact_targets(point)).matched == BACKGROUND).all()
 
 
 def test_levels_that_do_not_add_up():
     with pytest.raises(UserError, match="3 anchors"):
-        atss(torch.zeros(3, 4), [1, 1], targets_of(torch.zeros(0, 4)))
+        atss(torch.zeros(3, 4), [1, 1], exact_targets(torch.zeros(0, 4)))
 
 
 def test_anchors_are_square_and_centred():

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.models import targets_of
 from tightbox.assigners import BACKGROUND, fcos_assign, level_points, per_point
 from tightbox.structures import Targets
 
@@ -15,10 +16,6 @@ POINTS = level_points(SIZES, STRIDES, offset=0.5)
 POINT_STRIDES = per_point(torch.tensor(STRIDES), SIZES)
 RANGES = per_point(torch.tensor([[-1.0, 20.0], [20.0, math.inf]]), SIZES)
 side = st.integers(0, 64)
-
-
-def targets_of(*truths):
-    return Targets.of(torch.tensor(truths), torch.zeros(len(truths)))
 
 
 def assign(targets, center_radius=None):

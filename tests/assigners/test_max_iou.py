@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import area, intersection, iou_of_two
+from tests.helpers.models import exact_targets
 from tightbox.assigners import BACKGROUND, IGNORED, max_iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets
@@ -15,19 +17,6 @@ from tightbox.structures import Targets
 coordinate = st.integers(0, 6).map(float)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 boxes = st.lists(box, max_size=6)
-
-
-def area(a) -> float:
-    return max(0.0, a[2] - a[0]) * max(0.0, a[3] - a[1])
-
-
-def shared(a, b) -> float:
-    return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-
-
-def iou_of_two(a, b) -> float:
-    union = area(a) + area(b) - shared(a, b)
-    return shared(a, b) / union if union > 0 else 0.0
 
 
 def reference(anchors, truths, regions, usable, positive, negative, low_quality, ignore_iof):
@@ -47,7 +36,7 @@ def reference(anchors, truths, regions, usable, positive, negative, low_quality,
                 if row[g] == highest > 0:
                     matched[n] = g
     for n, a in enumerate(anchors):
-        left_out = ignore_iof is not None and any(shared(a, region) > ignore_iof * area(a) for region in regions)
+        left_out = ignore_iof is not None and any(intersection(a, region) > ignore_iof * area(a) for region in regions)
         if left_out and matched[n] == BACKGROUND:
             matched[n] = IGNORED
         if not usable[n]:
@@ -59,8 +48,8 @@ def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
 
 
-def targets_of(truths, regions=()):
-    return Targets(tensor(truths), torch.zeros(len(truths), dtype=torch.int64), tensor(regions))
+def in_double(truths, regions=()):
+    return exact_targets(tensor(truths), tensor(regions))
 
 
 @given(
@@ -75,7 +64,7 @@ def targets_of(truths, regions=()):
 def test_equals_loops(anchors, truths, regions, valid, thresholds, low_quality, ignore_iof):
     valid = valid[: len(anchors)]
     arguments = (*thresholds, low_quality, ignore_iof)
-    found = max_iou(tensor(anchors), targets_of(truths, regions), *arguments, valid=torch.tensor(valid).bool())
+    found = max_iou(tensor(anchors), in_double(truths, regions), *arguments, valid=torch.tensor(valid).bool())
     matched, ious = reference(anchors, truths, regions, valid, *arguments)
     assert found.matched.tolist() == matched
     assert found.matched.dtype == torch.int64
@@ -85,8 +74,8 @@ def test_equals_loops(anchors, truths, regions, valid, thresholds, low_quality, 
 @given(boxes, boxes)
 def test_without_a_mask_every_anchor_counts(anchors, truths):
     everywhere = torch.ones(len(anchors), dtype=torch.bool)
-    unmasked = max_iou(tensor(anchors), targets_of(truths))
-    assert unmasked.matched.equal(max_iou(tensor(anchors), targets_of(truths), valid=everywhere).matched)
+    unmasked = max_iou(tensor(anchors), in_double(truths))
+    assert unmasked.matched.equal(max_iou(tensor(anchors), in_double(truths), valid=everywhere).matched)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +91,7 @@ def test_without_a_mask_every_anchor_counts(anchors, truths):
 )
 def test_half_is_positive_and_under_two_fifths_is_background(right, matched):
     anchor = tensor([(0, 0, right, 10)])
-    found = max_iou(anchor, targets_of([(0, 0, 10, 10)]), low_quality=False)
+    found = max_iou(anchor, in_double([(0, 0, 10, 10)]), low_quality=False)
     assert found.matched.tolist() == [matched]
     assert found.ious.tolist() == pytest.approx([right / 10 if matched == 0 else 0.0])
 
@@ -110,16 +99,16 @@ def test_half_is_positive_and_under_two_fifths_is_background(right, matched):
 def test_an_object_claims_all_anchors_that_overlap_it_most():
     # 10x10 at 0 .. 10, and anchors that share 2, 2 and 1 of its columns: IoU 20 / 180 twice, and 10 / 190.
     anchors = tensor([(8, 0, 18, 10), (-8, 0, 2, 10), (9, 0, 19, 10)])
-    found = max_iou(anchors, targets_of([(0, 0, 10, 10)]))
+    found = max_iou(anchors, in_double([(0, 0, 10, 10)]))
     assert found.matched.tolist() == [0, 0, BACKGROUND]
     assert found.ious.tolist() == pytest.approx([1 / 9, 1 / 9, 0])
-    assert max_iou(anchors, targets_of([(0, 0, 10, 10)]), low_quality=False).matched.tolist() == [BACKGROUND] * 3
+    assert max_iou(anchors, in_double([(0, 0, 10, 10)]), low_quality=False).matched.tolist() == [BACKGROUND] * 3
 
 
 def test_an_object_that_overlaps_nothing_claims_nothing():
     """All its IoUs are equal, and highest, at 0."""
     anchors = tensor([(0, 0, 10, 10), (20, 0, 30, 10)])
-    found = max_iou(anchors, targets_of([(50, 50, 60, 60), (5, 5, 5, 5), (0, 0, 10, 10)]))
+    found = max_iou(anchors, in_double([(50, 50, 60, 60), (5, 5, 5, 5), (0, 0, 10, 10)]))
     assert found.matched.tolist() == [2, BACKGROUND]
 
 
@@ -127,26 +116,26 @@ def test_the_object_of_highest_iou_has_the_anchor_unless_another_claims_it():
     # The anchor has IoU 0.9 with the first object and 0.6 with the second, which no other anchor overlaps.
     anchors = tensor([(0, 0, 10, 10), (0, 0, 9, 10)])
     truths = [(0, 0, 9, 10), (4, 0, 10, 10)]
-    assert max_iou(anchors[:1], targets_of(truths), low_quality=False).matched.tolist() == [0]
+    assert max_iou(anchors[:1], in_double(truths), low_quality=False).matched.tolist() == [0]
     # The second anchor is the first object itself. Its IoU with the second object is 50 / 100, the first's 60 / 100.
-    assert max_iou(anchors, targets_of(truths)).matched.tolist() == [1, 0]
+    assert max_iou(anchors, in_double(truths)).matched.tolist() == [1, 0]
     # Alone it is the best anchor of both: the last has it, with the last one's IoU.
-    found = max_iou(anchors[:1], targets_of(truths))
+    found = max_iou(anchors[:1], in_double(truths))
     assert (found.matched.tolist(), found.ious.tolist()) == ([1], pytest.approx([0.6]))
-    assert max_iou(anchors[:1], targets_of(truths[::-1])).matched.tolist() == [1]
+    assert max_iou(anchors[:1], in_double(truths[::-1])).matched.tolist() == [1]
 
 
 def test_equal_overlaps_without_claims_go_to_the_first():
     anchor = tensor([(0, 0, 10, 8)])
     twins = [(0, 0, 10, 10), (0, 0, 10, 10)]
-    assert max_iou(anchor, targets_of(twins), low_quality=False).matched.tolist() == [0]
-    assert max_iou(anchor, targets_of(twins)).matched.tolist() == [1]
+    assert max_iou(anchor, in_double(twins), low_quality=False).matched.tolist() == [0]
+    assert max_iou(anchor, in_double(twins)).matched.tolist() == [1]
 
 
 def test_regions_leave_out_only_background():
     # The region covers the first two anchors whole and half of the third; the second learns the object in it.
     anchors = tensor([(0, 0, 8, 8), (10, 0, 18, 8), (16, 20, 24, 28)])
-    targets = targets_of([(10, 0, 18, 8)], regions=[(0, 0, 20, 40)])
+    targets = in_double([(10, 0, 18, 8)], regions=[(0, 0, 20, 40)])
     assert max_iou(anchors, targets).matched.tolist() == [BACKGROUND, 0, BACKGROUND]
     assert max_iou(anchors, targets, ignore_iof=0.5).matched.tolist() == [IGNORED, 0, BACKGROUND]
     assert max_iou(anchors, targets, ignore_iof=0.4).matched.tolist() == [IGNORED, 0, IGNORED]
@@ -155,14 +144,14 @@ def test_regions_leave_out_only_background():
 def test_an_anchor_in_the_padding_neither_learns_nor_stands_in_the_way():
     # The first anchor would be the object's best. Without it the second is, at IoU 20 / 180.
     anchors = tensor([(0, 0, 10, 10), (8, 0, 18, 10)])
-    found = max_iou(anchors, targets_of([(0, 0, 10, 10)]), valid=torch.tensor([False, True]))
+    found = max_iou(anchors, in_double([(0, 0, 10, 10)]), valid=torch.tensor([False, True]))
     assert found.matched.tolist() == [IGNORED, 0]
     assert found.ious.tolist() == pytest.approx([0, 1 / 9])
 
 
 @pytest.mark.parametrize(("anchors", "truths"), [(0, 0), (0, 2), (3, 0)])
 def test_nothing_to_assign(anchors, truths):
-    found = max_iou(tensor([(0, 0, 8, 8)] * anchors), targets_of([(0, 0, 9, 9)] * truths), ignore_iof=0.5)
+    found = max_iou(tensor([(0, 0, 8, 8)] * anchors), in_double([(0, 0, 9, 9)] * truths), ignore_iof=0.5)
     assert found.matched.tolist() == [BACKGROUND] * anchors
     assert found.matched.dtype == torch.int64
     assert found.ious.tolist() == [0.0] * anchors
@@ -180,7 +169,7 @@ def test_nothing_to_assign(anchors, truths):
 )
 def test_thresholds_that_make_no_sense(positive, negative):
     with pytest.raises(UserError, match="0 <= negative <= positive <= 1"):
-        max_iou(tensor([(0, 0, 8, 8)]), targets_of([]), positive, negative)
+        max_iou(tensor([(0, 0, 8, 8)]), in_double([]), positive, negative)
 
 
 def test_half_precision_overlaps_are_computed_in_float32():

@@ -7,16 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.models import targets_of
 from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.structures import Targets
 
 SIZE = (12, 16)
-
-
-def targets_of(*boxes, labels=None, ignore=()):
-    labels = [0] * len(boxes) if labels is None else labels
-    return Targets.of(torch.tensor(boxes), torch.tensor(labels), torch.tensor(ignore))
 
 
 def lies_on(x, y, box, shape):

@@ -5,39 +5,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.helpers.commands import TINY
+from tests.helpers.data import annotation, categories_of, noise_image
 from tightbox.checkpoint import read_card
 from tightbox.cli import main
 from tightbox.data.layout import read_data
 from tightbox.errors import UserError
 
-TINY = ["--backbone", "test_resnet", "--pretrained", "false", "--long-side", "64", "--short-side", "64"]
-TINY += ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--precision", "fp32", "--mosaic", "0"]
+SMALL = [*TINY, "--batch-size", "2", "--mosaic", "0"]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two images in each split; a cat, a dog and a bird in the first to train on, a dog in the first to validate."""
     root = tmp_path / "data"
-    (root / "images").mkdir(parents=True)
-    rng = np.random.default_rng(0)
     for split, labels in {"train": [1, 2, 3], "val": [2]}.items():
         images = [{"id": i, "file_name": f"{split}{i}.png", "width": 64, "height": 64} for i in (1, 2)]
         for image in images:
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-                root / "images" / image["file_name"]
-            )
-        boxes = [
-            {"id": label, "image_id": 1, "category_id": label, "bbox": [10 * label, 5, 9, 9], "area": 81, "iscrowd": 0}
-            for label in labels
-        ]
-        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "bird"}]
-        (root / f"{split}.json").write_text(
-            json.dumps({"images": images, "annotations": boxes, "categories": categories})
-        )
+            noise_image(root / "images" / image["file_name"], 64, 64, seed=image["id"])
+        content = {
+            "images": images,
+            "annotations": [annotation(label, 1, [10 * label, 5, 9, 9], label, area=81) for label in labels],
+            "categories": categories_of(["cat", "dog", "bird"]),
+        }
+        (root / f"{split}.json").write_text(json.dumps(content))
     return root
 
 
@@ -57,7 +50,7 @@ def test_only_classes(data: Path) -> None:
 
 def test_train_and_eval(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    train = ["train", "--model", "unitbox", "--data", str(data), "--out", str(out), *TINY, "--classes", "dog", "cat"]
+    train = ["train", "--model", "unitbox", "--data", str(data), "--out", str(out), *SMALL, "--classes", "dog", "cat"]
     assert main(train) == 0
     assert "classes dog, cat" in capsys.readouterr().out
     assert read_card(out / "last")["class_names"] == ["dog", "cat"]
@@ -77,7 +70,7 @@ def test_an_unknown_class_is_one_sentence(
     command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--data", str(data), "--classes", "fish", "--out", str(tmp_path / "run")]
-    assert main([command, *(["no-checkpoint"] if command == "eval" else TINY), *given]) == 2
+    assert main([command, *(["no-checkpoint"] if command == "eval" else SMALL), *given]) == 2
     error = capsys.readouterr().err
     assert "has no class fish; choose from cat, dog, bird" in error
     assert error.count("\n") == 1

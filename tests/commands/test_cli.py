@@ -4,32 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import ExifTags, Image
 
-from tests.tiny import tiny_model
-from tightbox.cli import COMMANDS, build_parser, main, with_underscores
+from tests.helpers.commands import TINY, assert_one_sentence, status
+from tests.helpers.data import cats_and_dogs
+from tests.helpers.data import noise_image as image
+from tests.helpers.models import tiny_model
+from tightbox.cli import COMMANDS, build_parser, with_underscores
 
-TINY = [
-    *("--backbone", "test_resnet", "--pretrained", "false", "--vfnet.channels", "32", "--vfnet.tower-depth", "1"),
-    *("--long-side", "64", "--short-side", "64", "--epochs", "1", "--batch-size", "3", "--workers", "0"),
-    *("--precision", "fp32"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps the settings of a process's first run, and here one process runs many commands."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+SMALL = [*TINY, "--batch-size", "3", "--vfnet.channels", "32", "--vfnet.tower-depth", "1"]
 
 
 @pytest.fixture(scope="session")
@@ -37,45 +27,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model().save(tmp_path_factory.mktemp("checkpoint"))
 
 
-def image(path: Path, width: int = 60, height: int = 40, seed: int = 0, **save: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **save)
-    return path
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A COCO folder with three training and two validation images of cats and dogs."""
-    root = tmp_path / "data"
-    for split, numbers in {"train": range(3), "val": range(3, 5)}.items():
-        for i in numbers:
-            image(root / "images" / f"{i}.png", seed=i)
-        content = {
-            "images": [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 40} for i in numbers],
-            "annotations": [
-                {
-                    "id": i + 1,
-                    "image_id": i,
-                    "category_id": 1 + i % 2,
-                    "bbox": [5, 5, 40, 30],
-                    "area": 1200,
-                    "iscrowd": 0,
-                }
-                for i in numbers
-            ],
-            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-        }
-        (root / f"{split}.json").write_text(json.dumps(content))
-    return root
-
-
-def status(arguments: list[str]) -> int:
-    """The exit status, whether returned or raised."""
-    try:
-        return main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return cats_and_dogs(tmp_path / "data", {"train": range(3), "val": range(3, 5)})
 
 
 # The help
@@ -146,15 +101,6 @@ def _leave(root: Path) -> None:
     pass
 
 
-def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    assert error.startswith("tightbox: ")
-    assert "Traceback" not in error
-    for part in parts:
-        assert part in error
-
-
 @pytest.mark.parametrize(
     ("damage", "arguments", "parts"),
     [
@@ -195,7 +141,7 @@ def test_mistakes_in_training_are_one_sentence(
 ) -> None:
     damage(data)
     out = tmp_path / "out"
-    given = ["train", "--data", str(data), "--out", str(out), *TINY, *arguments]
+    given = ["train", "--data", str(data), "--out", str(out), *SMALL, *arguments]
     (tmp_path / "empty").mkdir()
     assert status([a.format(out=tmp_path / "empty") for a in given]) == 2
     assert_one_sentence(capsys, *parts)
@@ -279,7 +225,7 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert status(["train", "--data", str(data), "--out", str(first), *TINY, "--seed", "3"]) == 0
+    assert status(["train", "--data", str(data), "--out", str(first), *SMALL, "--seed", "3"]) == 0
     shown = capsys.readouterr().out
     assert "found COCO (train.json): 3 training images, classes cat, dog" in " ".join(shown.split())
     configuration = yaml.safe_load((first / "config.yaml").read_text())
@@ -288,14 +234,13 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
     assert configuration["backbone"] == "test_resnet"
     assert configuration["optimizer"] == "adamw"  # what was not given is there too
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert status(["train", "--config", str(first / "config.yaml"), "--out", str(second)]) == 0
     same = ("last/weights.safetensors", "last/card.json")
     assert (first / same[0]).read_bytes() == (second / same[0]).read_bytes()
     assert yaml.safe_load((second / "config.yaml").read_text()) == configuration | {"out": str(second)}
 
     capsys.readouterr()
-    assert status(["train", "--data", str(data), "--out", str(first), *TINY]) == 2
+    assert status(["train", "--data", str(data), "--out", str(first), *SMALL]) == 2
     assert_one_sentence(capsys, "already holds a run; continue it with --resume, or choose another --out")
 
     assert status(["eval", str(first / "last"), "--data", str(data), "--out", str(tmp_path / "eval")]) == 0
@@ -304,7 +249,6 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
     assert set(metrics["per_class"]) == {"cat", "dog"}
     assert isinstance(json.loads((tmp_path / "eval" / "results.json").read_text()), list)
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert status(["train", "--resume", "--out", str(first), "--epochs", "2"]) == 0
     rows = [json.loads(row) for row in (first / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -312,12 +256,10 @@ def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_re
 
 
 def _train(data: Path, out: Path, *more: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return status(["train", "--data", str(data), "--out", str(out), *TINY, *more])
+    return status(["train", "--data", str(data), "--out", str(out), *SMALL, *more])
 
 
 def _resume(out: Path, *more: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     return status(["train", "--resume", "--out", str(out), *more])
 
 
@@ -392,7 +334,7 @@ def test_training_passes_over_unreadable_images_if_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _lose_image(data)
-    arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, "--skip-unreadable", "true"]
+    arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL, "--skip-unreadable", "true"]
     assert status(arguments) == 0
     assert "1.png" in "".join(capsys.readouterr().out.split("\n"))
 

@@ -5,43 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
-from tests.commands.test_cli import status
-from tests.diagnosis.example import example
-from tests.tiny import tiny_model
+from tests.helpers.commands import status
+from tests.helpers.data import plain_image
+from tests.helpers.models import tiny_model
+from tests.helpers.results import example
 from tightbox.calibration import Calibration
 from tightbox.checkpoint import save_calibration
 from tightbox.evaluation.reliability import IouCalibration
 
 HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 50 + (None,),) * 10, {"split": "val"})
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """It suppresses nothing, so that it has its full 20 boxes in every image."""
-    return tiny_model(nms_iou=1.0).save(tmp_path / "model")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Six images of cats and dogs in each of two splits."""
-    for split, start in (("val", 0), ("test", 6)):
-        images, annotations = [], []
-        for i in range(start, start + 6):
-            pixels = np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-            (tmp_path / "data" / "images").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(tmp_path / "data" / "images" / f"{i}.png")
-            images.append({"id": i, "file_name": f"{i}.png", "width": 60, "height": 40})
-            row = {"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": [5, 5, 40, 30], "area": 1200}
-            annotations.append(row | {"iscrowd": 0})
-        names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-        content = {"images": images, "annotations": annotations, "categories": names}
-        (tmp_path / "data" / f"{split}.json").write_text(json.dumps(content))
-    return tmp_path / "data"
 
 
 def test_diagnose_a_checkpoint(
@@ -68,9 +42,8 @@ def test_diagnose_a_result_file(tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," not in page
     assert "boxes are shown as outlines" in page
 
-    (tmp_path / "images").mkdir()
     for row in truth["images"]:
-        Image.new("RGB", (640, 480)).save(tmp_path / "images" / row["file_name"])
+        plain_image(tmp_path / "images" / row["file_name"], 640, 480)
     images = ["--images", str(tmp_path / "images")]
     assert status(["diagnose", *files, *images, "--out", str(tmp_path / "shown")]) == 0
     assert "data:image/jpeg;base64," in (tmp_path / "shown" / "diagnosis.html").read_text(encoding="utf-8")

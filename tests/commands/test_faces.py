@@ -11,12 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.test_fddb import fddb
-from tests.data.test_wider_face import HEALTHY, wider
-from tests.tiny import BACKBONE
+from tests.helpers.commands import TINY
+from tests.helpers.data import WIDER_FACES, fddb, wider_face
+from tests.helpers.models import tiny_unitbox
 from tightbox.cli import main
-from tightbox.models import UnitBox, create_model
-from tightbox.options import Preprocess
 
 # The whole image of 60 x 40 is the box of the one ellipse in the first, the second has no face at all.
 FOLD = "2002/08/11/big/img_1\n1\n30.0 20.0 0.0 30.0 20.0  1\n2002/08/11/big/img_2\n0\n"
@@ -24,10 +22,7 @@ FOLD = "2002/08/11/big/img_1\n1\n30.0 20.0 0.0 30.0 20.0  1\n2002/08/11/big/img_
 
 def detector(folder: Path, name: str = "face") -> Path:
     """One that takes every image for one face, whose box it reads as the whole image."""
-    torch.manual_seed(0)
-    small = Preprocess(long_side=64, short_side=64)
-    model = create_model("unitbox", class_names=[name], backbone=BACKBONE, preprocess=small)
-    assert isinstance(model, UnitBox)
+    model = tiny_unitbox(class_names=[name])
     torch.nn.init.zeros_(model.head.classes.weight)
     torch.nn.init.constant_(model.head.classes.bias, 2.0)
     torch.nn.init.constant_(model.head.distances.bias, 100.0)
@@ -66,12 +61,11 @@ def test_fddb_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: 
 
 
 def test_trained_on_wider_face_it_is_tested_on_fddb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, out = wider(tmp_path, val=HEALTHY), tmp_path / "run"
+    data, out = wider_face(tmp_path, val=WIDER_FACES), tmp_path / "run"
     rng = np.random.default_rng(0)
     for path in tmp_path.rglob("*.jpg"):
         Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
-    tiny = ["--backbone", "test_resnet", "--pretrained", "false", "--long-side", "64", "--short-side", "64"]
-    tiny += ["--epochs", "1", "--batch-size", "3", "--workers", "0", "--precision", "fp32", "--mosaic", "0"]
+    tiny = [*TINY, "--batch-size", "3", "--mosaic", "0"]
     assert main(["train", "--model", "unitbox", "--data", str(data), "--out", str(out), *tiny]) == 0
     assert "found WIDER FACE" in capsys.readouterr().out
     row = json.loads((out / "metrics.jsonl").read_text())

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file
 
 import tightbox
-from tests.mmdet.published import small_state, small_vfnet
-from tightbox.cli import main
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps the settings of a process's first run, and here one process runs many commands."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+from tests.helpers.commands import assert_one_sentence, status
+from tests.helpers.data import one_image_coco
+from tests.helpers.models import small_state, small_vfnet
+from tests.helpers.references import DATA_ROOTS, real_data
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +37,9 @@ def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def coco(root: Path, names: list[str], splits: tuple[str, ...] = ("train", "val")) -> Path:
-    (root / "images").mkdir(parents=True)
-    Image.new("RGB", (60, 40)).save(root / "images" / "a.png")
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 40, 30], "area": 1200, "iscrowd": 0}
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}],
-        "annotations": [box],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
-    }
     for split in splits:
-        (root / f"{split}.json").write_text(json.dumps(content))
+        one_image_coco(root / f"{split}.json", root / "images" / "a.png", names, (5, 5, 40, 30), (60, 40))
     return root
-
-
-def status(arguments: list[str]) -> int:
-    """The exit status, whether returned or raised."""
-    try:
-        return main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    assert error.startswith("tightbox: ")
-    for part in parts:
-        assert part in error
 
 
 def test_import_says_what_it_found(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,11 +220,9 @@ def test_frozen_parts_of_an_imported_model_do_not_train(imported: Path) -> None:
 # COCO as it is downloaded
 
 
-def test_evaluating_on_the_folder_that_coco_comes_in(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluating_on_the_folder_that_coco_comes_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The zip of annotations holds three kinds for both splits; the images of val2017 alone are downloaded."""
-    source, root = shared / "data" / "coco-mini", tmp_path / "coco"
+    source, root = real_data(DATA_ROOTS[0], "coco-mini", tmp_path / "source"), tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     (root / "val2017").mkdir()
     content = json.loads((source / "val.json").read_text())

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
-from tests.commands.test_cli import assert_one_sentence, image, status
-from tests.commands.test_diagnose import data as data
-from tests.models.test_iou_net import tiny as tiny_iou_net
+from tests.helpers.commands import assert_one_sentence, status
+from tests.helpers.data import noise_image as image
+from tests.helpers.models import tiny_iou_net
 
 RESCORE = ["rescore", "--model", "m", "--data", "d", "--dt", "r.json"]
 

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
-from tests.commands.test_cli import status
-from tests.commands.test_diagnose import checkpoint as checkpoint
-from tests.commands.test_diagnose import data as data
+from tests.helpers.commands import status
 
 COMMANDS = pytest.mark.parametrize("command", ["eval", "oracle", "diagnose", "calibrate"])
 

@@ -1,29 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from PIL import Image
 
-from tests.tiny import BACKBONE, tiny_model
+from tests.helpers.data import noise_image
+from tests.helpers.models import BACKBONE, tiny_model
 from tightbox.cli import main
 from tightbox.models import IoUNet, create_model
 from tightbox.options import Preprocess
 
 SIZES = {7: (60, 40), 9: (50, 70)}  # width and height, other than the model's 64
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +36,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path: Path) -> Path:
     """Two images, a cat with id 3 in one and a dog with id 5 in the other."""
     folder = tmp_path / "data"
-    (folder / "images").mkdir(parents=True)
-    random = np.random.default_rng(0)
     for number, (width, height) in SIZES.items():
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        noise_image(folder / "images" / f"{number}.png", width, height, seed=number)
     boxes = {7: (3, [10, 5, 30, 20]), 9: (5, [5, 20, 40, 40])}
     content = {
         "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in SIZES.items()],

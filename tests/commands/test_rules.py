@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from tests.evaluation.three_images import three_images
-from tests.tiny import BACKBONE, tiny_model
-from tightbox.cli import main
-from tightbox.models import Detector, IoUAwareRetinaNet, create_model
-from tightbox.options import Preprocess
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+from tests.helpers.commands import assert_one_sentence, status
+from tests.helpers.data import three_images
+from tests.helpers.models import tiny_model, tiny_retinanet
+from tightbox.models import Detector, IoUAwareRetinaNet
 
 
 def detector(**options: Any) -> Detector:
-    torch.manual_seed(0)
-    small = {"channels": 32, "tower_depth": 1, "score_threshold": 0.0, "max_detections": 20, "top_k": 20}
-    model = create_model(
-        "iou_aware_retinanet",
-        class_names=["cat", "dog"],
-        backbone=BACKBONE,
-        preprocess=Preprocess(long_side=64, short_side=64),
-        **(small | options),
-    )
-    assert isinstance(model, IoUAwareRetinaNet)
+    """Scores and IoUs differ from anchor to anchor."""
+    model = tiny_retinanet(**({"top_k": 20} | options))
     nn.init.zeros_(model.head.classes.bias)
     for layer in (model.head.classes, model.head.iou):
         if layer is not None:
@@ -60,27 +41,11 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def status(*arguments: object) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 def results(checkpoint: Path, data: Path, out: Path, *rules: str) -> list[dict[str, Any]]:
-    assert status("eval", checkpoint, "--data", data, "--out", out, *rules) == 0
+    assert status(["eval", checkpoint, "--data", data, "--out", out, *rules]) == 0
     found: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
     assert found
     return found
-
-
-def assert_one_sentence(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    assert error.startswith("tightbox: ")
-    for part in parts:
-        assert part in error
 
 
 @pytest.mark.parametrize(
@@ -129,14 +94,16 @@ def test_a_sweep_runs_the_network_once(
     forward = IoUAwareRetinaNet.forward
     monkeypatch.setattr(IoUAwareRetinaNet, "forward", lambda *args: runs.append(1) or forward(*args))
     arguments = ("eval", checkpoint, "--data", data, "--alpha-sweep", "--out", tmp_path / "out")
-    assert status(*arguments) == 0
-    assert status(*arguments) == 0
+    assert status([*arguments]) == 0
+    assert status([*arguments]) == 0
     assert len(runs) == 1
     rows = json.loads((tmp_path / "out" / "alpha_sweep.json").read_text())
     assert [row["alpha"] for row in rows] == pytest.approx([i / 10 for i in range(11)])
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  0.3")]
     assert table == [["0.3", *(f"{100 * rows[3][name]:.1f}" for name in ("ap", "ap50", "ap75", "ap90"))]] * 2
-    assert status("eval", checkpoint, "--data", data, "--rank", "power", "--alpha", "0.3", "--out", tmp_path / "b") == 0
+    assert (
+        status(["eval", checkpoint, "--data", data, "--rank", "power", "--alpha", "0.3", "--out", tmp_path / "b"]) == 0
+    )
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert {"alpha": rows[3]["alpha"]} | metrics == rows[3]
     assert len(runs) == 1
@@ -164,9 +131,9 @@ def test_unreadable_images_are_passed_over_if_told(
 ) -> None:
     (data / "images" / "1.png").unlink()
     arguments = ("eval", checkpoint, "--data", data, "--rank", "class")
-    assert status(*arguments) == 2
+    assert status([*arguments]) == 2
     assert "1.png" in capsys.readouterr().err
-    assert status(*arguments, "--skip-unreadable", "true") == 0
+    assert status([*arguments, "--skip-unreadable", "true"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -186,7 +153,7 @@ def test_unreadable_images_are_passed_over_if_told(
 def test_mistakes_are_one_sentence(
     data: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], rules: list[str], parts: list[str]
 ) -> None:
-    assert status("eval", checkpoint, "--data", data, *rules) == 2
+    assert status(["eval", checkpoint, "--data", data, *rules]) == 2
     assert_one_sentence(capsys, *parts)
     assert not (checkpoint / "candidates").exists()
 
@@ -196,7 +163,7 @@ def test_a_detector_without_estimates_says_so(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: list[str]
 ) -> None:
     plain = detector(iou_head=False).save(tmp_path / "plain")
-    assert status("eval", plain, "--data", data, *rules) == 2
+    assert status(["eval", plain, "--data", data, *rules]) == 2
     assert "this detector predicts no IoU; rank by its class score instead" in capsys.readouterr().err
 
 
@@ -213,7 +180,7 @@ def test_vfnet_is_ranked_by_these_rules_too(data: Path, tmp_path: Path) -> None:
 
 def test_oracle_of_a_detector(data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert status("oracle", checkpoint, "--data", data, "--out", out) == 0
+    assert status(["oracle", checkpoint, "--data", data, "--out", out]) == 0
     study = json.loads((out / "oracle.json").read_text())
     names = [rung["name"] for rung in study["rungs"]]
     assert names[0] == "as predicted"
@@ -236,7 +203,7 @@ def test_oracle_of_a_result_file(data: Path, tmp_path: Path, capsys: pytest.Capt
     rows = [{k: annotation[k] for k in keys} | {"score": 0.5} for annotation in truth["annotations"]]
     (tmp_path / "results.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
-    assert status("oracle", "--gt", data / "val.json", "--dt", tmp_path / "results.json", "--out", out) == 0
+    assert status(["oracle", "--gt", data / "val.json", "--dt", tmp_path / "results.json", "--out", out]) == 0
     study = json.loads((out / "oracle.json").read_text())
     assert [rung["alone"]["ap"] for rung in study["rungs"]] == pytest.approx([1.0] * 4)
     assert study["lost_to_ranking"] == pytest.approx(0)
@@ -298,6 +265,6 @@ def test_mistakes_of_the_oracle_are_one_sentence(
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     out = tmp_path / "out"
     given = [a.format(checkpoint=checkpoint, data=data, tmp=tmp_path) for a in arguments]
-    assert status("oracle", *given, "--out", out) == 2
+    assert status(["oracle", *given, "--out", out]) == 2
     assert_one_sentence(capsys, *parts)
     assert not out.exists()

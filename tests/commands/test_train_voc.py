@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
-from PIL import Image
 
-from tests.data.test_voc import SIZE, add, entry
+from tests.helpers.commands import TINY, forget_settings
+from tests.helpers.data import VOC_SIZE, noise_image, voc_image, voc_object
 from tightbox.cli import main
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def devkit(root: Path) -> Path:
     """VOCdevkit with trainval of both years and test of 2007; 2012's test is a list without images, as published."""
-    size = SIZE.replace("40", "64").replace("30", "64")
+    size = VOC_SIZE.replace("40", "64").replace("30", "64")
     images = [("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test")]
     for i, (year, split) in enumerate(images):
         lists = ("train", "trainval") if split == "trainval" else (split,)
-        objects = entry("dog", (5, 5, 40, 50)) + entry("cat", (20, 10, 60, 60), "<difficult>1</difficult>")
-        add(root / year, f"00000{i}", objects + entry("cat", (8, 8, 30, 30)), lists, size)
-        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / year / "JPEGImages" / f"00000{i}.jpg")
+        objects = voc_object("dog", (5, 5, 40, 50)) + voc_object("cat", (20, 10, 60, 60), "<difficult>1</difficult>")
+        voc_image(root / year, f"00000{i}", objects + voc_object("cat", (8, 8, 30, 30)), lists, size)
+        noise_image(root / year / "JPEGImages" / f"00000{i}.jpg", 64, 64, seed=i)
     (root / "VOC2012" / "ImageSets" / "Main" / "test.txt").write_text("2008_000001\n")
     return root
 
 
 def test_voc_as_downloaded_trains_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = devkit(tmp_path / "VOCdevkit"), tmp_path / "out"
-    tiny = ["--backbone", "test_resnet", "--pretrained", "false", "--long-side", "64", "--short-side", "64"]
-    tiny += ["--iou-aware-retinanet.channels", "32", "--iou-aware-retinanet.tower-depth", "1", "--workers", "0"]
-    tiny += ["--epochs", "1", "--batch-size", "3", "--precision", "fp32", "--mosaic", "0"]
+    tiny = [*TINY, "--iou-aware-retinanet.channels", "32", "--iou-aware-retinanet.tower-depth", "1"]
+    tiny += ["--batch-size", "3", "--mosaic", "0"]
     command = ["train", "--data", str(data), "--out", str(out), "--model", "iou_aware_retinanet", *tiny]
     assert main(command) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -51,5 +40,5 @@ def test_voc_as_downloaded_trains_by_one_command(tmp_path: Path, capsys: pytest.
     assert card["options"]["iou_head"] is True
     epoch = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite([value for value in epoch.values() if isinstance(value, float)]).all()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_settings()
     assert main(["eval", str(out / "last"), "--data", str(data), "--split", "test", "--rank", "power"]) == 0

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.helpers.data import plain_image
+from tests.helpers.references import DATA_ROOTS, real_data
 from tightbox.data.coco import parse_coco, read_coco
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.errors import UserError
@@ -34,7 +35,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def read(folder: Path, data: Any) -> DetectionData:
     for name in ("a.png", "b.png"):
-        Image.new("RGB", (40, 30)).save(folder / name)
+        plain_image(folder / name)
     (folder / "train.json").write_text(data if isinstance(data, str) else json.dumps(data))
     return read_coco(folder / "train.json", folder)
 
@@ -200,17 +201,28 @@ def test_with_classes_of_no_images_and_no_classes() -> None:
     assert empty.with_classes(["cat", "dog"]).category_ids == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "split", "images", "boxes", "classes"),
+COUNTS = [  # of what is in the slices, and of the whole sets: split, images, boxes and classes
+    [
+        ("bccd", "train", 6, 109, 3),
+        ("bccd", "val", 60, 782, 3),
+        ("aquarium", "val", 60, 470, 7),
+        ("coco-mini", "val", 52, 388, 80),
+    ],
     [
         ("bccd", "train", 205, 2804, 3),
         ("bccd", "val", 87, 1137, 3),
         ("aquarium", "train", 448, 3323, 7),
         ("coco-mini", "val", 52, 388, 80),
     ],
+]
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "split", "images", "boxes", "classes"),
+    [(root, *row) for root, rows in zip(DATA_ROOTS, COUNTS, strict=False) for row in rows],
 )
-def test_real_sets(shared: Path, name: str, split: str, images: int, boxes: int, classes: int) -> None:
-    folder = shared / "data" / name
+def test_real_sets(root: Path, name: str, split: str, images: int, boxes: int, classes: int, tmp_path: Path) -> None:
+    folder = real_data(root, name, tmp_path)
     data = read_coco(folder / f"{split}.json", folder / "images")
     assert (len(data.records), len(data.class_names)) == (images, classes)
     assert sum(len(record.boxes) for record in data.records) == boxes
@@ -229,8 +241,8 @@ def test_real_sets(shared: Path, name: str, split: str, images: int, boxes: int,
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=0.011)
 
 
-def test_real_coco_has_gaps_and_crowds(shared: Path) -> None:
-    folder = shared / "data" / "coco-mini"
+def test_real_coco_has_gaps_and_crowds(tmp_path: Path) -> None:
+    folder = real_data(DATA_ROOTS[0], "coco-mini", tmp_path)
     data = read_coco(folder / "val.json", folder / "images")
     assert (data.category_ids[0], data.category_ids[-1], data.class_names[0]) == (1, 90, "person")
     assert set(range(1, 91)) - set(data.category_ids) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # COCO's own gaps

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.helpers.data import noise_image
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evaluation_loader
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.data.transforms import TrainTransform
@@ -25,9 +25,7 @@ def data_of(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = ((40, 3
     records = []
     for i in range(count):
         width, height = sizes[i % len(sizes)]
-        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        path = folder / f"{i}.png"
-        Image.fromarray(pixels).save(path)
+        path = noise_image(folder / f"{i}.png", width, height, seed=i)
         boxes = np.array([[0, 0, width / 2, height], [width / 2, 0, width, height]], np.float32)
         crowd, areas = np.array([False, True]), np.full(2, 600, np.float32)
         records.append(ImageRecord(path, 100 + i, width, height, boxes, np.array([i % 2, 1]), crowd, areas))

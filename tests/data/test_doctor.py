@@ -4,32 +4,27 @@ import io
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.helpers.data import annotation as box
+from tests.helpers.data import noise_image
+from tests.helpers.references import DATA_ROOTS, real_data
 from tightbox.data.doctor import Finding, Severity, examine, print_report
 
-
-def shot(path: Path, seed: int, size: tuple[int, int] = (40, 30), **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-
-
-def box(number: int, image: int, bbox: Any, category: int = 1) -> dict[str, Any]:
-    return {"id": number, "image_id": image, "category_id": category, "bbox": bbox, "iscrowd": 0}
+shot = partial(noise_image, width=40, height=30)
 
 
 def healthy(root: Path) -> dict[str, dict[str, Any]]:
     """A set that nothing is wrong with: ten boxes in train, one in val."""
     sets = {}
     for start, split in ((1, "train"), (11, "val")):
-        shot(root / "images" / f"{split}.png", start)
+        shot(root / "images" / f"{split}.png", seed=start)
         sets[split] = {
             "images": [{"id": start, "file_name": f"{split}.png", "width": 40, "height": 30}],
             "categories": [{"id": 1, "name": "cat"}],
@@ -69,14 +64,24 @@ def cut(path: Path) -> None:
         ("unreadable-image", "error", "no such file", lambda c, r: another(c, width=None)),
         ("duplicate-file", "error", "2 entries in the train split", lambda c, r: another(c, file_name="train.png")),
         ("duplicate-image-id", "error", "id 1 to both train.png and b.png", lambda c, r: another(c, id=1)),
-        ("unknown-image", "error", "of image 77", lambda c, r: c["annotations"].append(box(50, 77, [0, 0, 1, 1]))),
+        (
+            "unknown-image",
+            "error",
+            "of image 77",
+            lambda c, r: c["annotations"].append(box(50, 77, [0, 0, 1, 1])),
+        ),
         (
             "unknown-category",
             "error",
             "category id 5",
             lambda c, r: c["annotations"].append(box(50, 1, [0, 0, 1, 1], 5)),
         ),
-        ("bbox", "error", "not 4 finite", lambda c, r: c["annotations"].append(box(50, 1, [0, 0, float("nan"), 1]))),
+        (
+            "bbox",
+            "error",
+            "not 4 finite",
+            lambda c, r: c["annotations"].append(box(50, 1, [0, 0, float("nan"), 1])),
+        ),
         ("iscrowd", "error", "the iscrowd '0', which is neither", lambda c, r: c["annotations"][3].update(iscrowd="0")),
         ("category", "error", "train.json has no categories", lambda c, r: c.update(categories=[], annotations=[])),
         (
@@ -86,25 +91,45 @@ def cut(path: Path) -> None:
             lambda c, r: c["categories"].append({"id": 2, "name": ""}),
         ),
         ("box-degenerate", "warning", "0 wide", lambda c, r: c["annotations"].append(box(50, 1, [5, 5, 0, 9]))),
-        ("box-degenerate", "warning", "-3 wide", lambda c, r: c["annotations"].append(box(50, 1, [5, 5, -3, 9]))),
+        (
+            "box-degenerate",
+            "warning",
+            "-3 wide",
+            lambda c, r: c["annotations"].append(box(50, 1, [5, 5, -3, 9])),
+        ),
         (
             "box-outside",
             "warning",
             "reaches 7 px .* 40x30",
             lambda c, r: c["annotations"].append(box(50, 1, [37, 5, 10, 9])),
         ),
-        ("box-outside", "warning", "reaches 70 px", lambda c, r: c["annotations"].append(box(50, 1, [100, 5, 10, 9]))),
+        (
+            "box-outside",
+            "warning",
+            "reaches 70 px",
+            lambda c, r: c["annotations"].append(box(50, 1, [100, 5, 10, 9])),
+        ),
         ("box-tiny", "warning", "0.5 wide", lambda c, r: c["annotations"].append(box(50, 1, [5, 5, 0.5, 9]))),
-        ("box-duplicate", "warning", "2 times", lambda c, r: c["annotations"].append(box(50, 1, [3, 3, 10, 10]))),
-        ("duplicate-annotation-id", "note", "id 3 more", lambda c, r: c["annotations"].append(box(3, 1, [0, 0, 9, 9]))),
+        (
+            "box-duplicate",
+            "warning",
+            "2 times",
+            lambda c, r: c["annotations"].append(box(50, 1, [3, 3, 10, 10])),
+        ),
+        (
+            "duplicate-annotation-id",
+            "note",
+            "id 3 more",
+            lambda c, r: c["annotations"].append(box(3, 1, [0, 0, 9, 9])),
+        ),
         ("class-missing", "warning", "class dog has no", lambda c, r: c["categories"].append({"id": 2, "name": "dog"})),
         ("class-rare", "note", "only 1 example in train", lambda c, r: c.update(annotations=c["annotations"][:1])),
         ("class-unknown", "error", "cat has 1 boxes in val", lambda c, r: c["categories"][0].update(name="dog")),
         ("duplicate-class", "error", "with 'cat'", lambda c, r: c["categories"].append({"id": 2, "name": "cat"})),
         ("empty-images", "note", r"1 of 1 images \(100.0%\)", lambda c, r: c.update(annotations=[])),
         ("empty-split", "error", "train split .* no images", lambda c, r: c.update(images=[], annotations=[])),
-        ("unused-images", "note", "1 images .* extra.png", lambda c, r: shot(r / "images" / "extra.png", 5)),
-        ("split-overlap", "warning", r"\(train\) and .*\(val\)", lambda c, r: shot(r / "images" / "val.png", 1)),
+        ("unused-images", "note", "1 images .* extra.png", lambda c, r: shot(r / "images" / "extra.png", seed=5)),
+        ("split-overlap", "warning", r"\(train\) and .*\(val\)", lambda c, r: shot(r / "images" / "val.png", seed=1)),
         ("image-mode", "note", "mode RGBA", lambda c, r: Image.new("RGBA", (40, 30)).save(r / "images" / "train.png")),
     ],
 )
@@ -128,7 +153,7 @@ def test_a_image_without_a_size_is_reported_once(tmp_path: Path) -> None:
 def test_copies_within_a_split(tmp_path: Path) -> None:
     sets = healthy(tmp_path)
     another(sets["train"])
-    shot(tmp_path / "images" / "b.png", 1)  # the same pixels as train.png
+    shot(tmp_path / "images" / "b.png", seed=1)  # the same pixels as train.png
     (found,) = write(tmp_path, sets)
     assert (found.check, found.severity) == ("same-image", Severity.WARNING)
     assert "train.png (train) and" in found.message
@@ -139,7 +164,7 @@ def test_turned_images_are_noted_and_small_overhang_is_not(tmp_path: Path) -> No
     sets = healthy(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
-    shot(tmp_path / "images" / "train.png", 1, size=(30, 40), exif=exif)
+    shot(tmp_path / "images" / "train.png", seed=1, width=30, height=40, exif=exif)
     sets["train"]["annotations"].append(box(50, 1, [30, 5, 10.4, 9]))
     (found,) = write(tmp_path, sets)
     assert (found.check, found.severity) == ("exif-orientation", Severity.NOTE)
@@ -159,8 +184,8 @@ def test_a_cut_off_file_hides_nothing_else(tmp_path: Path) -> None:
 
 
 def test_yolo_lines_are_one_finding_each(tmp_path: Path) -> None:
-    shot(tmp_path / "images" / "train" / "a.png", 1)
-    shot(tmp_path / "images" / "train" / "b.png", 2)
+    shot(tmp_path / "images" / "train" / "a.png", seed=1)
+    shot(tmp_path / "images" / "train" / "b.png", seed=2)
     (tmp_path / "labels" / "train").mkdir(parents=True)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n0 .5\n0 9 .5 .1 .1\n")
     (tmp_path / "images" / "train" / "b.png").write_bytes(b"no image")
@@ -175,7 +200,7 @@ def test_voc_files_are_one_finding_each(tmp_path: Path) -> None:
     for folder in ("Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("a", "b", "c"):
-        shot(tmp_path / "JPEGImages" / f"{name}.png", ord(name))
+        shot(tmp_path / "JPEGImages" / f"{name}.png", seed=ord(name))
     (tmp_path / "Annotations" / "a.xml").write_text("<annotation>\n<object>")
     (tmp_path / "Annotations" / "b.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
     for split in ("train", "val"):  # the broken file belongs to both, but is reported once
@@ -219,6 +244,14 @@ def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
     assert "25 errors, 0 warnings, 0 notes" in text
 
 
-def test_real_set_is_healthy(shared: Path) -> None:
-    findings = examine(shared / "data" / "coco-mini").findings
+@pytest.mark.parametrize("root", DATA_ROOTS)
+def test_real_set_is_healthy(root: Path, tmp_path: Path) -> None:
+    findings = examine(real_data(root, "coco-mini", tmp_path)).findings
     assert {finding.check for finding in findings} == {"class-missing", "class-rare", "empty-images"}
+
+
+def test_photographs_are_those_of_their_annotations(tmp_path: Path) -> None:
+    """Six JPEG files of the blood cells as published; the other images are stand-ins."""
+    folder = real_data(DATA_ROOTS[0], "bccd", tmp_path)
+    assert len([path for path in (folder / "images").iterdir() if path.is_symlink()]) == 6
+    assert {finding.check for finding in examine(folder).findings} == {"class-rare"}  # platelets

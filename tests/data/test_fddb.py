@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.helpers.data import fddb
 from tightbox.data.fddb import ellipse_box, read_ellipses, read_fddb
 from tightbox.data.layout import read_data, splits
 from tightbox.errors import UserError
@@ -23,20 +23,6 @@ FIRST = """2002/08/11/big/img_591
 5.000000 5.000000 -1.476417 38.000000 10.000000  1
 """
 SECOND = "2003/01/02/big/img_7\n0\n2003/01/02/big/img_8\n1\n3.0 2.0 0.5 9.0 9.0  1\n"
-
-
-def fddb(root: Path, *folds: str) -> Path:
-    (root / "FDDB-folds").mkdir()
-    (root / "originalPics").mkdir()
-    for number, text in enumerate(folds, 1):
-        names = [line for line in text.splitlines() if "/" in line]
-        (root / "FDDB-folds" / f"FDDB-fold-{number:02d}.txt").write_text("".join(f"{name}\n" for name in names))
-        (root / "FDDB-folds" / f"FDDB-fold-{number:02d}-ellipseList.txt").write_text(text)
-        for name in names:
-            image = root / "originalPics" / f"{name}.jpg"
-            image.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (60, 40)).save(image)
-    return root
 
 
 def test_boxes_of_the_ellipses(tmp_path: Path) -> None:

@@ -7,39 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.helpers.data import one_image_coco, plain_image, voc_image, voc_object
+from tests.helpers.references import DATA_ROOTS, real_data
 from tightbox.data.layout import read_data, splits
 from tightbox.errors import UserError
-
-
-def coco(json_path: Path, images: Path, name: str = "a.png") -> None:
-    images.mkdir(parents=True, exist_ok=True)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30)).save(images / name)
-    content = {
-        "images": [{"id": 1, "file_name": name, "width": 40, "height": 30}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
-    json_path.write_text(json.dumps(content))
 
 
 def yolo(root: Path, images: str, labels: str) -> None:
     (root / images).mkdir(parents=True)
     (root / labels).mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(root / images / "a.png")
+    plain_image(root / images / "a.png")
     (root / labels / "a.txt").write_text("0 .5 .5 1 1")
     (root / "data.yaml").write_text("names: [cat]")
-
-
-def voc(root: Path, split: str) -> None:
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (root / folder).mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.png")
-    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox>"
-    (root / "Annotations" / "a.xml").write_text(f"<annotation><object><name>cat</name>{box}</object></annotation>")
-    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("a\n")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +38,7 @@ def voc(root: Path, split: str) -> None:
     ],
 )
 def test_coco_layouts(tmp_path: Path, annotations: str, images: str) -> None:
-    coco(tmp_path / annotations, tmp_path / images)
+    one_image_coco(tmp_path / annotations, tmp_path / images / "a.png")
     data = read_data(str(tmp_path), "val")
     assert data.records[0].path == tmp_path / images / "a.png"
     assert data.records[0].boxes.tolist() == [[0, 0, 4, 4]]
@@ -68,13 +48,13 @@ def test_coco_layouts(tmp_path: Path, annotations: str, images: str) -> None:
 
 def test_the_latest_year_of_coco_is_taken(tmp_path: Path) -> None:
     for year in (2014, 2017):
-        coco(tmp_path / "annotations" / f"instances_val{year}.json", tmp_path / f"val{year}")
+        one_image_coco(tmp_path / "annotations" / f"instances_val{year}.json", tmp_path / f"val{year}" / "a.png")
     (tmp_path / "annotations" / "instances_valminusminival2014.json").write_text("{}")
     assert read_data(tmp_path, "val").layout == "COCO (annotations/instances_val2017.json)"
 
 
 def test_folder_of_images_is_found_though_the_first_is_missing(tmp_path: Path) -> None:
-    coco(tmp_path / "val.json", tmp_path / "val")
+    one_image_coco(tmp_path / "val.json", tmp_path / "val" / "a.png")
     content = json.loads((tmp_path / "val.json").read_text())
     content["images"].insert(0, {"id": 9, "file_name": "gone.png", "width": 40, "height": 30})
     (tmp_path / "val.json").write_text(json.dumps(content))
@@ -85,7 +65,7 @@ def test_folder_of_images_is_found_though_the_first_is_missing(tmp_path: Path) -
 def test_yolo_and_voc_layouts(tmp_path: Path) -> None:
     yolo(tmp_path / "yolo", "images/val", "labels/val")
     yolo(tmp_path / "roboflow", "valid/images", "valid/labels")
-    voc(tmp_path / "voc" / "VOCdevkit" / "VOC2012", "val")
+    voc_image(tmp_path / "voc" / "VOCdevkit" / "VOC2012", "a", voc_object("cat", (1, 1, 4, 4)), ("val",))
     for name, layout in (("yolo", "YOLO"), ("roboflow", "YOLO"), ("voc", "Pascal VOC")):
         data = read_data(tmp_path / name, "val")
         assert data.layout.startswith(layout)
@@ -96,8 +76,8 @@ def test_yolo_and_voc_layouts(tmp_path: Path) -> None:
 
 def test_one_layout_serves_all_splits(tmp_path: Path) -> None:
     # A COCO set with a folder of images to predict on, which looks like a YOLO split.
-    coco(tmp_path / "train.json", tmp_path / "images" / "train")
-    coco(tmp_path / "val.json", tmp_path / "images" / "val")
+    one_image_coco(tmp_path / "train.json", tmp_path / "images" / "train" / "a.png")
+    one_image_coco(tmp_path / "val.json", tmp_path / "images" / "val" / "a.png")
     (tmp_path / "images" / "test").mkdir()
     assert splits(tmp_path) == ["train", "val"]
 
@@ -107,21 +87,21 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_data(tmp_path / "none", "train")
     with pytest.raises(UserError, match=r"no data set was recognised in .*; looked for COCO .*Pascal VOC .*YOLO"):
         read_data(tmp_path, "train")
-    coco(tmp_path / "train.json", tmp_path / "images")
-    coco(tmp_path / "valid.json", tmp_path / "images")
+    one_image_coco(tmp_path / "train.json", tmp_path / "images" / "a.png")
+    one_image_coco(tmp_path / "valid.json", tmp_path / "images" / "a.png")
     with pytest.raises(UserError, match=r"has no split 'test'; it has train, val: choose one of these or add test"):
         read_data(tmp_path, "test")
 
 
 def test_missing_images_are_said_at_once(tmp_path: Path) -> None:
-    coco(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
+    one_image_coco(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017" / "a.png")
     shutil.rmtree(tmp_path / "val2017")
     with pytest.raises(UserError, match=r"needs the folder of images .*/val2017, which does not exist"):
         read_data(tmp_path, "val")
 
 
-def test_coco_mini_as_the_real_coco_2017(shared: Path, tmp_path: Path) -> None:
-    source = shared / "data" / "coco-mini"
+def test_coco_mini_as_the_real_coco_2017(tmp_path: Path) -> None:
+    source = real_data(DATA_ROOTS[0], "coco-mini", tmp_path / "source")
     (tmp_path / "annotations").mkdir()
     for split in ("train", "val"):
         shutil.copy(source / f"{split}.json", tmp_path / "annotations" / f"instances_{split}2017.json")

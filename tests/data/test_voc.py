@@ -3,48 +3,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.helpers.data import voc_image, voc_object
 from tightbox.data.voc import read_voc
 from tightbox.errors import UserError
 
-SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
-
-
-def entry(name: str, box: tuple[object, object, object, object], extra: str = "") -> str:
-    sides = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-    return f"<object><name>{name}</name>{extra}<bndbox>{sides}</bndbox></object>"
-
-
-def add(year: Path, name: str, objects: str, lists: tuple[str, ...], size: str = SIZE, suffix: str = "jpg") -> None:
-    """One annotated image of a year, put on the lists named."""
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (year / folder).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30)).save(year / "JPEGImages" / f"{name}.{suffix}")
-    (year / "Annotations" / f"{name}.xml").write_text(f"<annotation>\n{size}\n{objects}\n</annotation>")
-    for split in lists:
-        with (year / "ImageSets" / "Main" / f"{split}.txt").open("a") as file:
-            file.write(f"{name}\n")
-
 
 def one(root: Path, objects: str, **options: str) -> Path:
-    add(root, "000001", objects, ("train",), **options)
+    voc_image(root, "000001", objects, ("train",), **options)
     return root
 
 
 def devkit(root: Path, test: bool = True) -> Path:
     """VOC2007 and VOC2012 with an image each on train and val, and VOC2007's test if wanted."""
     for year in ("VOC2007", "VOC2012"):
-        add(root / year, f"{year}_t", entry("dog", (1, 1, 4, 4)), ("train", "trainval"))
-        add(root / year, f"{year}_v", entry("cat", (1, 1, 4, 4)), ("val", "trainval"))
+        voc_image(root / year, f"{year}_t", voc_object("dog", (1, 1, 4, 4)), ("train", "trainval"))
+        voc_image(root / year, f"{year}_v", voc_object("cat", (1, 1, 4, 4)), ("val", "trainval"))
     (root / "VOC2012" / "ImageSets" / "Main" / "test.txt").write_text("2008_000001\n")  # as published: a list alone
     if test:
-        add(root / "VOC2007", "VOC2007_x", entry("aeroplane", (1, 1, 4, 4)), ("test",))
+        voc_image(root / "VOC2007", "VOC2007_x", voc_object("aeroplane", (1, 1, 4, 4)), ("test",))
     return root
 
 
 def test_coordinates_count_from_one_and_include_the_last_pixel(tmp_path: Path) -> None:
-    data = read_voc(one(tmp_path, entry("cat", (1, 1, 4, 4)) + entry("cat", (40, 30, 40, 30))), "train")
+    data = read_voc(one(tmp_path, voc_object("cat", (1, 1, 4, 4)) + voc_object("cat", (40, 30, 40, 30))), "train")
     record = data.records[0]
     # Pixels 1..4 span (0, 4); the last pixel alone is the unit square in the corner.
     assert record.boxes.tolist() == [[0, 0, 4, 4], [39, 29, 40, 30]]
@@ -53,7 +35,7 @@ def test_coordinates_count_from_one_and_include_the_last_pixel(tmp_path: Path) -
 
 
 def test_difficult_objects_are_crowd(tmp_path: Path) -> None:
-    objects = entry("cat", (1, 1, 4, 4), "<difficult>1</difficult>") + entry(
+    objects = voc_object("cat", (1, 1, 4, 4), "<difficult>1</difficult>") + voc_object(
         "dog", (1, 1, 4, 4), "<difficult>0</difficult>"
     )
     record = read_voc(one(tmp_path, objects), "train").records[0]
@@ -62,14 +44,14 @@ def test_difficult_objects_are_crowd(tmp_path: Path) -> None:
 
 def test_parts_of_people_are_no_objects(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
-    data = read_voc(one(tmp_path, entry("person", (1.0, 2.5, 4, 4), part)), "train")
+    data = read_voc(one(tmp_path, voc_object("person", (1.0, 2.5, 4, 4), part)), "train")
     assert data.class_names == ("person",)
     assert data.records[0].boxes.tolist() == [[0, 1.5, 4, 4]]
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
 def test_size_comes_from_the_image_where_the_annotation_has_none(tmp_path: Path, size: str) -> None:
-    record = read_voc(one(tmp_path, entry("cat", (1, 1, 99, 99)), size=size), "train").records[0]
+    record = read_voc(one(tmp_path, voc_object("cat", (1, 1, 99, 99)), size=size), "train").records[0]
     assert (record.width, record.height) == (40, 30)
     assert record.boxes.tolist() == [[0, 0, 40, 30]]
 
@@ -108,10 +90,10 @@ def test_one_year(tmp_path: Path) -> None:
     ("objects", "message"),
     [
         ("<object><name>cat</name>", r"000001\.xml is not valid XML at line 4, column \d+; it may be cut off"),
-        (entry("cat", (1, 1, "x", 4)), r"object 1 \(cat\) in .*000001\.xml has the bndbox 1, 1, x, 4; give"),
-        (entry("cat", (1, 1, "nan", 4)), "bndbox 1, 1, nan, 4"),
-        (entry("cat", (1, 1, "", 4)), "bndbox 1, 1, , 4"),
-        (entry("", (1, 1, 2, 4)), r"object 1 \(without a name\)"),
+        (voc_object("cat", (1, 1, "x", 4)), r"object 1 \(cat\) in .*000001\.xml has the bndbox 1, 1, x, 4; give"),
+        (voc_object("cat", (1, 1, "nan", 4)), "bndbox 1, 1, nan, 4"),
+        (voc_object("cat", (1, 1, "", 4)), "bndbox 1, 1, , 4"),
+        (voc_object("", (1, 1, 2, 4)), r"object 1 \(without a name\)"),
         ("<object><name>cat</name></object>", r"object 1 \(cat\)"),
     ],
 )
@@ -121,7 +103,7 @@ def test_bad_annotations(tmp_path: Path, objects: str, message: str) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    one(tmp_path, entry("cat", (1, 1, 4, 4)))
+    one(tmp_path, voc_object("cat", (1, 1, 4, 4)))
     (tmp_path / "JPEGImages" / "000001.jpg").unlink()
     with pytest.raises(UserError, match=r"the image .*JPEGImages/000001\.jpg, which does not exist"):
         read_voc(tmp_path, "train")

@@ -5,44 +5,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.helpers.data import WIDER_FACES, wider_face
 from tightbox.data.doctor import examine
 from tightbox.data.layout import read_data, splits
 from tightbox.data.wider_face import read_wider_face
 from tightbox.errors import UserError
 
-# As in the file that is downloaded: one space after every number, and a row of zeros under a count of 0.
-HEALTHY = """0--Parade/a.jpg
-3
-4 3 12 14 0 0 0 0 0 0 
-20 10 5 6 2 0 0 1 2 0 
-30 5 4 0 1 0 0 0 0 1 
-0--Parade/0_Parade_Parade_0_452.jpg
-0
-0 0 0 0 0 0 0 0 0 0 
-1--Handshaking/b.jpg
-1
-30 20 30 5 0 1 1 0 1 0 
-"""
-
-
-def wider(root: Path, train: str = HEALTHY, val: str | None = None) -> Path:
-    (root / "wider_face_split").mkdir()
-    for split, text in (("train", train), ("val", val)):
-        if text is None:
-            continue
-        (root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt").write_text(text)
-        for line in text.removeprefix("\ufeff").splitlines():
-            if "/" in line:
-                image = root / f"WIDER_{split}" / "images" / line
-                image.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40, 30)).save(image)
-    return root
-
 
 def test_faces_of_each_kind(tmp_path: Path) -> None:
-    data = read_wider_face(wider(tmp_path), "train")
+    data = read_wider_face(wider_face(tmp_path), "train")
     assert (data.class_names, data.layout) == (("face",), "WIDER FACE (wider_face_train_bbx_gt.txt)")
     first, empty, last = data.records
     assert first.path == tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg"
@@ -55,7 +27,7 @@ def test_faces_of_each_kind(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_recognised(tmp_path: Path) -> None:
-    wider(tmp_path, val="1--Handshaking/v.jpg\n1\n1 2 3 4 0 0 0 0 0 0\n")
+    wider_face(tmp_path, val="1--Handshaking/v.jpg\n1\n1 2 3 4 0 0 0 0 0 0\n")
     assert splits(tmp_path) == ["train", "val"]
     assert read_data(tmp_path, "val").records[0].boxes.tolist() == [[1, 2, 4, 6]]
     assert len(read_data(tmp_path, "train").records) == 3
@@ -63,7 +35,7 @@ def test_the_folder_is_recognised(tmp_path: Path) -> None:
 
 def test_a_missing_row_of_zeros_is_no_error(tmp_path: Path) -> None:
     text = "\ufeff0--Parade/a.jpg\r\n0\r\n\r\n0--Parade/b.jpg\r\n1\r\n1 2 3 4 0 0 0 0 0 0\r\n"
-    records = read_wider_face(wider(tmp_path, text), "train").records
+    records = read_wider_face(wider_face(tmp_path, text), "train").records
     assert [len(record.boxes) for record in records] == [0, 1]
 
 
@@ -84,14 +56,14 @@ def test_a_missing_row_of_zeros_is_no_error(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_said_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
-    wider(tmp_path, text)
+    wider_face(tmp_path, text)
     (tmp_path / "WIDER_train" / "images").mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match=message):
         read_wider_face(tmp_path, "train")
 
 
 def test_missing_images(tmp_path: Path) -> None:
-    wider(tmp_path)
+    wider_face(tmp_path)
     (tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read .*0--Parade/a\.jpg: there is no such file"):
         read_wider_face(tmp_path, "train")
@@ -106,7 +78,7 @@ def test_missing_images(tmp_path: Path) -> None:
 
 def test_the_doctor_tells_of_invalid_empty_and_broken_faces(tmp_path: Path) -> None:
     broken = "2--Riot/c.jpg\n2\n1 2 3 4 0 0 0 0 0 0\n3--Riot/d.jpg\n1\n1 2\n4--Riot/e.jpg\n1\n1 2 3 4 0 0 0 0 0 0\n"
-    report = examine(wider(tmp_path, HEALTHY + broken))
+    report = examine(wider_face(tmp_path, WIDER_FACES + broken))
     messages = {finding.check: finding.message for finding in report.findings}
     assert messages["invalid-faces"] == "1 of 5 faces of the train split are marked invalid"
     assert "4 wide and 0 high, so it is left out" in messages["box-degenerate"]
@@ -124,7 +96,7 @@ def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFa
     for number, rows in enumerate(images):
         lines = rows or [(0,) * 10]
         text += f"0--Parade/{number}.jpg\n{len(rows)}\n" + "".join(f"{' '.join(map(str, r))} \n" for r in lines)
-    data = read_wider_face(wider(tmp_path_factory.mktemp("wider"), text), "train")
+    data = read_wider_face(wider_face(tmp_path_factory.mktemp("wider"), text), "train")
     solid = [[r for r in rows if r[2] and r[3]] for rows in images]
     found = [list(zip(r.boxes.tolist(), r.crowd.tolist(), strict=True)) for r in data.records]
     assert found == [[([x, y, x + w, y + h], bool(rest[3])) for x, y, w, h, *rest in rows] for rows in solid]

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.helpers.data import plain_image
 from tightbox.data.yolo import parse_line, read_yolo
 from tightbox.errors import UserError
 
-
-def image(path: Path, size: tuple[int, int] = (40, 20)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path)
+image = partial(plain_image, width=40, height=20)
 
 
 def text(path: Path, content: str) -> None:

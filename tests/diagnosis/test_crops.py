@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.helpers.data import plain_image
 from tightbox.diagnosis.crops import SIZE, crop_images, find_images, view_of
 from tightbox.diagnosis.numbers import Card, Shown
 from tightbox.errors import UserError
@@ -19,10 +21,7 @@ def card(box: tuple[float, float, float, float], width: float | None = 640, heig
     return Card("miss", 1, "a.jpg", width, height, "cat", "small", 1.0, Shown(box), None, None, "")
 
 
-def image(path: Path, size: tuple[int, int] = (640, 480)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (10, 200, 30)).save(path)
-    return path
+image = partial(plain_image, width=640, height=480, color=(10, 200, 30))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_a_cutting_shows_its_part(tmp_path: Path) -> None:
 
 
 def test_large_parts_are_reduced(tmp_path: Path) -> None:
-    big = image(tmp_path / "a.jpg", (4000, 3000))
+    big = image(tmp_path / "a.jpg", width=4000, height=3000)
     crop = crop_images([card((0, 0, 4000, 3000), 4000, 3000)], {1: big})[0]
     assert crop.source is not None
     assert Image.open(io.BytesIO(base64.b64decode(crop.source.split(",")[1]))).size == SIZE
@@ -91,7 +90,7 @@ def test_large_parts_are_reduced(tmp_path: Path) -> None:
 
 def test_images_that_cannot_be_had_are_outlines(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(image(tmp_path / "a.jpg").read_bytes()[:100])
-    other_size = image(tmp_path / "small.jpg", (10, 10))
+    other_size = image(tmp_path / "small.jpg", width=10, height=10)
     for found in ({}, {1: tmp_path / "no.jpg"}, {1: tmp_path / "cut.jpg"}, {1: other_size}):
         assert crop_images([card((0, 0, 100, 100))], found)[0].source is None
 

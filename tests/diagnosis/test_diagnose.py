@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.diagnosis.example import example, many
+from tests.helpers.results import example, many
 from tightbox.calibration import IOUS
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.numbers import Aps, Diagnosis

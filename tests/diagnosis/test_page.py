@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.diagnosis.chromium import running_chromium
-from tests.diagnosis.example import NASTY, many, nasty_example
+from tests.helpers.browser import running_chromium
+from tests.helpers.results import NASTY, many, nasty_example
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.page import write_page

@@ -12,11 +12,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.helpers.results import Json, result
 from tightbox.errors import UserError
 from tightbox.evaluation.coco import CocoMetrics, evaluate
 from tightbox.evaluation.coco_files import from_coco
 
-Json = dict[str, Any]
 SCALARS = ("ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90", "ap_small", "ap_medium", "ap_large", "ar")
 
 
@@ -32,15 +32,11 @@ def truth_of(*boxes: tuple[float, ...], images: int = 1) -> Json:
     }
 
 
-def result(score: float, *box: float, image: int = 1, category: int = 1) -> Json:
-    return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
-
-
 def evaluated(ground_truth: Json, results: list[Json], max_detections: int = 100) -> CocoMetrics:
     return evaluate(*from_coco(ground_truth, results), max_detections)
 
 
-def random_case(seed: int) -> tuple[Json, list[Json]]:
+def case_with_gaps(seed: int) -> tuple[Json, list[Json]]:
     """A data set with gaps in its ids, crowds, empty images and classes, and jittered detections with tied scores."""
     rng = np.random.default_rng(seed)
     images = sorted(rng.choice(1000, rng.integers(1, 12), replace=False).tolist())
@@ -102,7 +98,7 @@ def oracle(ground_truth: Json, results: list[Json], max_detections: int) -> tupl
 @pytest.mark.parametrize("max_detections", [100, 5])
 @pytest.mark.parametrize("seed", range(20))
 def test_every_figure_is_that_of_pycocotools(seed: int, max_detections: int) -> None:
-    ground_truth, results = random_case(seed)
+    ground_truth, results = case_with_gaps(seed)
     figures, per_class = oracle(ground_truth, results, max_detections)
 
     metrics = evaluated(ground_truth, results, max_detections)
@@ -194,7 +190,7 @@ def test_annotation_id_zero_and_missing_area_are_fine() -> None:
 
 @pytest.mark.parametrize("first", [2**53, 2**62, 10**30])
 def test_ids_of_any_size_give_the_figures_of_small_ones(first: int) -> None:
-    small, rows = random_case(3)
+    small, rows = case_with_gaps(3)
     # Neighbours, of which float64 holds every second one at best.
     image_at, category_at = (
         {row["id"]: first + i for i, row in enumerate(small[key])} for key in ("images", "categories")
@@ -243,7 +239,7 @@ def test_two_classes_of_one_name_stay_apart() -> None:
 
 
 def test_inputs_stay_as_they_were() -> None:
-    ground_truth, results = random_case(3)
+    ground_truth, results = case_with_gaps(3)
     before = copy.deepcopy((ground_truth, results))
     evaluated(ground_truth, results)
     assert (ground_truth, results) == before
@@ -304,5 +300,5 @@ def test_table_and_dictionary_tell_the_same() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    evaluated(*random_case(1))
+    evaluated(*case_with_gaps(1))
     assert capfd.readouterr() == ("", "")

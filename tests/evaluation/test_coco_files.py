@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.evaluation.test_matching import DATA_SETS, Json, data_set, random_case, random_results, real_case, result
+from tests.helpers.references import DATA_SETS
+from tests.helpers.results import Json, data_set, random_case, random_results, real_case, result
 from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco, read_json
 
@@ -174,8 +175,8 @@ def as_corners(rows: list[Json]) -> list[Json]:
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_corners_are_found_out(shared: Path, name: str) -> None:
-    ground_truth, results = real_case(shared, name)
+def test_corners_are_found_out(name: str) -> None:
+    ground_truth, results = real_case(name)
     from_coco(ground_truth, results)
     with pytest.raises(UserError, match="look like corners") as caught:
         from_coco(ground_truth, as_corners(results))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.evaluation.three_images import three_images
+from tests.helpers.data import three_images
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.evaluation.coco_files import ground_truth_from_coco, predictions_from_coco
 from tightbox.evaluation.inputs import GroundTruth, Predictions

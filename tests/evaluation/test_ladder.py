@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from tests.evaluation.test_matching import data_set, result
-from tests.evaluation.three_images import BOXES, three_images
+from tests.helpers.data import BOXES, three_images
+from tests.helpers.results import data_set, result
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco

@@ -2,20 +2,12 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.evaluation.test_matching import (
-    DATA_SETS,
-    Json,
-    data_set,
-    matched,
-    random_case,
-    real_case,
-    result,
-)
+from tests.helpers.references import DATA_SETS
+from tests.helpers.results import Json, data_set, matched, random_case, real_case, result
 from tightbox.evaluation.lrp import Lrp, LrpReport, lrp, optimal_lrp
 from tightbox.evaluation.matching import Matches
 
@@ -168,6 +160,6 @@ def test_agrees_with_a_published_evaluator(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_agrees_with_a_published_evaluator_on_real_truth(shared: Path, name: str) -> None:
-    ground_truth, results = real_case(shared, name)
+def test_agrees_with_a_published_evaluator_on_real_truth(name: str) -> None:
+    ground_truth, results = real_case(name)
     assert_as_published(optimal_lrp(matched(ground_truth, results)), ground_truth, results)

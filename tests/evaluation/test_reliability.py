@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.evaluation.test_matching import Json, data_set, matched, random_case, result
+from tests.helpers.results import Json, data_set, matched, random_case, result
 from tightbox.errors import UserError
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import (

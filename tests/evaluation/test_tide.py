@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.evaluation.test_matching import DATA_SETS, Json, data_set, matched, random_case, real_case, result
+from tests.helpers.references import DATA_SETS
+from tests.helpers.results import Json, data_set, matched, random_case, real_case, result
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.tide import KINDS, Errors, error_kinds, tide
@@ -169,19 +170,19 @@ def test_sums_over_classes_are_the_whole() -> None:
     assert sum(astuple(report.count)) > 0
 
 
-def cases(shared: Path) -> dict[str, tuple[Json, list[Json]]]:
+def cases() -> dict[str, tuple[Json, list[Json]]]:
     """Without crowds, which the published evaluators treat each in its own way."""
     made = {str(seed): random_case(seed, crowd=0.0) for seed in range(0, 80, 2)}  # no equal scores: none has a rule
-    made |= {name: real_case(shared, name) for name in DATA_SETS}
+    made |= {name: real_case(name) for name in DATA_SETS}
     for ground_truth, _ in made.values():
         ground_truth["annotations"] = [row for row in ground_truth["annotations"] if not row["iscrowd"]]
     return {name: case for name, case in made.items() if case[0]["annotations"] and case[1]}
 
 
-def test_agrees_with_hotcoco(shared: Path, tmp_path: Path) -> None:
+def test_agrees_with_hotcoco(tmp_path: Path) -> None:
     hotcoco: Any = pytest.importorskip("hotcoco")
     names = dict(zip(KINDS, ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), strict=True))
-    for name, (ground_truth, results) in cases(shared).items():
+    for name, (ground_truth, results) in cases().items():
         (tmp_path / "gt.json").write_text(json.dumps(ground_truth))
         (tmp_path / "dt.json").write_text(json.dumps(results))
         coco = hotcoco.COCO(str(tmp_path / "gt.json"))
@@ -202,10 +203,10 @@ def test_agrees_with_hotcoco(shared: Path, tmp_path: Path) -> None:
                 assert getattr(report.gain, kind) == pytest.approx(theirs["delta_ap"][short], abs=1e-9), (name, kind)
 
 
-def test_agrees_with_vernier_where_it_means_the_same(shared: Path) -> None:
+def test_agrees_with_vernier_where_it_means_the_same() -> None:
     """Its gains are of AP over all thresholds, and its order of blame differs, but for the background."""
     published: Any = pytest.importorskip("vernier._tide")
-    for name, (ground_truth, results) in cases(shared).items():
+    for name, (ground_truth, results) in cases().items():
         files = [json.dumps(part).encode() for part in (ground_truth, results)]
         histogram = published.fp_iou_histogram(*files)
         theirs = published.error_decomposition(*files)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.three_images import three_images
-from tests.tiny import tiny_model
+from tests.helpers.data import three_images
+from tests.helpers.models import tiny_model
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.inference.before_suppression import look_before_suppression, true_suppression

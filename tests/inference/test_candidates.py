@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 import tightbox
-from tests.evaluation.three_images import three_images
-from tests.tiny import tiny_model
+from tests.helpers.data import three_images
+from tests.helpers.models import same_detections, tiny_model, tiny_retinanet
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.inference import candidates as module
@@ -30,21 +30,7 @@ from tightbox.structures import Candidates, Detections
 
 def tiny(name: str) -> Detector:
     torch.manual_seed(0)
-    if name == "vfnet":
-        return tiny_model().eval()
-    model = create_model(
-        name,
-        class_names=["cat", "dog"],
-        backbone=tiny_model().backbone,
-        preprocess=tiny_model().preprocess,
-        channels=32,
-        tower_depth=1,
-        score_threshold=0.0,
-        max_detections=20,
-        top_k=20,
-        iou_head=name == "iou_aware_retinanet",
-    )
-    return model.eval()
+    return (tiny_model() if name == "vfnet" else tiny_retinanet(top_k=20)).eval()
 
 
 @pytest.fixture
@@ -71,12 +57,7 @@ def calls(model: Detector) -> list[int]:
 
 def same(found: dict[int, Detections], expected: dict[int, Detections]) -> bool:
     return list(found) == list(expected) and all(
-        len(a) == len(expected[i]) > 0
-        and a.boxes.equal(expected[i].boxes)
-        and a.scores.equal(expected[i].scores)
-        and a.labels.equal(expected[i].labels)
-        and a.ious is not None
-        and bool(a.ious.equal(expected[i].ious))
+        same_detections(a, expected[i]) and a.ious is not None and bool(a.ious.equal(expected[i].ious))
         for i, a in found.items()
     )
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.inference.batches import Loading
 from tightbox.inference.detect import detect_data, evaluate_model, to_results

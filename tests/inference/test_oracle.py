@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.evaluation.three_images import three_images
-from tests.tiny import tiny_model
+from tests.helpers.data import three_images
+from tests.helpers.models import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.diagnosis.ladder_plot import draw_ladder
 from tightbox.evaluation.ladder import OracleVariant

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
+from tests.helpers.references import recordings
 from tightbox.errors import UserError
 from tightbox.losses import focal_loss
 
@@ -32,14 +32,15 @@ def test_without_focus_it_is_weighted_cross_entropy():
     torch.testing.assert_close(focal_loss(logits, target, alpha=0.3, gamma=0), expected)
 
 
-def test_reference_value_and_gradient(shared):
-    golden = load_file(shared / "goldens" / "losses_seed0.safetensors")
+@pytest.mark.parametrize("golden", recordings("losses_seed0"), ids=repr)
+def test_reference_value_and_gradient(golden):
     logits = golden["vfl/pred"].requires_grad_()
     target = F.one_hot(golden["focal/labels"], 21)[:, :20]  # label 20 is the background
     loss = focal_loss(logits, target, reduction="sum") / 75
     loss.backward()
     torch.testing.assert_close(loss, golden["focal/avg_factor75"], rtol=1e-4, atol=0)
-    torch.testing.assert_close(logits.grad, golden["focal/grad"], rtol=1e-4, atol=1e-8)
+    gradient = golden.recorded("focal/grad")
+    torch.testing.assert_close(gradient.of(logits.grad), gradient.values, rtol=1e-4, atol=1e-8)
 
 
 def test_gradcheck():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
+from tests.helpers.arithmetic import value_and_gradient
+from tests.helpers.references import slice_of
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.losses import ciou_loss, diou_loss, giou_loss, iou_loss
@@ -25,13 +26,6 @@ LOSSES = {"giou": giou_loss, "iou_log": iou_log, "iou_linear": iou_linear, "diou
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 coordinate = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0, 50.0, 1e-30, 1e9])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
-
-
-def loss_and_gradient(loss, pred, target):
-    pred = pred.clone().requires_grad_()
-    value = loss(pred, target)
-    (gradient,) = torch.autograd.grad(value.sum(), pred)
-    return value.detach(), gradient
 
 
 def test_unitbox_value_and_gradient():
@@ -72,13 +66,13 @@ def test_by_hand(loss, pred, expected):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_reference_values(shared, name, dtype):
-    golden = load_file(shared / "goldens" / "losses_seed0.safetensors")
+def test_reference_values(name, dtype):
+    golden = slice_of("losses_seed0")  # of these losses all there is
     for boxes, prefix in (("boxes", ""), ("edge", "edge_")):
         pred, target = golden[f"{boxes}/pred"], golden[f"{boxes}/target"]
         if dtype == "f64":
             pred, target = pred.double(), target.double()
-        value, gradient = loss_and_gradient(LOSSES[name], pred, target)
+        value, gradient = value_and_gradient(LOSSES[name], pred, target)
         expected = golden[f"{name}/{dtype}/{prefix}none"]
         expected_gradient = golden[f"{name}/{dtype}/{prefix}grad_of_sum"]
         # The reference's CIoU of identical boxes is NaN in float32; ours must be 0, with no gradient.
@@ -112,17 +106,17 @@ def test_alpha_of_ciou_is_a_constant_of_the_gradient():
 
     overlap = 1 - iou_linear(pred, target).item()
     alpha = shape(pred).item() / (1 - overlap + shape(pred).item())
-    _, expected = loss_and_gradient(lambda p, t: diou_loss(p, t) + alpha * shape(p), pred, target)
-    _, found = loss_and_gradient(ciou_loss, pred, target)
+    _, expected = value_and_gradient(lambda p, t: diou_loss(p, t) + alpha * shape(p), pred, target)
+    _, found = value_and_gradient(ciou_loss, pred, target)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
 @every_loss
 @given(box, box)
 @example((0.0, 0.0, 1e-20, 1e-20), (0.0, 0.0, 1.0, 1.0))  # squares that vanish in float32
-def test_any_boxes_give_a_finite_loss_and_gradient(loss, a, b):
+def test_any_boxes_give_a_finite_value_and_gradient(loss, a, b):
     for pred, target in ((a, b), (b, a), (a, a)):
-        value, gradient = loss_and_gradient(loss, torch.tensor(pred), torch.tensor(target))
+        value, gradient = value_and_gradient(loss, torch.tensor(pred), torch.tensor(target))
         assert value.isfinite()
         assert gradient.isfinite().all()
 

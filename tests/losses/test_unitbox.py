@@ -9,19 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import value_and_gradient
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.losses import iou_loss, l2_distance_loss, unitbox_iou_loss
 
 # The paper's t, b, l, r at the positions of l, t, r, b.
 LTRB = [2, 0, 3, 1]
-
-
-def value_and_gradient(loss, pred, target):
-    pred = pred.clone().requires_grad_()
-    value = loss(pred, target)
-    (gradient,) = torch.autograd.grad(value.sum(), pred)
-    return value.detach(), gradient
 
 
 def boxes_iou_loss(pred, target):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.helpers.references import recordings
 from tightbox.errors import UserError
 from tightbox.losses import varifocal_loss
 
@@ -24,6 +24,7 @@ def test_by_hand(probability, target, expected):
     assert varifocal_loss(logit, torch.tensor(target)).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("golden", recordings("losses_seed0"), ids=repr)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize(
     ("case", "options"),
@@ -33,16 +34,16 @@ def test_by_hand(probability, target, expected):
         ("alpha25_gamma15", {"alpha": 0.25, "gamma": 1.5}),
     ],
 )
-def test_reference_values(shared, case, options, dtype):
-    golden = load_file(shared / "goldens" / "losses_seed0.safetensors")
+def test_reference_values(golden, case, options, dtype):
     pred, target = golden["vfl/pred"], golden["vfl/target"]
     if dtype == "f64":
         pred, target = pred.double(), target.double()
     pred.requires_grad_()
     loss = varifocal_loss(pred, target, **options)
     loss.sum().backward()
-    torch.testing.assert_close(loss, golden[f"vfl/{case}/{dtype}/none"], rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(pred.grad, golden[f"vfl/{case}/{dtype}/grad_of_sum"], rtol=1e-4, atol=1e-9)
+    for name, ours in (("none", loss), ("grad_of_sum", pred.grad)):
+        theirs = golden.recorded(f"vfl/{case}/{dtype}/{name}")
+        torch.testing.assert_close(theirs.of(ours), theirs.values, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(loss.sum() / 75, golden[f"vfl/{case}/{dtype}/avg_factor75"], rtol=1e-4, atol=0)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.mmdet.published import small_state, small_vfnet
-from tests.tiny import tiny_model
+from tests.helpers.models import small_state, small_vfnet, tiny_model
+from tests.helpers.references import DATA_ROOTS
 from tightbox.errors import UserError
 from tightbox.models import create_model
 from tightbox.models.mmdet import export_state, import_checkpoint
@@ -84,8 +84,8 @@ def test_classes(file: Callable[..., Path]) -> None:
         import_checkpoint(file(three), ["a", "b", "a"])
 
 
-def test_coco_classes_are_in_order_of_their_ids(shared: Path) -> None:
-    categories = json.loads((shared / "data" / "coco-mini" / "val.json").read_text())["categories"]
+def test_coco_classes_are_in_order_of_their_ids() -> None:
+    categories = json.loads((DATA_ROOTS[0] / "coco-mini" / "val.json").read_text())["categories"]
     assert tuple(row["name"] for row in sorted(categories, key=lambda row: row["id"])) == COCO_CLASSES
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import resnet50
 
 import tightbox
-from tests.mmdet.published import VARIANTS, layout, weights
+from tests.helpers.references import (
+    VARIANTS,
+    assert_same_detections,
+    layout,
+    published_weights,
+    recordings,
+    slice_of,
+)
 from tightbox.models import Backbone, VFNet
 from tightbox.models.mmdet import export_state, import_checkpoint
 from tightbox.models.mmdet.names import to_published
@@ -25,69 +31,68 @@ def write(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
-def assert_raw_outputs(model: VFNet, golden: dict[str, Tensor]) -> None:
+def image() -> Tensor:
+    """What all four variants were shown; kept with the first."""
+    return slice_of("vfnet_r50_names0")["input/image"]
+
+
+def assert_raw_outputs(model: VFNet, variant: str) -> None:
     """The channel means of the stages and the head's three outputs."""
     stages: list[Tensor] = []
     hook = model.backbone.body.layer1.register_forward_hook(lambda *given: stages.append(given[2]))
     with torch.no_grad():
-        stages += model.backbone(golden["input/image"])
-        output = model(golden["input/image"])
+        stages += model.backbone(image())
+        output = model(image())
     hook.remove()
-    for name, stage in zip(("C2", "C3", "C4", "C5"), stages, strict=False):
-        torch.testing.assert_close(stage.mean((2, 3)), golden[f"backbone/{name}_mean"], rtol=1e-3, atol=1e-3)
     assert output.sizes == [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
     counts = [height * width for height, width in output.sizes]
-    every = {0: slice(None, None, 8), 1: slice(None, None, 8)}  # every 8th class of the two largest maps is stored
-    for name, ours in {
-        "cls_score": output.logits,
-        "bbox_pred": output.initial,
-        "bbox_pred_refine": output.distances,
-    }.items():
-        for level, part in enumerate(ours.split(counts, dim=1)):
-            theirs = golden[f"raw/{name}_{level}"].permute(0, 2, 3, 1).flatten(1, 2)
-            part = part[..., every.get(level, slice(None))] if name == "cls_score" else part
-            torch.testing.assert_close(part, theirs, rtol=1e-3, atol=1e-3)
+    for golden in recordings(f"vfnet_{variant}_names0"):
+        assert "input/image" not in golden or golden["input/image"].equal(image())
+        for name, stage in zip(("C2", "C3", "C4", "C5"), stages, strict=False):
+            torch.testing.assert_close(stage.mean((2, 3)), golden[f"backbone/{name}_mean"], rtol=1e-3, atol=1e-3)
+        for name, ours in {
+            "cls_score": output.logits,
+            "bbox_pred": output.initial,
+            "bbox_pred_refine": output.distances,
+        }.items():
+            for level, part in enumerate(ours.split(counts, dim=1)):
+                map_ = part.transpose(1, 2).unflatten(2, output.sizes[level])  # (1, channels, h, w), as published
+                if name == "cls_score" and level < 2:
+                    map_ = map_[:, ::8]  # every 8th class of the two largest maps was recorded
+                theirs = golden.recorded(f"raw/{name}_{level}")
+                torch.testing.assert_close(theirs.of(map_), theirs.values, rtol=1e-3, atol=1e-3)
 
 
-def detect(model: VFNet, golden: dict[str, Tensor], order: str) -> Detections:
+def detect(model: VFNet, order: str) -> Detections:
     model.options = replace(model.options, top_k_of=order)
     # The reference image is normalised already; floating point takes the normalisation back well enough.
-    pixels = golden["input/image"] * model.backbone.std + model.backbone.mean
+    pixels = image() * model.backbone.std + model.backbone.mean
     return model.detect(ImageBatch(pixels, ((256, 320),)))[0]
 
 
-def assert_same_detections(ours: Detections, golden: dict[str, Tensor]) -> None:
-    """Matched as sets, since float noise swaps the order of nearly equal scores."""
-    boxes, scores, labels = (golden[f"pred/0/{name}"] for name in ("bboxes", "scores", "labels"))
-    assert len(ours) == len(boxes) == 100
-    near = (ours.boxes[:, None] - boxes).abs().amax(-1) < 0.1
-    near &= ((ours.scores[:, None] - scores).abs() < 2e-3) & (ours.labels[:, None] == labels)
-    assert near.any(0).all()
-    assert near.any(1).all()
-
-
 @pytest.mark.parametrize("variant", ["r50", "r50_mdconv", "x101_32x4d", "r2_101_mdconv"])
-def test_published_variant(shared: Path, tmp_path: Path, variant: str) -> None:
-    golden = load_file(shared / "goldens" / f"vfnet_{variant}_names0.safetensors")
-    state = weights(shared, variant, seed=0)
+def test_published_variant(tmp_path: Path, variant: str) -> None:
+    state = published_weights(variant, seed=0)
     model = import_checkpoint(write(tmp_path / "published.pth", state))
     assert not model.training
-    assert sum(p.numel() for p in model.parameters()) == layout(shared, variant)["parameters"]
-    assert_raw_outputs(model, golden)
+    assert sum(p.numel() for p in model.parameters()) == layout(variant)["parameters"]
+    assert_raw_outputs(model, variant)
     for order in ("pairs", "locations"):  # mmdetection 3.3.0 ranks pairs; here, the 100 best boxes are the same
-        assert_same_detections(detect(model, golden, order), golden)
+        found = detect(model, order)
+        assert len(found) == 100
+        assert_same_detections(found, slice_of(f"vfnet_{variant}_names0"), "pred/0")
     exported = export_state(model)
     assert exported.keys() == state.keys()
     assert all(exported[name].equal(value) and exported[name].dtype == value.dtype for name, value in state.items())
     again = tightbox.load(model.save(tmp_path / "model"))
-    before, after = detect(model, golden, "pairs"), detect(again, golden, "pairs")
+    before, after = detect(model, "pairs"), detect(again, "pairs")
     assert before.boxes.equal(after.boxes)
     assert before.scores.equal(after.scores)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_published_layout_fits_exactly(shared: Path, variant: str) -> None:
-    known = layout(shared, variant)
+def test_every_published_layout_fits_exactly(variant: str) -> None:
+    known = layout(variant)
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in known["shapes"].items()}
         found = recognise(tensors, variant)
@@ -103,8 +108,8 @@ def test_every_published_layout_fits_exactly(shared: Path, variant: str) -> None
 
 
 @pytest.mark.parametrize("variant", ["r50", "r2_101_mdconv"])
-def test_other_weights_come_and_go_too(shared: Path, tmp_path: Path, variant: str) -> None:
-    state = weights(shared, variant, seed=1)
+def test_other_weights_come_and_go_too(tmp_path: Path, variant: str) -> None:
+    state = published_weights(variant, seed=1)
     model = import_checkpoint(write(tmp_path / "other.pth", state))
     exported = export_state(model)
     assert exported.keys() == state.keys()
@@ -115,9 +120,9 @@ def test_other_weights_come_and_go_too(shared: Path, tmp_path: Path, variant: st
     assert found.boxes.isfinite().all()
 
 
-def test_resnet_50_computes_what_torchvisions_does(shared: Path, tmp_path: Path) -> None:
+def test_resnet_50_computes_what_torchvisions_does(tmp_path: Path) -> None:
     """An oracle for any weights: torchvision names ResNet-50's parameters as mmdetection does."""
-    state = weights(shared, "r50", seed=2)
+    state = published_weights("r50", seed=2)
     theirs = resnet50().eval()
     own = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
     assert theirs.load_state_dict(own, strict=False).missing_keys == ["fc.weight", "fc.bias"]
@@ -131,8 +136,8 @@ def test_resnet_50_computes_what_torchvisions_does(shared: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_images_are_normalised_as_published(shared: Path, variant: str) -> None:
-    shapes = layout(shared, variant)["shapes"]
+def test_images_are_normalised_as_published(variant: str) -> None:
+    shapes = layout(variant)["shapes"]
     with torch.device("meta"):
         found = recognise({name: torch.empty(shape) for name, shape in shapes.items()}, variant)
     backbone = Backbone(replace(found.backbone, deformable=False))

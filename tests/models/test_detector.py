@@ -11,7 +11,8 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from tests.tiny import tiny_model
+from tests.helpers.models import same_detections as same
+from tests.helpers.models import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
 from tightbox.models.prediction import as_pixels, resize
@@ -58,10 +59,6 @@ def model() -> Detector:
 @pytest.fixture
 def array() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-
-
-def same(a: Detections, b: Detections) -> bool:
-    return len(a) > 0 and a.boxes.equal(b.boxes) and a.scores.equal(b.scores) and a.labels.equal(b.labels)
 
 
 def test_every_kind_of_image_gives_the_same_boxes(model: Detector, array: np.ndarray, tmp_path: Path) -> None:

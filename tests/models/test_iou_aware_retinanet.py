@@ -11,37 +11,21 @@ import torch
 from torch import Tensor, nn
 
 import tightbox
-from tests.tiny import BACKBONE
+from tests.helpers.arithmetic import area, intersection, sigmoid
+from tests.helpers.models import BACKBONE, NOTHING, STRIDES, image_batch, level_sizes, objects
+from tests.helpers.models import same_detections as same
+from tests.helpers.models import tiny_retinanet as fresh
 from tightbox.assigners import BACKGROUND, max_iou
 from tightbox.errors import UserError
 from tightbox.models import IoUAwareRetinaNet, create_model
 from tightbox.models.dense import rows
 from tightbox.models.iou_aware_retinanet import AnchorOutput
-from tightbox.options import Preprocess
 from tightbox.rank import by_class_score, by_power
-from tightbox.structures import Detections, ImageBatch, Targets
-
-STRIDES = (8, 16, 32, 64, 128)
-NOTHING = Targets.of(torch.zeros(0, 4), torch.zeros(0))
-
-
-def fresh(seed: int = 0, **options: Any) -> IoUAwareRetinaNet:
-    """A tiny detector as it is before training."""
-    torch.manual_seed(seed)
-    small = {"channels": 32, "tower_depth": 1, "score_threshold": 0.0, "max_detections": 20}
-    model = create_model(
-        "iou_aware_retinanet",
-        class_names=["cat", "dog"],
-        backbone=BACKBONE,
-        preprocess=Preprocess(long_side=64, short_side=64),
-        **(small | options),
-    )
-    assert isinstance(model, IoUAwareRetinaNet)
-    return model
+from tightbox.structures import ImageBatch, Targets
 
 
 def build(**options: Any) -> IoUAwareRetinaNet:
-    """The same with scores, boxes and IoUs that differ from anchor to anchor."""
+    """A tiny detector with scores, boxes and IoUs that differ from anchor to anchor."""
     model = fresh(**options)
     head = model.head
     nn.init.zeros_(head.classes.bias)
@@ -51,21 +35,8 @@ def build(**options: Any) -> IoUAwareRetinaNet:
     return model.eval()
 
 
-def image_batch(*sizes: tuple[int, int]) -> ImageBatch:
-    return ImageBatch.of([torch.rand(3, *size) for size in sizes])
-
-
-def objects(*boxes: tuple[float, float, float, float], ignore: list[list[float]] | None = None) -> Targets:
-    labels = torch.arange(len(boxes)) % 2
-    return Targets.of(torch.tensor(boxes), labels, None if ignore is None else torch.tensor(ignore))
-
-
 SIZES = ((96, 96), (50, 60))  # the second is padded beyond its next multiples of 32
 TWO = [objects((4, 4, 60, 52), (40, 30, 90, 70)), objects((10, 20, 50, 48))]
-
-
-def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    return [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
 
 
 def all_anchors(height: int, width: int) -> list[tuple[float, float, float, float]]:
@@ -98,21 +69,13 @@ def inside(height: int, width: int, size: tuple[int, int]) -> list[bool]:
     return found
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def area(box: list[float]) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
 def quality(anchor: tuple[float, float, float, float], deltas: list[float], truth: list[float]) -> float:
     """IoU of the decoded box with its object."""
     x, y, width, height = anchor
     box = corners(
         (x + deltas[0] * width, y + deltas[1] * height, width * math.exp(deltas[2]), height * math.exp(deltas[3]))
     )
-    inner = area([max(box[0], truth[0]), max(box[1], truth[1]), min(box[2], truth[2]), min(box[3], truth[3])])
+    inner = intersection(box, truth)
     return inner / (area(box) + area(truth) - inner)
 
 
@@ -475,10 +438,6 @@ def test_losses_under_bf16_are_finite_and_in_float32() -> None:
 
 
 # Detections
-
-
-def same(a: Detections, b: Detections) -> bool:
-    return len(a) > 0 and a.boxes.equal(b.boxes) and a.scores.equal(b.scores) and a.labels.equal(b.labels)
 
 
 @pytest.mark.parametrize("top_k", [3, 1000])

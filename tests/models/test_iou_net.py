@@ -11,32 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import BACKBONE
+from tests.helpers.models import BACKBONE
+from tests.helpers.models import same_detections as same
+from tests.helpers.models import tiny_iou_net as tiny
 from tightbox.boxes import pairwise_iou
 from tightbox.errors import UserError
 from tightbox.models import IoUNet, create_model, load, start_from
-from tightbox.options import IoUNetOptions, Preprocess
+from tightbox.options import IoUNetOptions
 from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets
 from tightbox.suppress import greedy_nms
 
 SIZES = [(64, 64), (48, 80)]
-
-
-def tiny(**changes: Any) -> IoUNet:
-    """Three classes, images of 64 pixels, and every (proposal, class) pair above 0.2, a little under chance."""
-    torch.manual_seed(0)
-    options = {"channels": 8, "fc_channels": 16, "proposals": 20, "train_proposals": 50, "rois": 16}
-    options |= {"jittered_boxes": 12, "score_threshold": 0.2, "anchor_scale": 4.0}
-    model = create_model(
-        "iou_net",
-        class_names=["cat", "dog", "owl"],
-        backbone=BACKBONE,
-        preprocess=Preprocess(long_side=64, short_side=64),
-        **(options | changes),
-    )
-    assert isinstance(model, IoUNet)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +47,6 @@ def with_options(model: IoUNet, **changes: Any) -> IoUNet:
     other = tiny(**{"iou_head": model.options.iou_head} | changes)
     other.load_state_dict(model.state_dict())
     return other
-
-
-def same(a: Detections, b: Detections) -> bool:
-    return len(a) > 0 and all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("boxes", "scores", "labels"))
 
 
 def test_losses_reach_every_weight(images: list[Tensor], targets: list[Targets]) -> None:

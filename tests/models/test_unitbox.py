@@ -10,27 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.helpers.models import targets_of as of
+from tests.helpers.models import tiny_unitbox as tiny
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.inference.oracle import true_box
 from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
-from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import ImageBatch, Targets
-
-
-def tiny(classes: int = 1, **options: Any) -> UnitBox:
-    torch.manual_seed(0)
-    backbone = BackboneOptions(name="test_resnet", pretrained=False)
-    preprocess = Preprocess(long_side=64, short_side=64)
-    model = create_model("unitbox", num_classes=classes, backbone=backbone, preprocess=preprocess, **options)
-    assert isinstance(model, UnitBox)
-    return model
-
-
-def of(*boxes: tuple[float, ...], labels: list[int] | None = None, ignore: Tensor | None = None) -> Targets:
-    return Targets.of(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels or [0] * len(boxes)), ignore)
 
 
 def constant(logit: float, distance: float, classes: int = 1, **options: Any) -> UnitBox:

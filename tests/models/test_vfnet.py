@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_model
+from tests.helpers.arithmetic import area, intersection, sigmoid
+from tests.helpers.models import NOTHING, STRIDES, image_batch, level_sizes, objects, tiny_model
 from tightbox.assigners import atss, atss_anchors, fcos_assign
 from tightbox.boxes import pairwise_iou
 from tightbox.models import VFNet, create_model
 from tightbox.structures import Detections, ImageBatch, Targets
 
-STRIDES = (8, 16, 32, 64, 128)
-NOTHING = Targets.of(torch.zeros(0, 4), torch.zeros(0))
 LADDER = {
     "baseline": {"varifocal": False, "star": False, "refine": False, "centerness": True},
     "raw": {"varifocal": False, "star": False, "refine": False},
@@ -36,34 +35,12 @@ def build(**options: Any) -> VFNet:
     return model.eval()
 
 
-def image_batch(*sizes: tuple[int, int]) -> ImageBatch:
-    return ImageBatch.of([torch.rand(3, *size) for size in sizes])
-
-
-def objects(*boxes: tuple[float, float, float, float], ignore: list[float] | None = None) -> Targets:
-    labels = torch.arange(len(boxes)) % 2
-    return Targets.of(torch.tensor(boxes), labels, None if ignore is None else torch.tensor(ignore))
-
-
 TWO = [objects((4, 4, 60, 52), (40, 30, 90, 70)), objects((10, 20, 50, 90))]
-
-
-def level_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """The padded image's sides over each stride, rounded up at every halving."""
-    return [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def area(box: list[float]) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 def overlap(a: list[float], b: list[float]) -> tuple[float, float]:
     """IoU and GIoU."""
-    inner = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    inner = intersection(a, b)
     outer = area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
     union = area(a) + area(b) - inner
     return inner / union, inner / union - (outer - union) / outer

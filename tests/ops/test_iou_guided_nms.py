@@ -13,7 +13,7 @@ from tightbox.errors import UserError
 from tightbox.ops import batched_iou_guided_nms, iou_guided_nms
 
 
-def iou_of_two(a, b):
+def iou_in_own_precision(a, b):
     """One pair in the arrays' own precision."""
     zero = a.dtype.type(0)
     overlap = [max(zero, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
@@ -31,7 +31,7 @@ def algorithm_1(boxes, scores, ious, threshold):
         remaining.remove(best)
         score = scores[best]
         for j in list(remaining):
-            if float(iou_of_two(boxes[best], boxes[j])) > threshold:
+            if float(iou_in_own_precision(boxes[best], boxes[j])) > threshold:
                 score = max(score, scores[j])
                 remaining.remove(j)
         kept.append((best, score))
@@ -44,7 +44,7 @@ def reference(boxes, scores, ious, threshold):
     return sorted(kept, key=lambda pair: -pair[1])
 
 
-def random_boxes(count, spread=100.0, dtype=torch.float32):
+def scattered_boxes(count, spread=100.0, dtype=torch.float32):
     corner = torch.rand(count, 2, dtype=dtype) * spread
     return torch.cat([corner, corner + 4 + torch.rand(count, 2, dtype=dtype) ** 2 * 60], dim=1)
 
@@ -57,20 +57,20 @@ def assert_equals_reference(boxes, scores, ious, threshold):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.0, 0.02, 0.3, 0.5, 0.9, 1.0])
-def test_equals_algorithm_1_on_random_boxes(threshold, dtype):
-    boxes = random_boxes(150, dtype=dtype)
+def test_equals_algorithm_1_on_scattered_boxes(threshold, dtype):
+    boxes = scattered_boxes(150, dtype=dtype)
     assert_equals_reference(boxes, torch.rand(150), torch.rand(150), threshold)
 
 
 @pytest.mark.parametrize("spread", [5.0, 100.0])
 def test_several_blocks_of_rows(spread):
-    boxes = random_boxes(1000, spread=spread)  # some 30 and 550 stay, and so the blocks have some 700 and 110 rows
+    boxes = scattered_boxes(1000, spread=spread)  # some 30 and 550 stay, and so the blocks have some 700 and 110 rows
     assert_equals_reference(boxes, torch.rand(1000), torch.rand(1000), 0.4)
 
 
 def test_boxes_far_from_the_origin():
     # At 100000 numbers are 1/128 apart and twice the middle is rounded too.
-    boxes = random_boxes(150, spread=30.0) / 4 + 1e5
+    boxes = scattered_boxes(150, spread=30.0) / 4 + 1e5
     assert_equals_reference(boxes, torch.rand(150), torch.rand(150), 0.5)
 
 
@@ -113,7 +113,7 @@ def test_a_removed_box_counts_for_its_first_cover_only():
 
 
 def test_is_greedy_nms_where_the_iou_is_the_class_score():
-    boxes, scores = random_boxes(300), torch.rand(300)
+    boxes, scores = scattered_boxes(300), torch.rand(300)
     keep, clusters = iou_guided_nms(boxes, scores, scores, 0.5)
     assert torch.equal(keep, nms(boxes, scores, 0.5))
     assert torch.equal(clusters, scores[keep])
@@ -140,7 +140,7 @@ def test_nan_infinite_and_inverted_boxes_stay_and_cover_nothing():
 
 @pytest.mark.parametrize("count", [60, 1500])  # torchvision changes its method at 1000
 def test_batched_equals_each_class_by_itself(count):
-    boxes, scores = random_boxes(count), torch.rand(count)
+    boxes, scores = scattered_boxes(count), torch.rand(count)
     ious, labels = (torch.rand(count) * 20).round() / 20, torch.randint(7, (count,)) * 40
     keep, clusters = batched_iou_guided_nms(boxes, scores, ious, labels, 0.5)
     expected = []

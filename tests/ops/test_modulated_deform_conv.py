@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.helpers.references import Golden, recordings
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 
 GEOMETRY = {
@@ -28,16 +27,13 @@ class Fixed(nn.Module):
         return self.raw
 
 
+@pytest.mark.parametrize("file", recordings("dcn_seed0"), ids=repr)
 @pytest.mark.parametrize("version", ["v1", "v2"])  # v1 has no mask: here one of ones, which are sigmoids of infinity
 @pytest.mark.parametrize("case", GEOMETRY)
-def test_values_and_gradients_of_mmcv(shared: Path, case: str, version: str) -> None:
-    golden = {
-        name.removeprefix(f"{case}/{version}/"): value
-        for name, value in load_file(shared / "goldens" / "dcn_seed0.safetensors").items()
-        if name.startswith(f"{case}/{version}/")
-    }
+def test_values_and_gradients_of_mmcv(file: Golden, case: str, version: str) -> None:
+    golden = file.whole(f"{case}/{version}/")
     conv = ModulatedDeformConv2d(8, 6, 3, **GEOMETRY[case], bias=version == "v2")
-    mask = golden.get("mask", torch.ones(2, 9, *golden["y"].shape[2:]))
+    mask = golden.get("mask", torch.ones(2, 9, *golden["offset"].shape[2:]))
     conv.conv_offset = Fixed(torch.cat([golden["offset"], torch.logit(mask)], dim=1))
     with torch.no_grad():
         conv.weight.copy_(golden["weight"])
@@ -45,15 +41,17 @@ def test_values_and_gradients_of_mmcv(shared: Path, case: str, version: str) -> 
             conv.bias.copy_(golden["bias"])
     x = golden["x"].requires_grad_()
     y = conv(x)
-    torch.testing.assert_close(y, golden["y"], rtol=1e-4, atol=1e-5)
+    expected = file.recorded(f"{case}/{version}/y")
+    torch.testing.assert_close(expected.of(y), expected.values, rtol=1e-4, atol=1e-5)
     y.backward(golden["cotangent"])
     gradient = conv.conv_offset.raw.grad
     ours = {"x": x.grad, "weight": conv.weight.grad, "offset": gradient[:, :18]}
     if version == "v2":
         ours |= {"bias": conv.bias.grad, "mask": gradient[:, 18:]}
-        golden["grad_mask"] *= mask * (1 - mask)  # through the sigmoid
     for name, value in ours.items():
-        torch.testing.assert_close(value, golden[f"grad_{name}"], rtol=1e-3, atol=1e-4)
+        expected = file.recorded(f"{case}/{version}/grad_{name}")
+        slope = mask * (1 - mask) if name == "mask" else torch.ones_like(value)  # of the sigmoid
+        torch.testing.assert_close(expected.of(value), expected.values * expected.of(slope), rtol=1e-3, atol=1e-4)
 
 
 def slow(conv: ModulatedDeformConv2d, x: Tensor) -> Tensor:

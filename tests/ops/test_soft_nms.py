@@ -7,16 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import iou_of_two, random_boxes
 from tightbox.errors import UserError
 from tightbox.ops import soft_nms
-
-
-def iou_of_two(a, b) -> float:
-    sides = [max(0.0, box[i + 2] - box[i]) for box in (a, b) for i in (0, 1)]
-    overlap = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
-    intersection = overlap[0] * overlap[1]
-    union = sides[0] * sides[1] + sides[2] * sides[3] - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 def algorithm(boxes, scores, method, iou_threshold, sigma, score_threshold):
@@ -37,11 +30,6 @@ def algorithm(boxes, scores, method, iou_threshold, sigma, score_threshold):
     return kept
 
 
-def random_boxes(count):
-    corner = torch.rand(count, 2, dtype=torch.float64) * 60
-    return torch.cat([corner, corner + 10 + torch.rand(count, 2, dtype=torch.float64) * 40], dim=1)
-
-
 def assert_kept(found, expected):
     assert found[0].tolist() == [index for index, _ in expected]
     assert found[1].tolist() == pytest.approx([score for _, score in expected], rel=1e-9)
@@ -50,7 +38,7 @@ def assert_kept(found, expected):
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize(("iou_threshold", "sigma", "score_threshold"), [(0.3, 0.5, 0.001), (0.0, 0.1, 0.2), (1, 2, 0)])
 def test_equals_the_loops(method, iou_threshold, sigma, score_threshold):
-    boxes, scores = random_boxes(120), torch.rand(120, dtype=torch.float64)
+    boxes, scores = random_boxes(120, dtype=torch.float64), torch.rand(120, dtype=torch.float64)
     numbers = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
     found = soft_nms(boxes, scores, method=method, **numbers)
     assert_kept(found, algorithm(boxes.tolist(), scores.tolist(), method, **numbers))
@@ -91,7 +79,7 @@ def test_equal_scores_go_in_order():
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 def test_classes_leave_each_other_alone(method):
-    boxes, scores = random_boxes(90), torch.rand(90, dtype=torch.float64)
+    boxes, scores = random_boxes(90, dtype=torch.float64), torch.rand(90, dtype=torch.float64)
     labels = torch.randint(4, (90,)) * 30
     expected = []
     for label in labels.unique():
@@ -104,7 +92,7 @@ def test_classes_leave_each_other_alone(method):
 
 @pytest.mark.parametrize("labels", [None, torch.arange(90) % 3])
 def test_the_best_few_are_the_first_of_all(labels):
-    boxes, scores = random_boxes(90), torch.rand(90)
+    boxes, scores = random_boxes(90, dtype=torch.float64), torch.rand(90)
     keep, decayed = soft_nms(boxes, scores, labels)
     few, few_decayed = soft_nms(boxes, scores, labels, max_kept=7)
     assert torch.equal(few, keep[:7])

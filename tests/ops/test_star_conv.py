@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.ops import deform_conv2d
 
+from tests.helpers.references import Golden, recordings
 from tightbox.errors import UserError
 from tightbox.ops import star_conv
 from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
@@ -101,9 +100,9 @@ def test_offsets_by_hand() -> None:
     assert star_offsets(distances, 8).flatten().tolist() == expected
 
 
+@pytest.mark.parametrize("golden", recordings("star_seed0"), ids=repr)
 @pytest.mark.parametrize("stride", [8, 16, 32, 64, 128])
-def test_offsets_and_their_gradient_equal_mmdetection(shared: Path, stride: int) -> None:
-    golden = load_file(shared / "goldens" / "star_seed0.safetensors")
+def test_offsets_and_their_gradient_equal_mmdetection(golden: Golden, stride: int) -> None:
     distances = golden[f"stride{stride}/bbox_pred"].requires_grad_()
     offsets = star_offsets(distances, stride)
     torch.testing.assert_close(offsets, golden[f"stride{stride}/offset"], rtol=1e-6, atol=1e-5)

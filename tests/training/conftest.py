@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.helpers.models import frozen_norm_vfnet
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.scenes import write_scenes
-from tightbox.models import Detector, create_model
-from tightbox.options import BackboneOptions, Preprocess
+from tightbox.models import Detector
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +31,6 @@ def val(scenes: Path) -> DetectionData:
     return read_data(scenes, "val")
 
 
-def tiny_model(class_names: tuple[str, ...], seed: int = 0) -> Detector:
-    """Batch norms are frozen: their statistics are the one thing that depends on how a batch is shared out."""
-    torch.manual_seed(seed)
-    return create_model(
-        "vfnet",
-        class_names=class_names,
-        backbone=BackboneOptions(name="test_efficientnet", pretrained=False, frozen_norm=True),
-        preprocess=Preprocess(long_side=64, short_side=64),
-        channels=32,
-        tower_depth=1,
-    )
-
-
 @pytest.fixture
 def new_model(train: DetectionData) -> Callable[[], Detector]:
-    return lambda: tiny_model(train.class_names)
+    return lambda: frozen_norm_vfnet(train.class_names)

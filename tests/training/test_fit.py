@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import tightbox
-from tests.training.conftest import tiny_model
+from tests.helpers.models import frozen_norm_vfnet
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.models import Detector
@@ -107,7 +107,9 @@ def test_resuming_is_exact(
         with pytest.raises(Interrupted, match="--resume"):
             fit(new_model(), train, val, tmp_path / "parts", options, AUGMENT)
     torch.manual_seed(99)  # whatever happened in between
-    resumed = fit(tiny_model(train.class_names, seed=5), train, val, tmp_path / "parts", options, AUGMENT, resume=True)
+    resumed = fit(
+        frozen_norm_vfnet(train.class_names, seed=5), train, val, tmp_path / "parts", options, AUGMENT, resume=True
+    )
     assert_same_weights(resumed, whole)
     assert timeless(tmp_path / "parts")[1:] == timeless(tmp_path / "whole")[1:]
 
@@ -183,7 +185,7 @@ def test_resuming_a_finished_run_says_so(
     options = replace(OPTIONS, epochs=1)
     trained = fit(new_model(), train, None, tmp_path, options, AUGMENT)
     capsys.readouterr()
-    resumed = fit(tiny_model(train.class_names, seed=5), train, None, tmp_path, options, AUGMENT, resume=True)
+    resumed = fit(frozen_norm_vfnet(train.class_names, seed=5), train, None, tmp_path, options, AUGMENT, resume=True)
     assert_same_weights(resumed, trained)
     assert "are done already; to train on, give --epochs a larger number" in capsys.readouterr().out
 
@@ -316,7 +318,7 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path: Path, scenes: Path) -
     run_processes(1, scenes, tmp_path / "one", batch_size=4)
     run_processes(2, scenes, tmp_path / "two", batch_size=2)
     one, two = (tightbox.load(tmp_path / name / "last") for name in ("one", "two"))
-    start = tiny_model(one.class_names).state_dict()
+    start = frozen_norm_vfnet(one.class_names).state_dict()
     moved = 0.0
     for name, value in one.state_dict().items():
         # Sums in another order differ by float32's rounding; the steps themselves are a thousand times as large.

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.training.conftest import tiny_model
+from tests.helpers.models import frozen_norm_vfnet
 from tightbox.data.layout import read_data
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.training.fit import fit
@@ -21,4 +21,4 @@ if __name__ == "__main__":
     options = TrainOptions(
         epochs=2, batch_size=batch_size, optimizer="sgd", lr=0.02, workers=0, precision="fp32", clip=0, eval_every=2
     )
-    fit(tiny_model(train.class_names), train, val, out, options, AugmentOptions(mosaic=0.5))
+    fit(frozen_norm_vfnet(train.class_names), train, val, out, options, AugmentOptions(mosaic=0.5))
