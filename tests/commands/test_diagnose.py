@@ -13,9 +13,8 @@ from tests.commands.test_cli import _fresh_accelerate as _fresh_accelerate
 from tests.commands.test_cli import status
 from tests.diagnosis.example import example
 from tests.tiny import tiny_model
-from tightbox.calibration import Calibration
+from tightbox.calibration import Calibration, IouCalibration
 from tightbox.checkpoint import save_calibration
-from tightbox.evaluation.reliability import IouCalibration
 
 HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 50 + (None,),) * 10, {"split": "val"})
 
@@ -112,7 +111,7 @@ def test_calibrate(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[s
         "test",
         "test",
     ]
-    # A second time it learns from the raw estimates again.
+    # A second time it learns from the raw predicted IoUs again.
     assert status(["calibrate", str(checkpoint), "--data", str(data), "--method", "temperature"]) == 0
     assert json.loads((checkpoint / "card.json").read_text())["calibration"] == first
 
