@@ -1,4 +1,4 @@
-"""One page that says how tight the boxes are, how far their scores can be trusted, and where AP is lost."""
+"""One page that says how tight the boxes are, how reliable their scores are, and where AP is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A detector and a data set, or any tool's result file and its truth."""
+    """A detector and a data set, or any tool's result file and its ground truth."""
     on_data.add_arguments(parser, or_results=True)
     parser.add_argument("--images", default=None, help="folder of the images of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
@@ -53,13 +53,13 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
-    found = on_data.detect(args, model, data)
+    detections = on_data.detect(args, model, data)
     with progress_bar("looking before suppression") as progress:
         before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             GroundTruth.from_data(data),
-            Predictions.from_detections(found, data),
+            Predictions.from_detections(detections, data),
             title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
             before=before,
             notes=_calibrated(model, args.split),
@@ -83,11 +83,10 @@ def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.evaluation.coco_files import from_coco, read_json
     from tightbox.progress import progress_bar
 
-    truth, results = Path(args.gt), Path(args.dt)
-    content = read_json(truth)
-    rows = read_json(results)
+    ground_truth, results = Path(args.gt), Path(args.dt)
+    content, rows = read_json(ground_truth), read_json(results)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            *from_coco(content, rows), title=f"{results.name} against {truth.name}", progress=progress
+            *from_coco(content, rows), title=f"{results.name} against {ground_truth.name}", progress=progress
         )
-    return diagnosis, find_images(content, truth, None if args.images is None else Path(args.images))
+    return diagnosis, find_images(content, ground_truth, None if args.images is None else Path(args.images))
