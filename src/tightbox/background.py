@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_background(function: Callable[[T], R], items: Iterable[T], *, ahead: int, workers: int = 2) -> Iterator[R]:
+def in_background(
+    function: Callable[[T], R], items: Iterable[T], *, ahead: int, workers: int = 2
+) -> Generator[R, None, None]:
     """`map`, computed in threads up to `ahead` items before the one that is asked for.
 
     Threads and not processes, as decoding and resizing images leave Python to others while they run. The items are

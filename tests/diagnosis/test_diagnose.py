@@ -9,15 +9,15 @@ import pytest
 
 from tests.diagnosis.example import example, many
 from tightbox.calibration import IOUS
-from tightbox.evaluation.average_precision import average_precisions, sizes_of
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.numbers import Aps, Diagnosis
 from tightbox.diagnosis.sentences import sentences
 from tightbox.errors import UserError
+from tightbox.evaluation.average_precision import average_precisions, sizes_of
 from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.inputs import to_columns
 from tightbox.evaluation.matching import match
 from tightbox.inference.oracle import results_study
-from tightbox.evaluation.inputs import to_columns
 
 
 def diagnosed(truth: Any, results: Any) -> Diagnosis:

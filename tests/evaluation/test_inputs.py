@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluation.test_matching import DATA_SETS, Json, data_set, random_case, random_results, real_case, result
 from tightbox.errors import UserError
-from tightbox.evaluation.inputs import read_json, to_columns
+from tightbox.evaluation.coco_files import from_coco, read_json
 
 TRUTH = data_set((1, 1, 0, 0, 10, 10), (2, 2, 5, 5, 20, 30), crowds=[2], images=2, classes=2)
 
@@ -24,7 +24,7 @@ def test_columns_hold_what_the_files_do() -> None:
     del ground_truth["annotations"][0]["iscrowd"]
     rows = [result(0.25, 1, 2, 3, 4, image=70, category=5) | {"iou": 0.5}, result(1, 0, 0, 1, 1, image=9, category=3)]
 
-    truth, found = to_columns(ground_truth, rows)
+    truth, found = from_coco(ground_truth, rows)
 
     assert truth.image_ids == (9, 70)
     assert truth.category_ids == (3, 5)
@@ -43,14 +43,14 @@ def test_columns_hold_what_the_files_do() -> None:
 
 @pytest.mark.parametrize("ground_truth", [TRUTH, data_set(), data_set(images=0, classes=0)])
 def test_empty_results_are_fine(ground_truth: Json) -> None:
-    truth, found = to_columns(ground_truth, [])
+    truth, found = from_coco(ground_truth, [])
     assert len(truth.boxes) == len(ground_truth["annotations"])
     assert found.boxes.shape == (0, 4)
     assert len(found.scores) == len(found.ious) == len(found.images) == 0
 
 
 def test_rounding_outside_0_and_1_is_clipped() -> None:
-    _, found = to_columns(TRUTH, [result(1 + 1e-7, 0, 0, 4, 4) | {"iou": -1e-7}])
+    _, found = from_coco(TRUTH, [result(1 + 1e-7, 0, 0, 4, 4) | {"iou": -1e-7}])
     assert (found.scores[0], found.ious[0]) == (1.0, 0.0)
 
 
@@ -94,7 +94,7 @@ GOOD = result(0.5, 0, 0, 4, 4)
 )
 def test_bad_results_are_named_in_one_sentence(row: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        to_columns(TRUTH, [GOOD, row, GOOD])
+        from_coco(TRUTH, [GOOD, row, GOOD])
     assert "\n" not in str(caught.value)
 
 
@@ -110,7 +110,7 @@ def test_bad_results_are_named_in_one_sentence(row: Any, message: str) -> None:
 )
 def test_other_files_than_results_are_told(results: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        to_columns(TRUTH, results)
+        from_coco(TRUTH, results)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_other_files_than_results_are_told(results: Any, message: str) -> None:
 )
 def test_bad_truth_is_named(change: Json, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        to_columns(TRUTH | change, [])
+        from_coco(TRUTH | change, [])
 
 
 CROWD = TRUTH["annotations"][1]
@@ -147,22 +147,22 @@ CROWD = TRUTH["annotations"][1]
     ],
 )
 def test_what_is_a_crowd(annotation: Json, crowd: bool) -> None:
-    truth, _ = to_columns(TRUTH | {"annotations": [annotation]}, [])
+    truth, _ = from_coco(TRUTH | {"annotations": [annotation]}, [])
     assert truth.crowd.tolist() == [crowd]
 
 
 @pytest.mark.parametrize("value", ["0", "1", "", 2, -1, 0.5, [], {}])
 def test_what_is_neither_crowd_nor_none_is_named(value: Any) -> None:
     with pytest.raises(UserError, match=r"annotation 2 has the iscrowd .*, which is neither 0 nor 1; write it as") as e:
-        to_columns(TRUTH | {"annotations": [TRUTH["annotations"][0], CROWD | {"iscrowd": value}]}, [])
+        from_coco(TRUTH | {"annotations": [TRUTH["annotations"][0], CROWD | {"iscrowd": value}]}, [])
     assert repr(value) in str(e.value)
 
 
 def test_results_in_place_of_truth_are_told() -> None:
     with pytest.raises(UserError, match="the ground truth is a list"):
-        to_columns([GOOD], [GOOD])
+        from_coco([GOOD], [GOOD])
     with pytest.raises(UserError, match="no list images"):
-        to_columns(None, [GOOD])
+        from_coco(None, [GOOD])
 
 
 def as_corners(rows: list[Json]) -> list[Json]:
@@ -176,14 +176,14 @@ def as_corners(rows: list[Json]) -> list[Json]:
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_corners_are_found_out(shared: Path, name: str) -> None:
     ground_truth, results = real_case(shared, name)
-    to_columns(ground_truth, results)
+    from_coco(ground_truth, results)
     with pytest.raises(UserError, match="look like corners") as caught:
-        to_columns(ground_truth, as_corners(results))
+        from_coco(ground_truth, as_corners(results))
     assert "end outside their image" in str(caught.value)
     for image in ground_truth["images"]:
         image.pop("width")
     with pytest.raises(UserError, match="look like corners") as caught:
-        to_columns(ground_truth, as_corners(results))
+        from_coco(ground_truth, as_corners(results))
     assert "outside" not in str(caught.value)  # nobody knows
 
 
@@ -195,27 +195,27 @@ def test_the_evidence_for_corners_is_in_numbers() -> None:
     with pytest.raises(
         UserError, match=r"meet 100% of the ground-truth boxes instead of 0%, and 100% of them end outside"
     ):
-        to_columns(truth, rows)
-    to_columns(truth, rows[:2])  # two boxes may be chance
+        from_coco(truth, rows)
+    from_coco(truth, rows[:2])  # two boxes may be chance
 
 
 def test_large_boxes_at_the_left_edge_are_no_corners() -> None:
     # Every box is wider than its distance from the left and the top edge, as corners are; but they fit as they are.
     truth = data_set(*((i, 1, 10, 10, 300, 300) for i in range(1, 7)), images=6)
-    to_columns(truth, [result(0.9, 10, 10, 300, 300, image=i) for i in range(1, 7)])
+    from_coco(truth, [result(0.9, 10, 10, 300, 300, image=i) for i in range(1, 7)])
     # Nor do boxes that fit in neither way.
-    to_columns(truth, [result(0.9, 0, 0, 30, 30, image=i) for i in range(1, 7)])
+    from_coco(truth, [result(0.9, 0, 0, 30, 30, image=i) for i in range(1, 7)])
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_made_up_results_are_no_corners(seed: int) -> None:
-    to_columns(*random_case(seed))
+    from_coco(*random_case(seed))
 
 
 def test_inputs_stay_as_they_were() -> None:
     results = random_results(TRUTH, 0)
     before = copy.deepcopy((TRUTH, results))
-    to_columns(TRUTH, results)
+    from_coco(TRUTH, results)
     assert (TRUTH, results) == before
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tightbox.evaluation import matching
+from tightbox.evaluation import overlaps
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.matching import Matches, match
-from tightbox.evaluation.inputs import to_columns
 
 Json = dict[str, Any]
 DATA_SETS = ["aquarium", "bccd", "coco-mini", "vehicles"]
@@ -46,7 +46,7 @@ def result(score: float, *box: float, image: int = 1, category: int = 1) -> Json
 
 
 def matched(ground_truth: Json, results: list[Json], *thresholds: float, **options: Any) -> Matches:
-    return match(*to_columns(ground_truth, results), thresholds or (0.5,), **options)
+    return match(*from_coco(ground_truth, results), thresholds or (0.5,), **options)
 
 
 def random_results(ground_truth: Json, seed: int, *, ties: bool = False) -> list[Json]:
@@ -191,7 +191,7 @@ def test_boxes_on_a_small_grid_match_by_the_rules_read_aloud(
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
 def test_best_boxes_of_the_same_and_of_other_classes(seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(overlaps, "PAIRS_AT_ONCE", at_once)
     ground_truth, results = random_case(seed, crowd=0.2)
 
     matches = matched(ground_truth, results)
@@ -237,8 +237,8 @@ def test_the_better_score_goes_first_and_the_loser_takes_what_is_left() -> None:
     # B: 5 / 15 = 1/3 < 0.5 and so with nothing, but at 0.3 it gets B.
     truth = data_set((1, 1, 0, 0, 10, 1), (1, 1, 5, 0, 10, 1))
     matches = matched(truth, [result(0.9, 2, 0, 10, 1), result(0.8, 0, 0, 10, 1)], 0.3, 0.5)
-    assert matches.at(0.5).truth.tolist() == [0, -1]
-    assert matches.at(0.3).truth.tolist() == [0, 1]
+    assert matches.at(0.5).matched.tolist() == [0, -1]
+    assert matches.at(0.3).matched.tolist() == [0, 1]
     assert matches.at(0.3).ious.tolist() == pytest.approx([8 / 12, 1 / 3])
     assert matches.best_iou.tolist() == pytest.approx([8 / 12, 1.0])  # whoever took it
     assert matches.at(0.5).hit.tolist() == [True, False]
@@ -249,7 +249,7 @@ def test_of_equal_overlaps_the_last_true_box_and_the_first_detection() -> None:
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 0, 0, 10, 10))  # one object annotated twice
     matches = matched(truth, [result(0.5, 0, 0, 10, 10), result(0.5, 0, 0, 10, 10)])
     assert matches.rows.tolist() == [0, 1]
-    assert matches.at(0.5).truth.tolist() == [1, 0]
+    assert matches.at(0.5).matched.tolist() == [1, 0]
 
 
 def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
@@ -266,7 +266,7 @@ def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
 def test_nothing_matches_without_overlap_even_at_zero() -> None:
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 100, 100, 0, 0))
     rows = [result(0.9, 10, 0, 10, 10), result(0.8, 100, 100, 0, 0), result(0.7, 9, 9, 10, 10)]
-    assert matched(truth, rows, 0.0).at(0.0).truth.tolist() == [-1, -1, 0]
+    assert matched(truth, rows, 0.0).at(0.0).matched.tolist() == [-1, -1, 0]
 
 
 @pytest.mark.parametrize(

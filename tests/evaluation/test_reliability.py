@@ -5,22 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.test_matching import Json, data_set, matched, random_case, result
 from tightbox.errors import UserError
+from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import (
     Correlation,
-    IouCalibration,
     correlation,
     laece,
     localisation_aware_reliability,
     reliability,
     threshold_for_precision,
 )
-from tightbox.evaluation.matching import Matches
 
 unit = st.floats(0, 1, allow_subnormal=False)
 
@@ -31,14 +29,14 @@ def test_reliability_by_hand() -> None:
     table = reliability([0.3, 0.9, 0.0, 0.5, np.nan, 0.7], [0.5, 0.5, 0.0, 0.6, 0.9, np.nan], bins=2)
     assert table.edges == (0, 0.5, 1)
     assert table.counts == (3, 1)
-    assert table.claimed == pytest.approx((0.8 / 3, 0.9))
-    assert table.true == pytest.approx((1.1 / 3, 0.5))
+    assert table.predicted == pytest.approx((0.8 / 3, 0.9))
+    assert table.actual == pytest.approx((1.1 / 3, 0.5))
     assert (table.error, table.bias, table.worst) == pytest.approx((0.175, 0.025, 0.4))
 
 
 def test_empty_bins_have_no_means() -> None:
     table = reliability([0.95], [1.0], bins=2)
-    assert (table.counts, table.claimed, table.true) == ((0, 1), (None, 0.95), (None, 1.0))
+    assert (table.counts, table.predicted, table.actual) == ((0, 1), (None, 0.95), (None, 1.0))
     table = reliability([], [], bins=3)
     assert table.counts == (0, 0, 0)
     assert table.error is table.bias is table.worst is None
@@ -56,7 +54,7 @@ def test_bins_share_out_all_claims(pairs: list[tuple[float, float]], bins: int) 
     claimed, true = np.array(pairs).reshape(-1, 2).T
     table = reliability(claimed, true, bins)
     assert sum(table.counts) == len(pairs)
-    for low, high, n, mean in zip(table.edges[:-1], table.edges[1:], table.counts, table.claimed, strict=True):
+    for low, high, n, mean in zip(table.edges[:-1], table.edges[1:], table.counts, table.predicted, strict=True):
         inside = claimed[((claimed > low) | (low == 0)) & (claimed <= high)]
         assert n == len(inside)
         assert mean == (pytest.approx(inside.mean()) if n else None)
@@ -192,108 +190,3 @@ def test_no_lower_threshold_has_the_precision(pairs: list[tuple[int, float]], pr
         s for s in set(scores.tolist()) if (ious[scores >= s] >= 0.75).sum() >= precision * (scores >= s).sum() - 1e-9
     ]
     assert threshold_for_precision(scores, ious, precision) == min(good, default=None)
-
-
-def test_isotonic_by_hand() -> None:
-    # Four estimates of 10 pairs each, their mean IoUs 0.2, 0.6, 0.4, 0.9: the middle two are pooled to 0.5 at the
-    # middle of their estimates, 0.5.
-    estimates = np.repeat([0.1, 0.4, 0.6, 0.9], 10)
-    ious = np.repeat([0.2, 0.6, 0.4, 0.9], 10) + np.tile([-0.1, 0.1], 20)
-    fit = IouCalibration.isotonic(estimates, ious, minimum=40)
-    assert fit.estimates == pytest.approx((0.1, 0.5, 0.9))
-    assert fit.ious == pytest.approx((0.2, 0.5, 0.9))
-    assert fit([0.0, 0.3, 0.5, 0.7, 1.0, np.nan]) == pytest.approx([0.2, 0.35, 0.5, 0.7, 0.9, np.nan], nan_ok=True)
-
-
-def test_isotonic_pools_by_the_number_of_pairs() -> None:
-    # 30 pairs at 0.4 have the IoU 0.6 and 10 at 0.6 have 0.4: together 0.55, at the estimate (30 * 0.4 + 6) / 40.
-    fit = IouCalibration.isotonic([0.4] * 30 + [0.6] * 10, [0.6] * 30 + [0.4] * 10, minimum=40)
-    assert fit.estimates == pytest.approx((0.45,))
-    assert fit.ious == pytest.approx((0.55,))
-
-
-@pytest.mark.parametrize("method", [IouCalibration.isotonic, IouCalibration.temperature])
-def test_too_few_pairs_are_refused(method: Any) -> None:
-    estimates = [0.5] * 20 + [np.nan] * 20
-    with pytest.raises(UserError, match=r"at least 30 detections .* there are 20"):
-        method(estimates, [0.5] * 40, minimum=30)
-    assert method(estimates, [0.5] * 40, minimum=20)(0.5) == pytest.approx(0.5, abs=1e-3)
-
-
-pairs = st.lists(st.tuples(st.floats(-2, 2, allow_subnormal=False) | unit, unit | st.just(np.nan)), min_size=1)
-
-
-@settings(deadline=None)
-@given(pairs, st.integers(1, 70))
-def test_maps_rise_within_0_and_1_with_few_knots(pairs: list[tuple[float, float]], knots: int) -> None:
-    estimates, ious = np.repeat(np.array(pairs), 5, axis=0).T
-    if np.isnan(ious).all():
-        return
-    fit = IouCalibration.isotonic(estimates, ious, minimum=1, knots=knots)
-    assert 1 <= len(fit.estimates) <= knots
-    values = fit(np.linspace(-3, 3, 101))
-    assert (np.diff(values) >= 0).all()
-    assert values.min() >= np.nanmin(ious) - 1e-12
-    assert values.max() <= np.nanmax(ious) + 1e-12
-    assert IouCalibration.from_json(json.loads(json.dumps(fit.to_json(), allow_nan=False))) == fit
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(-50, 150), unit), min_size=1, max_size=12, unique_by=lambda pair: pair[0]),
-    st.lists(st.floats(-2, 2) | st.just(np.nan)),
-)
-def test_tensors_are_mapped_like_arrays(knots: list[tuple[int, float]], estimates: list[float]) -> None:
-    fit = IouCalibration(tuple(sorted(k[0] / 100 for k in knots)), tuple(sorted(k[1] for k in knots)))
-    values = np.array(estimates + list(fit.estimates))
-    found = fit.of_tensor(torch.from_numpy(values))
-    np.testing.assert_allclose(found.numpy(), fit(values), atol=1e-12)
-    half = fit.of_tensor(torch.from_numpy(values).half().reshape(1, -1))
-    assert half.dtype == torch.float16
-    assert half.shape == (1, len(values))
-
-
-def test_calibrated_on_one_half_it_holds_on_the_other() -> None:
-    rng = np.random.default_rng(0)
-    ious = rng.beta(4, 2, 20000)
-    raw = np.clip(0.5 * ious + 0.1 + rng.normal(0, 0.05, len(ious)), 0, 1)  # far too low, but well ordered
-    fit = IouCalibration.isotonic(raw[::2], ious[::2])
-    before, after = (reliability(claims, ious[1::2]) for claims in (raw[1::2], fit(raw[1::2])))
-    assert before.error is not None
-    assert after.error is not None
-    assert before.error > 0.2
-    # Each of about 15 bins holds about 700 pairs, whose mean strays by 0.1 / √700 = 0.004 or so.
-    assert after.error < 0.012
-    assert len(fit.estimates) <= 64
-
-
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_temperature_is_recovered(temperature: float) -> None:
-    logits = np.linspace(-5, 5, 2001)
-    raw, ious = 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits / temperature))
-    fit = IouCalibration.temperature(raw, ious)
-    np.testing.assert_allclose(fit(raw), ious, atol=0.01)  # what the table's lines leave
-    assert fit([0.0, 1.0]).tolist() == [0.0, 1.0]
-    assert len(fit.estimates) <= 68
-
-
-@pytest.mark.parametrize(
-    ("estimates", "ious"),
-    [
-        ([], []),  # no knot
-        ([0.1], [0.1, 0.2]),  # of unlike length
-        ([0.2, 0.1], [0.1, 0.2]),  # estimates fall
-        ([0.1, 0.1], [0.1, 0.2]),  # estimates stand still
-        ([0.1, 0.2], [0.2, 0.1]),  # IoUs fall
-        ([0.1, 0.2], [-0.1, 0.1]),  # below 0
-        ([0.1, 0.2], [0.1, 1.1]),  # above 1
-        ([0.1, float("nan")], [0.1, 0.2]),  # no number
-        (["a"], [0.1]),  # text
-        (None, [0.1]),  # no list
-    ],
-)
-def test_a_spoilt_card_is_refused(estimates: Any, ious: Any) -> None:
-    with pytest.raises(UserError, match="calibrate again"):
-        IouCalibration.from_json({"estimates": estimates, "ious": ious})
-    with pytest.raises(UserError, match="calibrate again"):
-        IouCalibration.from_json({})

@@ -9,9 +9,10 @@ import torch
 
 from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
-from tightbox.inference.before_suppression import look_before_suppression, true_suppression
 from tightbox.diagnosis.diagnose import diagnose_results
-from tightbox.inference.detect import detect_data, to_results
+from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.inference.before_suppression import look_before_suppression, true_suppression
+from tightbox.inference.detect import detect_data
 from tightbox.structures import Candidates, Targets
 from tightbox.suppress import greedy_nms
 
@@ -69,23 +70,23 @@ def test_what_is_seen_of_a_detector(tmp_path: Path) -> None:
     model, data = tiny_model(), three_images(tmp_path)
     before = look_before_suppression(model, data)
     objects = sum(len(record.boxes) for record in data.records)
-    assert len(before.ious) == len(before.scores) == len(before.any_ious) == objects
+    assert len(before.best.ious) == len(before.best.scores) == len(before.best.any_ious) == objects
     # What is above the threshold is among all of them, and here everything is above it.
-    np.testing.assert_allclose(before.ious, before.any_ious, atol=1e-6)
+    np.testing.assert_allclose(before.best.ious, before.best.any_ious, atol=1e-6)
     # The boxes are those of the IoUs, in pixels of the original image.
     truth = np.concatenate([record.boxes for record in data.records])
-    ends, true_ends = before.boxes[:, :2] + before.boxes[:, 2:], truth[:, 2:]
-    sides = (np.minimum(ends, true_ends) - np.maximum(before.boxes[:, :2], truth[:, :2])).clip(0)
+    ends, true_ends = before.best.boxes[:, :2] + before.best.boxes[:, 2:], truth[:, 2:]
+    sides = (np.minimum(ends, true_ends) - np.maximum(before.best.boxes[:, :2], truth[:, :2])).clip(0)
     shared = sides.prod(axis=1)
-    union = before.boxes[:, 2:].prod(axis=1) + (truth[:, 2:] - truth[:, :2]).prod(axis=1) - shared
-    np.testing.assert_allclose(before.ious, shared / union, atol=1e-4)
+    union = before.best.boxes[:, 2:].prod(axis=1) + (truth[:, 2:] - truth[:, :2]).prod(axis=1) - shared
+    np.testing.assert_allclose(before.best.ious, shared / union, atol=1e-4)
 
-    found = to_results(detect_data(model, data), data)
-    diagnosis = diagnose_results(data.to_coco(), found, title="tiny", before=before)
+    predictions = Predictions.from_detections(detect_data(model, data), data)
+    diagnosis = diagnose_results(GroundTruth.from_data(data), predictions, title="tiny", before=before)
     assert diagnosis.from_candidates
     assert diagnosis.aps.ap == pytest.approx(before.as_it_is.ap, abs=1e-6)
     # No final box is tighter than the tightest candidate.
-    assert diagnosis.all.best_iou == pytest.approx(before.ious.mean(), abs=1e-3)
+    assert diagnosis.all.best_iou == pytest.approx(before.best.ious.mean(), abs=1e-3)
     assert diagnosis.fates is not None
     assert diagnosis.lost.suppression is not None
     assert diagnosis.before_suppression.keys() == {"score", "predicted IoU"}

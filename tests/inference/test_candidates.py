@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,18 @@ from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
-from tightbox.evaluation import candidates as module
-from tightbox.inference.candidates import cache_candidates, iterate_candidates, read_candidates, select_all
+from tightbox.inference import candidates as module
+from tightbox.inference.batches import Loading
+from tightbox.inference.candidates import (
+    cache_candidates,
+    iterate_assigned,
+    iterate_candidates,
+    read_candidates,
+    select_all,
+)
 from tightbox.inference.detect import detect_data
 from tightbox.models import Detector, create_model
-from tightbox.structures import Detections
+from tightbox.structures import Candidates, Detections
 
 
 def tiny(name: str) -> Detector:
@@ -94,9 +100,9 @@ def test_kept_candidates_give_the_detections_without_the_network(
 def test_several_files_hold_what_one_would(
     model: Detector, checkpoint: Path, data: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "IMAGES_A_FILE", 2)
-    expected = detect_data(model, data, batch_size=1)
-    folder = cache_candidates(model, checkpoint, data, batch_size=1)
+    monkeypatch.setattr(module, "IMAGES_PER_FILE", 2)
+    expected = detect_data(model, data, loading=Loading(1))
+    folder = cache_candidates(model, checkpoint, data, loading=Loading(1))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["00000.safetensors", "00001.safetensors"]
     assert same(select_all(read_candidates(folder), data, model.select), expected)
 
@@ -140,13 +146,13 @@ def test_a_run_that_was_cut_off_is_done_again(model: Detector, checkpoint: Path,
     assert same(select_all(read_candidates(folder), data, model.select), detect_data(model, data))
 
 
-def test_a_image_that_cannot_be_read_leaves_no_index(model: Detector, checkpoint: Path, data: DetectionData) -> None:
+def test_an_image_that_cannot_be_read_leaves_no_index(model: Detector, checkpoint: Path, data: DetectionData) -> None:
     data.records[1].path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
         cache_candidates(model, checkpoint, data)
     assert not list(checkpoint.rglob("index.json"))
-    folder = cache_candidates(model, checkpoint, data, skip_unreadable=True)
-    assert [index for index, _, _ in read_candidates(folder)] == [0, 1, 2]
+    folder = cache_candidates(model, checkpoint, data, loading=Loading(skip_unreadable=True))
+    assert [image.index for image in read_candidates(folder)] == [0, 1, 2]
 
 
 def test_shared_numbers_are_stored_once(data: DetectionData, tmp_path: Path) -> None:
@@ -156,9 +162,9 @@ def test_shared_numbers_are_stored_once(data: DetectionData, tmp_path: Path) -> 
         folder = cache_candidates(model, model.save(tmp_path / name), data)
         stored = safetensors.torch.load_file(folder / "00000.safetensors")
         assert len(stored["ious"]) == count * len(stored["boxes"])
-        for _, candidates, _ in read_candidates(folder):
-            assert candidates.ious is not None
-            assert (candidates.ious is candidates.class_scores) is (name == "vfnet")
+        for image in read_candidates(folder):
+            assert image.candidates.ious is not None
+            assert (image.candidates.ious is image.candidates.class_scores) is (name == "vfnet")
 
 
 def test_a_detector_without_estimates_stores_none(data: DetectionData, tmp_path: Path) -> None:
@@ -172,12 +178,14 @@ def test_a_detector_without_estimates_stores_none(data: DetectionData, tmp_path:
         iou_head=False,
     )
     folder = cache_candidates(plain, plain.save(tmp_path / "plain"), data)
-    assert all(found.ious is None and found.centerness is None for _, found, _ in read_candidates(folder))
+    found = [image.candidates for image in read_candidates(folder)]
+    assert len(found) == 3
+    assert all(candidates.ious is None and candidates.centerness is None for candidates in found)
 
 
 def test_every_field_comes_back(model: Detector, checkpoint: Path, data: DetectionData) -> None:
     folder = cache_candidates(model, checkpoint, data)
-    read = {index: (candidates, size) for index, candidates, size in read_candidates(folder)}
+    read = {image.index: (image.candidates, image.size) for image in read_candidates(folder)}
     for image in iterate_candidates(model, data):
         candidates, size = read[image.index]
         assert size == image.size == (64, 64)
@@ -187,25 +195,24 @@ def test_every_field_comes_back(model: Detector, checkpoint: Path, data: Detecti
             assert value is None or found.equal(value), name
 
 
-def test_a_image_without_candidates(checkpoint: Path, model: Detector, data: DetectionData) -> None:
-    whole = model.assigned_candidates
+def test_an_image_without_candidates(checkpoint: Path, model: Detector, data: DetectionData) -> None:
+    whole = model.candidates
 
-    def some(images: Any, targets: Sequence[Any] | None = None) -> Any:
-        return [(c[:0], m[:0]) if i == 1 else (c, m) for i, (c, m) in enumerate(whole(images, targets))]
+    def some(images: Any) -> list[Candidates]:
+        return [found[:0] if i == 1 else found for i, found in enumerate(whole(images))]
 
-    model.assigned_candidates = some  # type: ignore[method-assign]
-    counts = [len(found) for _, found, _ in read_candidates(cache_candidates(model, checkpoint, data))]
+    model.candidates = some  # type: ignore[method-assign]
+    counts = [len(image.candidates) for image in read_candidates(cache_candidates(model, checkpoint, data))]
     assert sorted(count > 0 for count in counts) == [False, True, True]
 
 
 def test_assigned_candidates_know_their_objects(model: Detector, data: DetectionData) -> None:
-    for image in iterate_candidates(model, data, assigned=True, batch_size=2):
+    for image in iterate_assigned(model, data, loading=Loading(2)):
         record = data.records[image.index]
         assert image.targets.boxes.tolist() == record.boxes.tolist()
         assert len(image.matched) == len(image.candidates)
         assert set(image.matched.tolist()) - {-1} <= set(range(len(record.boxes)))
         assert (image.matched >= 0).any() == bool(len(record.boxes))
-    assert all((image.matched == -1).all() for image in iterate_candidates(model, data))
 
 
 def test_detections_are_in_pixels_of_the_original(model: Detector, checkpoint: Path, data: DetectionData) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData, ImageRecord
+from tightbox.inference.batches import Loading
 from tightbox.inference.detect import detect_data, evaluate_model, to_results
 from tightbox.models import Detector
 from tightbox.options import Preprocess
@@ -35,14 +36,17 @@ class Oracle(Detector):
 
     def __init__(self) -> None:
         backbone: Any = nn.Module()
+        backbone.mean = torch.zeros(1)
         preprocess = Preprocess(long_side=64, short_side=64)
         super().__init__(backbone=backbone, class_names=["cat", "dog"], options=Options(), preprocess=preprocess)
-        self.weight = nn.Parameter(torch.zeros(1))
 
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
+    def assigned_candidates(self, images: Any, targets: Any) -> list[tuple[Candidates, Tensor]]:
+        raise NotImplementedError
+
+    def candidates(self, images: Any) -> list[Candidates]:
         assert not self.training
         assert isinstance(images, ImageBatch)
         found = []
@@ -50,7 +54,7 @@ class Oracle(Detector):
             dog = pixels[1].max() > 0.5
             box = [0, 0, width, height / 2] if dog else [0, 0, width / 2, height]
             scores = torch.tensor([[0.0, 0.9] if dog else [0.8, 0.0]])
-            found.append((Candidates(torch.tensor([box]).float(), scores), torch.tensor([-1])))
+            found.append(Candidates(torch.tensor([box]).float(), scores))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -88,7 +92,7 @@ def test_boxes_are_in_pixels_of_the_original(data: DetectionData, batch_size: in
         model.to(accelerator.device if accelerator else "cpu"),
         data,
         accelerator=accelerator,
-        batch_size=batch_size,
+        loading=Loading(batch_size),
         progress=lambda *step: steps.append(step),
     )
     assert model.training
@@ -112,7 +116,7 @@ def test_results_have_the_ids_of_the_data_set(data: DetectionData) -> None:
 
 
 def test_a_perfect_detector_has_an_ap_of_1(data: DetectionData) -> None:
-    metrics = evaluate_model(Oracle(), data, batch_size=2)
+    metrics = evaluate_model(Oracle(), data, loading=Loading(2))
     assert metrics.ap == metrics.ap90 == metrics.ar == pytest.approx(1.0)
     assert {name: row.boxes for name, row in metrics.per_class.items()} == {"cat": 3, "dog": 2}
 
@@ -126,7 +130,7 @@ def test_a_detector_with_its_classes_swapped_has_an_ap_of_0(data: DetectionData)
 def test_agrees_with_predict(data: DetectionData) -> None:
     """The same network on the same images, one by one and unpadded."""
     model = tiny_model(preprocess=Preprocess(long_side=64, short_side=64)).eval()
-    for index, found in detect_data(model, data, batch_size=1).items():
+    for index, found in detect_data(model, data, loading=Loading(1)).items():
         alone = model.predict(data.records[index].path)
         assert len(found) == len(alone) > 0
         # detect_data resizes bytes and predict resizes floats, which differ by rounding.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,23 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
-from tests.evaluation.test_matching import data_set, result
-from tests.evaluation.three_images import BOXES, three_images
+from tests.evaluation.three_images import three_images
 from tests.tiny import tiny_model
 from tightbox.data.records import DetectionData
-from tightbox.errors import UserError
-from tightbox.evaluation.ladder import draw_ladder
+from tightbox.diagnosis.ladder_plot import draw_ladder
+from tightbox.evaluation.ladder import OracleVariant
 from tightbox.inference.oracle import (
-    Rung,
     has_estimate,
-    lost_to_ranking,
     nearest_iou,
     oracle_study,
     replacements,
-    results_study,
     true_box,
     true_centerness,
     true_class,
@@ -146,15 +140,18 @@ class Stub(Detector):
 
     def __init__(self, estimate: bool) -> None:
         backbone: Any = nn.Module()
+        backbone.mean = torch.zeros(1)
         preprocess = Preprocess(long_side=64, short_side=64)
         super().__init__(backbone=backbone, class_names=["cat", "dog"], options=Options(), preprocess=preprocess)
-        self.weight = nn.Parameter(torch.zeros(1))
         self.estimate = estimate
 
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Any) -> list[Candidates]:
+        raise NotImplementedError
+
+    def assigned_candidates(self, images: Any, targets: Any) -> list[tuple[Candidates, Tensor]]:
         found = []
         for target in targets:
             loose = target.boxes.clone()
@@ -181,15 +178,15 @@ def data(tmp_path: Path) -> DetectionData:
     return three_images(tmp_path)
 
 
-def aps(rung: Rung) -> list[float | None]:
-    found = [None if m is None else m.ap for m in (rung.alone, rung.with_estimate)]
+def aps(variant: OracleVariant) -> list[float | None]:
+    found = [None if m is None else m.ap for m in (variant.alone, variant.with_estimate)]
     return [None if ap is None else round(ap, 6) for ap in found]
 
 
 def test_ladder_by_hand(data: DetectionData) -> None:
     """A box of IoU 0.75 counts at 6 of COCO's 10 thresholds: AP is 0.6 where loose boxes win, 1 where true ones do."""
     study = oracle_study(Stub(estimate=True), data)
-    found = {rung.name: aps(rung) for rung in study.rungs}
+    found = {variant.name: aps(variant) for variant in study.variants}
     del found["class score := 1"]  # two equal scores
     assert found == {
         "as predicted": [0.6, 0.6],  # 0.4 beats 0.35, and 0.4 · 0.5 beats 0.35 · 0.3
@@ -208,19 +205,19 @@ def test_ladder_by_hand(data: DetectionData) -> None:
 
 def test_ladder_without_an_estimate(data: DetectionData) -> None:
     study = oracle_study(Stub(estimate=False), data)
-    assert [rung.name for rung in study.rungs] == [
+    assert [variant.name for variant in study.variants] == [
         "as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU",
     ]  # fmt: skip
-    assert all(rung.with_estimate is None for rung in study.rungs)
-    assert aps(study.rungs[0]) == [0.6, None]
-    assert aps(study.rungs[3]) == [1.0, None]
+    assert all(variant.with_estimate is None for variant in study.variants)
+    assert aps(study.variants[0]) == [0.6, None]
+    assert aps(study.variants[3]) == [1.0, None]
     assert set(study.correlations) == {"score"}
 
 
 def test_ladder_without_objects(data: DetectionData, tmp_path: Path) -> None:
     study = oracle_study(Stub(estimate=True), replace(data, records=data.records[2:]))
-    assert len(study.rungs) == 6
-    assert all(aps(rung) == [None, None] for rung in study.rungs)
+    assert len(study.variants) == 6
+    assert all(aps(variant) == [None, None] for variant in study.variants)
     assert study.lost_to_ranking is None
     assert study.correlations == {}
     draw_ladder(study, tmp_path / "ladder.png")
@@ -231,132 +228,29 @@ def test_crowds_are_no_objects(data: DetectionData) -> None:
     """In one image the dog is a crowd: nothing learns it, and nothing is said of it."""
     first = replace(data.records[0], crowd=data.records[0].labels == 1)
     study = oracle_study(Stub(estimate=True), replace(data, records=(first, *data.records[1:])))
-    assert aps(study.rungs[0]) == [0.6, 0.6]
+    assert aps(study.variants[0]) == [0.6, 0.6]
     assert study.correlations["score"].pairs == 4
 
 
 def test_ladder_of_vfnet(data: DetectionData, tmp_path: Path) -> None:
     """Its class score is the estimate: nothing to replace beside it. The objects' own boxes cannot lower AP."""
     study = oracle_study(tiny_model(), data)
-    assert [rung.name for rung in study.rungs] == [
+    assert [variant.name for variant in study.variants] == [
         "as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU",
     ]  # fmt: skip
-    by_name = {rung.name: rung.alone for rung in study.rungs}
+    by_name = {variant.name: variant.alone for variant in study.variants}
     assert all(metrics is not None and metrics.ap is not None for metrics in by_name.values())
     draw_ladder(study, tmp_path / "deep" / "ladder.png")
     assert (tmp_path / "deep" / "ladder.png").is_file()
 
 
-# Result files
-
-
-def row(image: int, category: int, box: tuple[float, ...], score: float, **more: float) -> dict[str, Any]:
-    left, top, right, bottom = box
-    sides = {"bbox": [left, top, right - left, bottom - top]}
-    return {"image_id": image, "category_id": category, "score": score} | sides | more
-
-
-A, B, C = BOXES[0][0], BOXES[0][1], BOXES[1][0]
-LOOSE_A, LOOSE_C = (4, 4, 40, 28), (10, 8, 50, 36)  # 24 of 32 and 28 of 32 rows: IoU 0.75 and 0.875
-RESULTS = [row(10, 1, LOOSE_A, 0.9), row(11, 1, LOOSE_C, 0.8), row(10, 1, A, 0.3), row(10, 2, B, 0.5)]
-
-
-def test_results_by_hand(data: DetectionData) -> None:
-    """The dog is perfect throughout, so AP is the mean of 1 and the cats'.
-
-    As they are: LOOSE_A, LOOSE_C, A. Up to IoU 0.75, 6 thresholds, the first two are right: 1. At 0.80 and 0.85 the
-    last two are, and precision is 2/3 at every recall. At 0.90 and 0.95 only the last: 1/3 at 51 of 101 recalls.
-    By true IoU: A, LOOSE_C, LOOSE_A. The first two are right at 8 thresholds, and the first at the last two: 51/101.
-    With ground-truth boxes: A, C and A again, after all is found.
-    """
-    study = results_study(data.to_coco(), RESULTS)
-    found = {rung.name: rung.alone.ap for rung in study.rungs if rung.alone is not None}
-    before, after = (6 + 2 * 2 / 3 + 2 * 51 / 303) / 10, (8 + 2 * 51 / 101) / 10
-    assert list(found) == ["as predicted", "box := ground-truth box", "class score := 1", "class score := true IoU"]
-    assert found["as predicted"] == pytest.approx((1 + before) / 2)
-    assert found["box := ground-truth box"] == pytest.approx(1)
-    assert found["class score := true IoU"] == pytest.approx((1 + after) / 2)
-    assert study.lost_to_ranking == pytest.approx((after - before) / 2)
-    assert all(rung.with_estimate is None for rung in study.rungs)
-    scores, truth = [0.9, 0.8, 0.3, 0.5], [0.75, 0.875, 1, 1]
-    assert study.correlations["score"].pearson == pytest.approx(pearsonr(scores, truth).statistic)
-    assert study.correlations["score"].pairs == 4
-    assert set(study.correlations) == {"score"}
-
-
-def test_results_with_predicted_ious(data: DetectionData) -> None:
-    rows = [r | {"iou": iou} for r, iou in zip(RESULTS, (0.7, 0.8, 0.9, 1.0), strict=True)]
-    found = results_study(data.to_coco(), rows).correlations["predicted IoU"]
-    assert found.spearman == pytest.approx(spearmanr([0.7, 0.8, 0.9, 1.0], [0.75, 0.875, 1, 1]).statistic)
-
-
-def test_a_box_of_another_class_stands_for_nothing(data: DetectionData) -> None:
-    study = results_study(data.to_coco(), [row(11, 2, C, 0.9), row(11, 1, (50, 40, 60, 50), 0.8)])
-    assert [rung.alone.ap for rung in study.rungs if rung.alone is not None] == [0, 0, 0, 0]
-    assert study.correlations["score"].pairs == 0
-    assert study.correlations["score"].pearson is None
-
-
-def test_no_results(data: DetectionData) -> None:
-    study = results_study(data.to_coco(), [])
-    assert all(rung.alone is not None and rung.alone.ap == 0 for rung in study.rungs)
-    assert study.lost_to_ranking == 0
-    assert study.correlations == {}
-
-
-def test_no_truth(data: DetectionData) -> None:
-    study = results_study(data.to_coco() | {"annotations": []}, RESULTS)
-    assert len(study.rungs) == 4
-    assert study.lost_to_ranking is None
-    assert study.correlations["score"].pairs == 0
-
-
-def test_results_on_a_crowd_keep_their_scores(data: DetectionData) -> None:
-    truth = data.to_coco()
-    for annotation in truth["annotations"]:
-        annotation["iscrowd"] = int(annotation["category_id"] == 2)
-    study = results_study(truth, RESULTS)
-    assert study.correlations["score"].pairs == 3
-    # A second dog in the crowd is not counted either way, and the cats are as before.
-    assert study.rungs[0].alone is not None
-    assert study.rungs[0].alone.ap == pytest.approx((6 + 2 * 2 / 3 + 2 * 51 / 303) / 10)
-
-
-def test_results_that_make_no_sense(data: DetectionData) -> None:
-    for bad in ({"image_id": 99}, {"category_id": 7}, {"score": math.nan}, {"bbox": [1, 2]}):
-        with pytest.raises(UserError, match="result 1 "):
-            results_study(data.to_coco(), [RESULTS[0] | bad])
-
-
-def test_results_are_checked_as_for_a_diagnosis(data: DetectionData) -> None:
-    truth = data.to_coco()
-    with pytest.raises(UserError, match="divide percentages by 100"):
-        results_study(truth, [r | {"score": 100 * r["score"]} for r in RESULTS])
-    with pytest.raises(UserError, match="look like corners"):
-        results_study(
-            data_set(*((image, 1, 200, 200, 100, 100) for image in (1, 2, 3, 4)), images=4),
-            [result(0.9, 200, 200, 300, 300, image=image) for image in (1, 2, 3, 4)],
-        )
-    truth["annotations"][0]["iscrowd"] = "0"
-    with pytest.raises(UserError, match="annotation 1 has the iscrowd '0'"):
-        results_study(truth, RESULTS)
-
-
-def test_large_ids_change_nothing_of_the_study(data: DetectionData) -> None:
-    truth, k = data.to_coco(), 2**53
-    for key, field in (("images", "id"), ("annotations", "image_id")):
-        for row_ in truth[key]:
-            row_[field] += k
-    assert results_study(truth, [r | {"image_id": r["image_id"] + k} for r in RESULTS]) == results_study(
-        data.to_coco(), RESULTS
-    )
-
-
 def test_lost_to_ranking_is_from_the_detector_as_it_is(data: DetectionData) -> None:
     """With an estimate, the AP that it has with it."""
-    ladder = oracle_study(Stub(estimate=True), data).rungs
-    better = ladder[-1].alone
+    ladder = oracle_study(Stub(estimate=True), data)
+    better = ladder["class score := true IoU"].alone
     assert better is not None
-    changed = [replace(ladder[0], with_estimate=better), *ladder[1:]]
-    assert lost_to_ranking(changed) == pytest.approx(0.0)
-    assert lost_to_ranking([replace(ladder[0], with_estimate=None), *ladder[1:]]) == pytest.approx(0.4)
+    first, *others = ladder.variants
+    changed = replace(ladder, variants=(replace(first, with_estimate=better), *others))
+    assert changed.lost_to_ranking == pytest.approx(0.0)
+    changed = replace(ladder, variants=(replace(first, with_estimate=None), *others))
+    assert changed.lost_to_ranking == pytest.approx(0.4)

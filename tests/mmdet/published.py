@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightbox.models.mmdet import export_state
 from tightbox.models import VFNet, create_model
+from tightbox.models.mmdet import export_state
 
 VARIANTS = [
     "r50", "r50_mdconv", "r101", "r101_mdconv", "x101_32x4d", "x101_32x4d_mdconv", "x101_64x4d", "x101_64x4d_mdconv",

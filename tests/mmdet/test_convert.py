@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.mmdet.published import small_state, small_vfnet
 from tests.tiny import tiny_model
 from tightbox.errors import UserError
+from tightbox.models import create_model
 from tightbox.models.mmdet import export_state, import_checkpoint
 from tightbox.models.mmdet.coco import COCO_CLASSES
-from tightbox.models import create_model
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
 
 State = dict[str, Tensor]

@@ -13,10 +13,10 @@ from torchvision.models import resnet50
 
 import tightbox
 from tests.mmdet.published import VARIANTS, layout, weights
+from tightbox.models import Backbone, VFNet
 from tightbox.models.mmdet import export_state, import_checkpoint
 from tightbox.models.mmdet.names import to_published
 from tightbox.models.mmdet.variants import recognise
-from tightbox.models import Backbone, VFNet
 from tightbox.structures import Detections, ImageBatch
 
 

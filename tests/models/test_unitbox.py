@@ -365,7 +365,7 @@ def test_each_image_of_a_batch_is_read_in_its_own_size() -> None:
 def test_dense_candidates_are_pixels_of_a_grid() -> None:
     model = tiny(2, dense_stride=8, top_k=1000).eval()
     image = torch.rand(3, 40, 50)
-    candidates, matched = model.assigned_candidates([image])[0]
+    candidates, matched = model.assigned_candidates([image], [of()])[0]
     assert candidates.points is not None
     grid = [[x + 0.5, y + 0.5] for y in range(4, 40, 8) for x in range(4, 50, 8)]
     assert candidates.points.tolist() == grid

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tests.models.mmdet import TinyResNet50
 from tightbox.boxes import pairwise_iou
+from tightbox.models import VFNet
 from tightbox.models.mmdet import load_published
 from tightbox.models.mmdet.names import to_published
-from tightbox.models import VFNet
 from tightbox.options import VFNetOptions
 from tightbox.structures import Detections, ImageBatch, Targets
 

@@ -27,7 +27,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's figures, each in [0, 1], or None where the truth has no box that could tell.
+    """COCO's figures, each in [0, 1], or None where there is no ground-truth box that could tell.
 
     Attributes:
         ap: mean over the IoU thresholds 0.50, 0.55, ..., 0.95, the classes and 101 recalls.

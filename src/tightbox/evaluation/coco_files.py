@@ -65,7 +65,8 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
     images = _positions(rows, "annotation", "image_id", image_ids)
     labels = _positions(rows, "annotation", "category_id", category_ids)
     boxes, given = _boxes(rows, "annotation"), _numbers(rows, "annotation", "area")
-    areas = np.where(np.isnan(given), boxes[:, 2:].prod(axis=1), given)
+    absent = np.array([row.get("area") is None for row in rows], dtype=np.bool_)
+    areas = np.where(absent, boxes[:, 2:].prod(axis=1), given)
     _refuse_first(
         ~np.isfinite(areas),
         lambda i: f"annotation {i + 1} has the area {rows[i].get('area')!r:.50}, which must be finite; correct it",
@@ -87,7 +88,7 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
 def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:
     """The rows of a COCO result file as columns; there may be none.
 
-    The field `iou` of a row is the detector's own estimate of its box's IoU; null or absent where it makes none.
+    The field `iou` of a row is the predicted IoU of its box; null or absent where it makes none.
 
     Args:
         rows: a list of objects with `image_id`, `category_id`, `bbox` as [x, y, width, height], `score`.

@@ -82,7 +82,7 @@ class Predictions:
         labels: (N,) positions in `GroundTruth.category_ids`.
         boxes: (N, 4) as [x, y, width, height].
         scores: (N,) what they are ranked by, in [0, 1].
-        ious: (N,) the detector's own estimate of each box's IoU, in [0, 1]; NaN where it makes none.
+        ious: (N,) the predicted IoU of each box, in [0, 1]; NaN where it makes none.
     """
 
     images: Ints

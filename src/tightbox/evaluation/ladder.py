@@ -101,7 +101,7 @@ def results_ladder(
     for name, changed in replaced.items():
         variants.append(OracleVariant(name, average_precisions(match(ground_truth, changed, IOUS)), None))
         done()
-    pairs = {"score": (predictions.scores, best)}
+    pairs = {"score": (predictions.scores, best)} if len(predictions) else {}
     if len(predictions) and not np.isnan(predictions.ious).any():
         pairs["predicted IoU"] = (predictions.ious, best)
     return Ladder(tuple(variants), correlations(pairs))

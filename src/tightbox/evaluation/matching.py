@@ -47,7 +47,7 @@ class Matches:
     Attributes:
         ground_truth: the ground-truth boxes.
         rows: (N,) where each detection stands in the result file.
-        images: (N,) image of each; likewise `labels`, `scores` and `ious` (its own estimate, NaN for none).
+        images: (N,) image of each; likewise `labels`, `scores` and `ious` (the predicted IoUs, NaN for none).
         boxes: (N, 4) as [x, y, width, height].
         best_gt: (N,) the ground-truth box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
         best_iou: (N,) its IoU with that; 0 if none.

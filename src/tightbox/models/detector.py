@@ -119,7 +119,7 @@ class Detector(nn.Module, ABC):
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
-        """The same as the paper has it, with raw estimates."""
+        """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
     @overload
@@ -148,9 +148,18 @@ class Detector(nn.Module, ABC):
             UserError: if an image cannot be read or has an unusable shape; the sentence names it.
         """
         if isinstance(images, ImageLike) or not isinstance(images, Iterable):  # what is neither is refused there
-            return next(predict_images(self, [images], batch_size=1))
-        found = predict_images(self, images, batch_size=batch_size)
+            return next(predict_images(self._detect_here, [images], self.preprocess, batch_size=1))
+        found = predict_images(self._detect_here, images, self.preprocess, batch_size)
         return list(found) if isinstance(images, (list, tuple)) else found
+
+    def _detect_here(self, images: ImageBatch) -> list[Detections]:
+        """`detect` on the model's device and in evaluation mode, which is left again; the detections are on the CPU."""
+        training = self.training
+        self.eval()
+        try:
+            return [found.to("cpu") for found in self.detect(images.to(self.device))]
+        finally:
+            self.train(training)
 
     @property
     def device(self) -> torch.device:

@@ -87,36 +87,36 @@ class IoUAwareRetinaNet(Detector):
             [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        truth, labels = matched_objects(targets, image, matched[image, place])
+        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
         # As in the released code, an image without positives counts as one.
         positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
 
         class_target = torch.zeros_like(output.logits)
         class_target[image, place, labels] = 1
         deltas = output.deltas[image, place]
-        encoded = encode_deltas(anchors[place], truth)
+        encoded = encode_deltas(anchors[place], gt_boxes)
         losses = {
             "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
             "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
         }
         if output.ious is not None:
-            quality = iou(decode_deltas(anchors[place], deltas), truth)
+            quality = iou(decode_deltas(anchors[place], deltas), gt_boxes)
             losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
         return losses
 
     def candidates(self, images: Images) -> list[Candidates]:
         """The boxes that are among the best `top_k` of their level by one of `ALPHAS`; `ious` is the IoU head's u."""
-        output, anchors, sizes = self._predict(images)
-        return [self._decode(output, i, anchors, size, self._best(output, i)) for i, size in enumerate(sizes)]
+        _, _, everything = self._every_anchor(images)
+        return [candidates[self._best(candidates)] for candidates, _ in everything]
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and every anchor's that learns an object."""
-        output, anchors, sizes = self._predict(images)
+        output, anchors, everything = self._every_anchor(images)
         found = []
-        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+        for (candidates, size), target in zip(everything, targets, strict=True):
             matched = self._assign(output, anchors, size, target).matched
-            keep = self._best(output, i) | (matched >= 0)
-            found.append((self._decode(output, i, anchors, size, keep), matched[keep].clamp(min=BACKGROUND)))
+            keep = self._best(candidates) | (matched >= 0)
+            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -149,35 +149,32 @@ class IoUAwareRetinaNet(Detector):
         difference = logits.sigmoid() - quality
         return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
 
-    def _predict(self, images: Images) -> tuple[AnchorOutput, Tensor, tuple[tuple[int, int], ...]]:
-        """Raw outputs, their anchors, and the images' sizes."""
+    def _every_anchor(self, images: Images) -> tuple[AnchorOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
+        """Raw outputs, their N anchors, and of each image the candidates of all anchors, and its size."""
         pixels, sizes = self._normalise(images)
         output = self(pixels)
-        return output, self._anchors(output), sizes
+        anchors = self._anchors(output)
+        levels = per_point(torch.arange(len(STRIDES), device=anchors.device), output.sizes)
+        everything = [
+            Candidates(
+                boxes=clip_boxes(decode_deltas(anchors, output.deltas[i]), size),
+                class_scores=output.logits[i].sigmoid(),
+                ious=None if output.ious is None else output.ious[i].sigmoid(),
+                levels=levels.repeat_interleave(ANCHORS),
+            )
+            for i, size in enumerate(sizes)
+        ]
+        return output, anchors, list(zip(everything, sizes, strict=True))
 
-    def _best(self, output: AnchorOutput, i: int) -> Tensor:
-        """(N,) mask of the anchors of image i that are among the best `top_k` of their level by one of `ALPHAS`."""
-        scores, levels = output.logits[i].sigmoid().amax(dim=1), self._levels(output)
-        keep = best_rows(scores, levels, self.options.top_k)
-        if output.ious is not None:
-            ious = output.ious[i].sigmoid()
+    def _best(self, candidates: Candidates) -> Tensor:
+        """(N,) mask of those among the best `top_k` of their level by one of `ALPHAS`."""
+        assert candidates.levels is not None  # `_every_anchor` gives them
+        scores, ious = candidates.class_scores.amax(dim=1), candidates.ious
+        keep = best_rows(scores, candidates.levels, self.options.top_k)
+        if ious is not None:
             for alpha in {self.options.alpha, *ALPHAS} - {1.0}:
-                keep |= best_rows(scores**alpha * ious ** (1 - alpha), levels, self.options.top_k)
+                keep |= best_rows(scores**alpha * ious ** (1 - alpha), candidates.levels, self.options.top_k)
         return keep
-
-    def _decode(self, output: AnchorOutput, i: int, anchors: Tensor, size: tuple[int, int], keep: Tensor) -> Candidates:
-        """The candidates of the anchors `keep` (N,) of image i."""
-        return Candidates(
-            boxes=clip_boxes(decode_deltas(anchors[keep], output.deltas[i, keep]), size),
-            class_scores=output.logits[i, keep].sigmoid(),
-            ious=None if output.ious is None else output.ious[i, keep].sigmoid(),
-            levels=self._levels(output)[keep],
-        )
-
-    def _levels(self, output: AnchorOutput) -> Tensor:
-        """(N,) level of each anchor."""
-        levels = torch.arange(len(STRIDES), device=output.logits.device)
-        return per_point(levels, output.sizes).repeat_interleave(ANCHORS)
 
 
 class IoUAwareRetinaNetHead(nn.Module):

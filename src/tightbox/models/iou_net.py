@@ -253,12 +253,14 @@ class IoUNet(Detector):
         """Over jittered ground-truth boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
         for target, size in zip(targets, pyramid.sizes, strict=True):
-            solid = area(clip_boxes(target.boxes, size)) > 0  # a sliver may have been rounded away in augmentation
-            each = max(1, self.options.jittered_boxes // max(1, int(solid.sum())))
-            jittered, overlaps = jitter_boxes(target.boxes[solid], each, size)
+            non_degenerate = (
+                area(clip_boxes(target.boxes, size)) > 0
+            )  # a sliver may have been rounded away in augmentation
+            each = max(1, self.options.jittered_boxes // max(1, int(non_degenerate.sum())))
+            jittered, overlaps = jitter_boxes(target.boxes[non_degenerate], each, size)
             boxes.append(jittered)
             ious.append(overlaps)
-            labels.append(target.labels[solid].repeat_interleave(each))
+            labels.append(target.labels[non_degenerate].repeat_interleave(each))
         outputs = head(pyramid.pool(boxes), torch.cat(labels))
         total = mean_over_processes(outputs.new_tensor(len(outputs))).clamp(min=1)
         loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total

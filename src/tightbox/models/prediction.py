@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,51 +19,42 @@ from tightbox.images import open_image, to_rgb
 from tightbox.options import Preprocess
 from tightbox.structures import Detections, ImageBatch
 
-if TYPE_CHECKING:
-    from tightbox.models.detector import Detector
-
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+Detect = Callable[[ImageBatch], list[Detections]]
 
 
-def predict_images(model: Detector, images: Iterable[ImageLike], *, batch_size: int) -> Iterator[Detections]:
+def predict_images(
+    detect: Detect, images: Iterable[ImageLike], preprocess: Preprocess, batch_size: int
+) -> Iterator[Detections]:
     """Detections of each image, in its own pixels, in their order.
 
     Only images that are padded to the same height and width are batched: what lies beyond an image's own padding would
     change its features a little, and with them its boxes.
+
+    Args:
+        detect: gives the detections in each image of a batch.
+        images: anything that `as_pixels` takes; the next ones are decoded and resized meanwhile.
+        preprocess: how they are resized.
+        batch_size: most images of a batch.
     """
 
     def prepare(image: ImageLike) -> tuple[Tensor, tuple[int, int]]:
         pixels = as_pixels(image)
-        return resize(pixels, model.preprocess), (pixels.shape[-2], pixels.shape[-1])
+        return resize(pixels, preprocess), (pixels.shape[-2], pixels.shape[-1])
 
     prepared = in_background(prepare, images, ahead=batch_size)
     # Among twice as many images as a batch takes, there are some of like shape in most folders.
     while chunk := list(islice(prepared, 2 * batch_size)):
-        yield from _predict_chunk(model, *zip(*chunk, strict=True), batch_size=batch_size)
-
-
-def _predict_chunk(
-    model: Detector, resized: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, batch_size: int
-) -> list[Detections]:
-    """Detections of images that are resized already, in images of the original (height, width) `sizes`."""
-    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-    for number, pixels in enumerate(resized):
-        by_shape[ImageBatch.of([pixels]).pixels.shape].append(number)
-    found: dict[int, Detections] = {}
-    training = model.training
-    model.eval()
-    try:
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for number, (pixels, _) in enumerate(chunk):
+            by_shape[ImageBatch.of([pixels]).pixels.shape].append(number)
+        found: dict[int, Detections] = {}
         for numbers in by_shape.values():
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
-                detections = model.detect(ImageBatch.of([resized[i] for i in batch]).to(model.device))
-                found |= dict(zip(batch, detections, strict=True))
-    finally:
-        model.train(training)
-    return [
-        found[i].to("cpu").resized((pixels.shape[-2], pixels.shape[-1]), size)
-        for i, (pixels, size) in enumerate(zip(resized, sizes, strict=True))
-    ]
+                found |= zip(batch, detect(ImageBatch.of([chunk[i][0] for i in batch])), strict=True)
+        for number, (pixels, size) in enumerate(chunk):
+            yield found[number].resized((pixels.shape[-2], pixels.shape[-1]), size)
 
 
 def as_pixels(image: ImageLike) -> Tensor:

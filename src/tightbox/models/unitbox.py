@@ -154,34 +154,30 @@ class UnitBox(Detector):
         Neighbours say nearly the same, as both maps were enlarged many times over; a grid keeps the pixels of one large
         object from crowding out all others.
         """
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        return [self._read_pixels(output, i, size, *self._best(output, i, size)) for i, size in enumerate(sizes)]
+        return [candidates[self._best(candidates)] for candidates, _ in self._every_pixel(images)]
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and every pixel of the grid that learns an object; one that no such pixel learns has no candidate."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
         found = []
-        for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
-            matched = pixel_regions(size, target, len(self.class_names), self.options.region).matched
-            y, x = self._grid(output, size)
-            keep = matched[y, x] >= 0
-            keep[self._best_of(output, i, y, x)] = True
-            y, x = y[keep], x[keep]
-            found.append((self._read_pixels(output, i, size, y, x), matched[y, x].clamp(min=BACKGROUND)))
+        for (candidates, size), target in zip(self._every_pixel(images), targets, strict=True):
+            assert candidates.points is not None  # `_every_pixel` gives them
+            x, y = candidates.points.long().unbind(1)
+            matched = pixel_regions(size, target, len(self.class_names), self.options.region).matched[y, x]
+            keep = matched >= 0
+            keep[self._best(candidates)] = True
+            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The confidence."""
         return by_class_score(candidates)
 
-    def _box_loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
+    def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""
         if self.options.loss == "iou":
-            return unitbox_iou_loss(predicted, truth, reduction="sum")
+            return unitbox_iou_loss(predicted, target, reduction="sum")
         unit = self.options.distance_unit
-        return l2_distance_loss(predicted / unit, truth / unit, reduction="sum")
+        return l2_distance_loss(predicted / unit, target / unit, reduction="sum")
 
     def _read_regions(self, output: PixelOutput, i: int, size: tuple[int, int]) -> Candidates:
         height, width = size
@@ -208,30 +204,26 @@ class UnitBox(Detector):
             max_detections=self.options.max_detections,
         )
 
-    def _grid(self, output: PixelOutput, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The middle of every block of `dense_stride` pixels each way, as y and x; of a smaller image, its own."""
-        (height, width), step, device = size, self.options.dense_stride, output.logits.device
-        y = torch.arange(min(step, height) // 2, height, step, device=device)
-        x = torch.arange(min(step, width) // 2, width, step, device=device)
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        return rows.flatten(), columns.flatten()
+    def _every_pixel(self, images: Images) -> list[tuple[Candidates, tuple[int, int]]]:
+        """Of each image the box of every `dense_stride`-th pixel each way, and the image's size."""
+        pixels, sizes = self._normalise(images)
+        output, step = self(pixels), self.options.dense_stride
+        everything = []
+        for i, (height, width) in enumerate(sizes):
+            # The middle of every step × step block; of a smaller image, its own middle.
+            rows = torch.arange(min(step, height) // 2, height, step, device=pixels.device)
+            columns = torch.arange(min(step, width) // 2, width, step, device=pixels.device)
+            y, x = (grid.flatten() for grid in torch.meshgrid(rows, columns, indexing="ij"))
+            points = torch.stack([x, y], dim=1) + 0.5
+            boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
+            candidates = Candidates(boxes, output.logits[i, :, y, x].T.sigmoid(), points=points)
+            everything.append((candidates, (height, width)))
+        return everything
 
-    def _best_of(self, output: PixelOutput, i: int, y: Tensor, x: Tensor) -> Tensor:
-        """Which of the pixels y, x of image i are its `top_k` most confident ones, ascending."""
-        confidence = output.logits[i, :, y, x].amax(dim=0)
+    def _best(self, candidates: Candidates) -> Tensor:
+        """The `top_k` most confident ones, in their order."""
+        confidence = candidates.class_scores.amax(dim=1)
         return confidence.topk(min(self.options.top_k, len(confidence))).indices.sort().values
-
-    def _best(self, output: PixelOutput, i: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Y and x of those of its grid."""
-        y, x = self._grid(output, size)
-        best = self._best_of(output, i, y, x)
-        return y[best], x[best]
-
-    def _read_pixels(self, output: PixelOutput, i: int, size: tuple[int, int], y: Tensor, x: Tensor) -> Candidates:
-        """The boxes of the pixels y, x of image i."""
-        points = torch.stack([x, y], dim=1) + 0.5
-        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), size)
-        return Candidates(boxes, output.logits[i, :, y, x].T.sigmoid(), points=points)
 
 
 class UnitBoxHead(nn.Module):
