@@ -28,7 +28,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for path in sorted(path for pattern in ELSEWHERE for path in ROOT.glob(pattern)):
         file = File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls)
-        file.inclusion = InclusionLevel.NOT_IN_NAV if path.parent != ROOT else InclusionLevel.INCLUDED
+        file.inclusion = InclusionLevel.NOT_IN_NAV  # those that are in the navigation are in it all the same
         files.append(file)
     files.append(File.generated(config, COMMANDS_PAGE, content=commands_page()))
     return files
