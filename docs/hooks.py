@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = ("recipes/*.md", "recipes/*.png", "recipes/*.yaml", "benchmarks/*.md", "CONTRIBUTING.md", "CHANGELOG.md")
 COMMANDS_PAGE = "reference/commands.md"
+ABOUT = """
+Written from the parsers when the site is built; `tightbox COMMAND --help` says the same. An option may be typed with
+dashes or underscores, and `--name value` may be `--name=value`. Exit status: 0; 1 if `doctor` has found errors or
+`predict` could not read some files; 2 for a mistake, with one sentence that says what to do; 130 after Ctrl-C.
+""".strip()
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -56,14 +61,7 @@ def commands_page() -> str:
     from tightbox.cli import COMMANDS, build_parser
 
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    parts = [
-        "# Command line",
-        "Written from the parsers when the site is built; `tightbox COMMAND --help` says the same. An option may be "
-        "typed with dashes or underscores, and `--name value` may be `--name=value`. Exit status: 0; 1 if `doctor` has "
-        "found errors or `predict` could not read some files; 2 for a mistake, with one sentence that says what to do; "
-        "130 after Ctrl-C.",
-        " · ".join(f"[{name}](#{name})" for name in COMMANDS),
-    ]
+    parts = ["# Command line", ABOUT, " · ".join(f"[{name}](#{name})" for name in COMMANDS)]
     for name in COMMANDS:
         parser: Any = commands.choices[name]
         parts += [f"## {name}", parser.description, f"```text\n{' '.join(parser.usage.split())}\n```"]

@@ -1,7 +1,9 @@
-"""Run the commands of the tutorial, and write their outputs and pictures into it: `python docs/make_tutorial.py --data DIR`.
+"""Run the commands of the tutorial, and write their outputs and pictures into its page.
 
-DIR is the BCCD data set as a COCO folder. What is run are the page's own shell blocks that are marked `<!-- run -->`, in a
-new folder; the block after each takes what was printed. Needs Chromium for the screenshots.
+python docs/make_tutorial.py --data DIR
+
+DIR is the BCCD data set as a COCO folder. What is run are the page's own shell blocks that are marked `<!-- run -->`,
+in a new folder; the block after each takes what was printed. Needs Chromium for the screenshots.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ PAGE, PICTURES = HERE / "tutorial.md", HERE / "tutorial"
 RUN = re.compile(r"(<!-- run -->\n```sh\n(.*?)```\n\n```text\n)(.*?)(```)", re.DOTALL)
 ABOUT = re.compile(r"(<!-- about -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PROGRESS = re.compile(r"━.*(?:\d+:\d\d|img/s)|^Downloading|^\s*$")
-COLUMNS = 100
+COLUMNS = 100  # of the terminal that the commands believe to print to
 SHOWN = 4  # images in the picture of the predictions
 SIDE = 480  # their width
 
@@ -58,8 +60,9 @@ def run(commands: str, work: Path) -> str:
     print(commands, end="", flush=True)
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"COLUMNS": str(COLUMNS), "PATH": binaries}
+    shell = ["bash", "-euc", commands]
     done = subprocess.run(
-        ["bash", "-euc", commands], cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        shell, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode != 0:
         sys.exit(f"{done.stdout}\nstatus {done.returncode} of: {commands}")
