@@ -65,8 +65,13 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser() -> Parser:
-    """The parser of all commands; none of it imports torch."""
+def build_parser(chosen: str | None = None, arguments: Sequence[str] = ()) -> Parser:
+    """The parser of all commands; none of it imports torch, but for what a training starts from.
+
+    Args:
+        chosen: the only command that gets its options, as those of all would cost time at each start; None for all.
+        arguments: what will be given to it; a training takes its defaults from the checkpoint or the run named there.
+    """
     parser = Parser(
         prog="tightbox",
         description="Object detectors that know how tight their boxes are.",
@@ -78,7 +83,10 @@ def build_parser() -> Parser:
         summary = (module.__doc__ or "").split("\n")[0]
         usage = f"tightbox {name} {module.USAGE}"
         command = Parser(description=summary, usage=usage, formatter_class=_HelpFormatter)
-        module.add_arguments(command)
+        if chosen in (None, name):
+            module.add_arguments(command)
+            if name == "train":
+                command.set_defaults(train.earlier_choices(arguments))
         commands.add_subcommand(name, command, help=summary)
     return parser
 
@@ -103,16 +111,12 @@ def _refuse_empty(options: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for findings of the doctor, 2 for mistakes, 130 for Ctrl-C."""
     given = with_underscores(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser()
     try:
+        parser = build_parser(given[0] if given else "", given[1:])
         if not given:
             parser.print_help()
             return 2
-        if given[0] == "train":
-            given = train.with_resumed_configuration(given)
         parsed = parser.parse_args(given)
-        if parsed.command == "train" and parsed.train.init:
-            parsed = parser.parse_args(train.with_initial_configuration(given, parsed.train.init))
         _refuse_empty(parsed[parsed.command].as_dict())
         return int(COMMANDS[parsed.command].run(parsed[parsed.command]) or 0)
     except UserError as error:

@@ -11,7 +11,7 @@ from tests.helpers.commands import assert_one_sentence, status
 from tests.helpers.data import noise_image as image
 from tests.helpers.models import tiny_iou_net
 
-RESCORE = ["rescore", "--model", "m", "--data", "d", "--dt", "r.json"]
+RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
 
 
 @pytest.mark.parametrize(

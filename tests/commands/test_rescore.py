@@ -67,7 +67,7 @@ def results(tmp_path: Path) -> Path:
 
 def rescore(checkpoint: Path, data: Path, results: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
     out = results.parent / "better" / "better.json"
-    options = ["--model", checkpoint, "--data", data, "--dt", results, "--out", out]
+    options = [checkpoint, "--data", data, "--dt", results, "--out", out]
     status = main(["rescore", *map(str, options), *more])
     return status, json.loads(out.read_text()) if out.exists() else []
 
@@ -99,7 +99,7 @@ def test_every_row_gets_its_iou_and_stays_where_it_was(
 
 def test_the_iou_is_that_of_the_class_of_the_row(checkpoint: Path, data: Path, results: Path) -> None:
     from tightbox.models import load
-    from tightbox.models.detector import as_pixels, resize
+    from tightbox.models.prediction import as_pixels, resize
     from tightbox.structures import Detections
 
     _, rows = rescore(checkpoint, data, results, "--refine-steps", "0")
@@ -124,7 +124,7 @@ def test_ranking_by_power(checkpoint: Path, data: Path, results: Path) -> None:
 def test_suppression_joins_the_two_boxes_of_the_dog_and_drops_the_weak_row(
     rule: str, checkpoint: Path, data: Path, results: Path
 ) -> None:
-    _, rows = rescore(checkpoint, data, results, "--nms", rule, "--refine-steps", "0")
+    _, rows = rescore(checkpoint, data, results, "--suppress", rule, "--refine-steps", "0")
     assert [(row["image_id"], round(row["score"], 3)) for row in rows] == [(7, 0.9), (9, 0.4)]
     if rule == "iou_guided":
         _, every = rescore(checkpoint, data, results, "--refine-steps", "0")

@@ -109,7 +109,7 @@ def test_a_sweep_runs_the_network_once(
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("rule", ["greedy", "soft-linear", "soft-gaussian", "iou-guided"])
+@pytest.mark.parametrize("rule", ["greedy", "soft_linear", "soft_gaussian", "iou_guided"])
 def test_suppression_rules(data: Path, checkpoint: Path, tmp_path: Path, rule: str) -> None:
     found = results(checkpoint, data, tmp_path / "a", "--suppress", rule, "--nms-iou", "0.1")
     own = results(checkpoint, data, tmp_path / "b", "--nms-iou", "0.1")
@@ -119,7 +119,7 @@ def test_suppression_rules(data: Path, checkpoint: Path, tmp_path: Path, rule: s
 
 def test_the_width_of_soft_suppression_matters(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     wide, narrow = (
-        results(checkpoint, data, tmp_path / sigma, "--suppress", "soft-gaussian", "--sigma", sigma)
+        results(checkpoint, data, tmp_path / sigma, "--suppress", "soft_gaussian", "--sigma", sigma)
         for sigma in ("5", "0.1")
     )
     # Wider is softer: the boxes' scores fall less.
@@ -182,12 +182,12 @@ def test_oracle_of_a_detector(data: Path, checkpoint: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     assert status(["oracle", checkpoint, "--data", data, "--out", out]) == 0
     study = json.loads((out / "oracle.json").read_text())
-    names = [rung["name"] for rung in study["rungs"]]
+    names = [variant["name"] for variant in study["variants"]]
     assert names[0] == "as predicted"
     assert names[-1] == "class score := true IoU"
     assert len(names) == 6
-    assert study["rungs"][1]["alone"] is None
-    ideal, now = study["rungs"][-1]["alone"]["ap"], study["rungs"][0]["with_estimate"]["ap"]
+    assert study["variants"][1]["alone"] is None
+    ideal, now = study["variants"][-1]["alone"]["ap"], study["variants"][0]["with_estimate"]["ap"]
     assert study["lost_to_ranking"] == pytest.approx(ideal - now)
     assert ideal > now
     assert (out / "ladder.png").read_bytes().startswith(b"\x89PNG")
@@ -205,7 +205,7 @@ def test_oracle_of_a_result_file(data: Path, tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "out"
     assert status(["oracle", "--gt", data / "val.json", "--dt", tmp_path / "results.json", "--out", out]) == 0
     study = json.loads((out / "oracle.json").read_text())
-    assert [rung["alone"]["ap"] for rung in study["rungs"]] == pytest.approx([1.0] * 4)
+    assert [variant["alone"]["ap"] for variant in study["variants"]] == pytest.approx([1.0] * 4)
     assert study["lost_to_ranking"] == pytest.approx(0)
     shown = capsys.readouterr().out
     assert "what suppression removed cannot be known" in shown
@@ -215,7 +215,7 @@ def test_oracle_of_a_result_file(data: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["give either a checkpoint and --data, or a truth --gt and a result file --dt"]),
+        ([], ["give either a checkpoint and --data, or a ground truth --gt and a result file --dt"]),
         (["{checkpoint}"], ["give either a checkpoint and --data"]),
         (["--data", "{data}"], ["give either a checkpoint and --data"]),
         (["--gt", "{data}/val.json"], ["give either a checkpoint and --data"]),

@@ -87,8 +87,8 @@ def test_what_is_seen_of_a_detector(tmp_path: Path) -> None:
     assert diagnosis.aps.ap == pytest.approx(before.as_it_is.ap, abs=1e-6)
     # No final box is tighter than the tightest candidate.
     assert diagnosis.all.best_iou == pytest.approx(before.best.ious.mean(), abs=1e-3)
-    assert diagnosis.fates is not None
+    assert diagnosis.miss_breakdown is not None
     assert diagnosis.lost.suppression is not None
     assert diagnosis.before_suppression.keys() == {"score", "predicted IoU"}
-    missed = diagnosis.fates.suppressed + diagnosis.fates.scored_low + diagnosis.fates.no_box
+    missed = diagnosis.miss_breakdown.suppressed + diagnosis.miss_breakdown.scored_low + diagnosis.miss_breakdown.no_box
     assert missed == sum(card.kind == "miss" for card in diagnosis.gallery)

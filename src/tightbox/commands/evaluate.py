@@ -65,21 +65,23 @@ def run(args: Namespace) -> int:
 
 def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, Detections] | None:
     """As published, by all processes together; the first of them has the result."""
-    from tightbox.distributed import new_accelerator
+    accelerator = None
+    if on_data.several_processes():
+        from tightbox.distributed import new_accelerator
 
-    accelerator = new_accelerator()
-    accelerator.print(f"found {data.layout}: {len(data.records)} images")
+        accelerator = new_accelerator()
+    if accelerator is None or accelerator.is_main_process:
+        print(f"found {data.layout}: {len(data.records)} images")
     found = on_data.detect(args, model, data, accelerator)
-    return found if accelerator.is_main_process else None
+    return found if accelerator is None or accelerator.is_main_process else None
 
 
 def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     """The folder of the data set's candidates, made if need be."""
-    from tightbox.distributed import new_accelerator
     from tightbox.inference.candidates import cache_candidates
     from tightbox.progress import progress_bar
 
-    if new_accelerator().num_processes > 1:
+    if on_data.several_processes():
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
     with progress_bar("finding candidates") as progress:
         return cache_candidates(model, Path(args.checkpoint), data, loading=on_data.loading(args), progress=progress)

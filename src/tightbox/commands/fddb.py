@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -20,8 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder with FDDB-folds and originalPics in it")
     parser.add_argument("--split", default="test", help="test for all folds, or one of them: fold-01 to fold-10")
     parser.add_argument("--out", default="fddb", help="folder for fddb.json and fddb.png")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
-    parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load images")
+    on_data.add_loading(parser)
+    on_data.add_device(parser)
 
 
 def run(args: Namespace) -> int:
@@ -30,9 +30,7 @@ def run(args: Namespace) -> int:
 
     data, ellipses = read_fddb(Path(args.data), args.split), read_ellipses(Path(args.data), args.split)
 
-    from tightbox.distributed import new_accelerator
     from tightbox.evaluation.fddb import fddb_curves, plot_fddb
-    from tightbox.inference.batches import Loading
     from tightbox.inference.detect import detect_data
     from tightbox.models import load
     from tightbox.progress import progress_bar
@@ -43,9 +41,9 @@ def run(args: Namespace) -> int:
         raise UserError(f"{args.checkpoint} detects {names}; FDDB needs a detector with the class {FACE}")
     with progress_bar("detecting") as progress:
         found = detect_data(
-            model.to(new_accelerator().device),
+            model.to(on_data.find_device(args.device)),
             data,
-            loading=Loading(args.batch_size, args.workers),
+            loading=on_data.loading(args),
             progress=progress,
         )
     faces = [found[i][found[i].labels == model.class_names.index(FACE)] for i in range(len(data.records))]

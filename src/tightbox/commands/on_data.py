@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tightbox.errors import UserError
 
+SPLIT, BATCH_SIZE, DEVICE = "val", 8, "auto"
+
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from tightbox.data.records import DetectionData
@@ -21,19 +25,40 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: ArgumentParser, *, or_results: bool = False) -> None:
-    """Which detector, on what; with `or_results`, any tool's result file and its truth can take their place."""
+    """Which detector, on what; with `or_results`, any tool's result file and its ground truth can take their place."""
     if or_results:
         parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
-        parser.add_argument("--gt", default=None, help="COCO file with the truth, for --dt")
+        parser.add_argument("--gt", default=None, help="COCO file with the ground truth, for --dt")
         parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
     else:
         parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument("--data", required=not or_results, default=None, help="folder of the data set")
-    parser.add_argument("--split", default="val", help="which split of it")
+    add_data(parser, required=not or_results)
+    add_loading(parser)
+    add_device(parser)
+
+
+def add_data(parser: ArgumentParser, *, required: bool = True) -> None:
+    """Which images and objects."""
+    parser.add_argument("--data", required=required, default=None, help="folder of the data set")
+    parser.add_argument("--split", default=SPLIT, help="which split of it")
     parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
+
+
+def add_batch_size(parser: ArgumentParser) -> None:
+    """How many images the network sees together."""
+    parser.add_argument("--batch_size", type=PositiveInt, default=BATCH_SIZE, help="images at a time")
+
+
+def add_loading(parser: ArgumentParser) -> None:
+    """How the images are loaded."""
+    add_batch_size(parser)
     parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load images")
     parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such images as missed")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Where the network runs."""
+    parser.add_argument("--device", default=DEVICE, help="cpu, cuda or cuda:1; auto takes a GPU if there is one")
 
 
 def of_results(args: Namespace) -> bool:
@@ -44,9 +69,10 @@ def of_results(args: Namespace) -> bool:
     """
     given = [bool(part) for part in (args.checkpoint, args.data, args.gt, args.dt)]
     if given not in ([True, True, False, False], [False, False, True, True]):
-        raise UserError("give either a checkpoint and --data, or a truth --gt and a result file --dt")
-    for option in ("classes", "workers", "skip_unreadable"):
-        if args.gt and args[option]:
+        raise UserError("give either a checkpoint and --data, or a ground truth --gt and a result file --dt")
+    usual = {"split": SPLIT, "classes": None, "batch_size": BATCH_SIZE, "workers": 0, "device": DEVICE}
+    for option, value in (usual | {"skip_unreadable": False}).items():
+        if args.gt and args[option] != value:
             name = option.replace("_", "-")
             raise UserError(f"--{name} belongs to a checkpoint and --data; leave it out with --gt and --dt")
     return bool(args.gt)
@@ -61,14 +87,40 @@ def read(args: Namespace, split: str | None = None) -> DetectionData:
 
 
 def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
-    """The detector, on a GPU if there is one, and the data set with its classes."""
+    """The detector, on its device, and the data set with its classes."""
     data = read(args)  # before anything slow: a wrong path is known at once
 
-    from tightbox.distributed import new_accelerator
     from tightbox.models import load
 
-    model = load(args.checkpoint).to(new_accelerator().device)
+    model = load(args.checkpoint).to(find_device(args.device))
     return model, data.with_classes(model.class_names)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one, of several processes each its own.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    import torch
+
+    if name == "auto" and several_processes():
+        from tightbox.distributed import new_accelerator
+
+        own: torch.device = new_accelerator().device
+        return own
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); choose auto or cpu") from error
+
+
+def several_processes() -> bool:
+    """Whether `accelerate launch` or `torchrun` started more than one; asking accelerate itself takes a second."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def loading(args: Namespace) -> Loading:
@@ -81,7 +133,7 @@ def loading(args: Namespace) -> Loading:
 def detect(
     args: Namespace, model: Detector, data: DetectionData, accelerator: Accelerator | None = None
 ) -> dict[int, Detections]:
-    """What the detector finds in every record; an accelerator shares the work among processes."""
+    """What the detector finds in every record; an accelerator spreads the work over its processes."""
     from tightbox.inference.detect import detect_data
     from tightbox.progress import progress_bar
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
+    from tightbox.images import UnreadableImage
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
@@ -38,7 +38,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--precision", type=float, default=None, help="score threshold with this fraction of right boxes, as calibrated"
     )
     parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto takes a GPU if there is one")
+    on_data.add_batch_size(parser)
+    on_data.add_device(parser)
 
 
 def run(args: Namespace) -> int:
@@ -74,7 +75,7 @@ def run(args: Namespace) -> int:
         )
     if threshold < model.options.score_threshold:
         model.options = replace(model.options, score_threshold=threshold)
-    annotator = Annotator(model.to(find_device(args.device)), threshold, args.min_iou)
+    annotator = Annotator(model.to(on_data.find_device(args.device)), threshold, args.min_iou, args.batch_size)
     unreadable = 0
 
     def note(error: UnreadableImage | None) -> None:
@@ -119,23 +120,6 @@ def score_threshold(args: Namespace, model: Detector) -> float:
     threshold = model.calibration.score_threshold(args.precision, at_iou)
     print(f"score threshold {threshold:.3f} for precision {args.precision:g} at IoU {at_iou:g}")
     return threshold
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a GPU if there is one.
-
-    Raises:
-        UserError: if this machine has no such device.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); choose auto or cpu") from error
 
 
 def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:

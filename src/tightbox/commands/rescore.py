@@ -16,28 +16,28 @@ from tightbox.files import write_json
 if TYPE_CHECKING:
     from tightbox.suppress import Suppress
 
-USAGE = "--model CHECKPOINT --data DIR --dt results.json --out better.json [--nms iou_guided]"
+USAGE = "CHECKPOINT --data DIR --dt results.json --out better.json [--suppress iou_guided]"
 THRESHOLDS = {"nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100}
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Whose judgement, of which boxes, and what is done with it."""
-    parser.add_argument("--model", required=True, help="folder of an iou_net checkpoint, standalone or whole")
-    parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--split", default="val", help="which split of it")
-    parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
-    parser.add_argument("--dt", required=True, help="COCO result file; before its tool's suppression, for --nms")
+    parser.add_argument("checkpoint", help="folder of an iou_net checkpoint, standalone or whole")
+    on_data.add_data(parser)
+    parser.add_argument("--dt", required=True, help="COCO result file; before its tool's suppression, for --suppress")
     parser.add_argument("--out", required=True, help="result file to write; its rows also have a predicted `iou`")
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
     parser.add_argument("--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5")
-    parser.add_argument("--nms", choices=["none", "iou_guided", "greedy"], default="none", help="what suppresses them")
+    parser.add_argument(
+        "--suppress", choices=["none", "greedy", "iou_guided"], default="none", help="how they are suppressed"
+    )
     parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; 0.5")
     parser.add_argument(
-        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that --nms sees; 0.05"
+        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that --suppress sees; 0.05"
     )
     parser.add_argument(
-        "--max_detections", type=PositiveInt, default=None, help="most boxes of an image after --nms; 100"
+        "--max_detections", type=PositiveInt, default=None, help="most boxes reported per image after --suppress; 100"
     )
     parser.add_argument(
         "--refine_steps",
@@ -45,27 +45,26 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes",
     )
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="images at a time")
+    on_data.add_loading(parser)
+    on_data.add_device(parser)
 
 
 def run(args: Namespace) -> int:
     """Write the better results, and print their AP beside that of the given ones."""
     alpha = rules.alpha(args)
     thresholds = {name: args[name] for name in THRESHOLDS if args[name] is not None}
-    if thresholds and args.nms == "none":
+    if thresholds and args.suppress == "none":
         option = next(iter(thresholds)).replace("_", "-")
-        raise UserError(f"--{option} belongs to suppression: also give --nms, iou_guided or greedy")
+        raise UserError(f"--{option} belongs to suppression: also give --suppress, iou_guided or greedy")
     out = Path(args.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name the file to write, such as {out / 'better.json'}")
     data = on_data.read(args)
 
-    from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
     from tightbox.evaluation.coco_files import predictions_from_coco, read_json
     from tightbox.evaluation.figures import percents
     from tightbox.evaluation.inputs import GroundTruth, Predictions
-    from tightbox.inference.batches import Loading
     from tightbox.inference.detect import to_results
     from tightbox.inference.rescore import by_record, rescore_data
     from tightbox.models import load
@@ -73,26 +72,27 @@ def run(args: Namespace) -> int:
     from tightbox.progress import progress_bar
     from tightbox.rank import by_class_score, by_power
 
-    model = load(args.model)
+    model = load(args.checkpoint)
     if not isinstance(model, IoUNet) or model.iou_head is None:
         raise UserError(
-            f"{args.model} cannot judge boxes; train a model for it with `tightbox train --model iou_net --standalone`"
+            f"{args.checkpoint} cannot judge boxes; train a model for it with "
+            "`tightbox train --model iou_net --standalone`"
         )
     known = data.with_classes(model.class_names)
     results = read_json(Path(args.dt))
     ground_truth = GroundTruth.from_data(data)
     given = predictions_from_coco(results, ground_truth)
     detections = by_record(given, ground_truth, known)
-    model.to(new_accelerator().device)
+    model.to(on_data.find_device(args.device))
     with progress_bar("rescoring") as progress:
         found = rescore_data(
             model,
             known,
             detections,
             rank=partial(by_power, alpha=alpha) if args.rank == "power" else by_class_score,
-            suppress=_suppress_rule(args.nms, THRESHOLDS | thresholds),
+            suppress=_suppress_rule(args.suppress, THRESHOLDS | thresholds),
             refine_steps=args.refine_steps,
-            loading=Loading(args.batch_size),
+            loading=on_data.loading(args),
             progress=progress,
         )
     print("         AP  AP50  AP75  AP90   boxes")

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from tightbox.suppress import Suppress
 
 
+RANKS = ["own", "class", "power", "iou"]
+RULES = ["own", "none", "greedy", "soft_linear", "soft_gaussian", "iou_guided"]
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """How to rank, how to suppress, and the thresholds."""
-    ranks, rules = ["own", "class", "power", "iou"], ["own", "greedy", "soft-linear", "soft-gaussian", "iou-guided"]
-    parser.add_argument("--rank", choices=ranks, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
+    parser.add_argument("--rank", choices=RANKS, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
     parser.add_argument(
         "--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5 if absent"
     )
-    parser.add_argument("--suppress", choices=rules, default="own", help="how the ranked boxes are suppressed")
+    parser.add_argument("--suppress", choices=RULES, default="own", help="how the ranked boxes are suppressed")
     parser.add_argument(
         "--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; the detector's own if absent"
     )
-    parser.add_argument("--sigma", type=PositiveFloat, default=None, help="width of --suppress soft-gaussian; 0.5")
+    parser.add_argument("--sigma", type=PositiveFloat, default=None, help="width of --suppress soft_gaussian; 0.5")
     parser.add_argument(
         "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
     )
@@ -42,8 +45,8 @@ def given(args: Namespace) -> bool:
         UserError: if a number belongs to a rule that is not.
     """
     alpha(args)
-    if args.sigma is not None and args.suppress != "soft-gaussian":
-        raise UserError("--sigma is the width of --suppress soft-gaussian: give that too")
+    if args.sigma is not None and args.suppress != "soft_gaussian":
+        raise UserError("--sigma is the width of --suppress soft_gaussian: give that too")
     numbers = (args.alpha, args.sigma, args.nms_iou, args.score_threshold, args.max_detections)
     return args.rank != "own" or args.suppress != "own" or args.class_agnostic or any(n is not None for n in numbers)
 
@@ -86,10 +89,12 @@ def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
         "max_detections": args.max_detections or options.max_detections,
         "class_agnostic": args.class_agnostic,
     }
-    if name in ("iou-guided", "iou_guided"):
+    if name == "none":  # no IoU is above 1
+        return partial(greedy_nms, **shared | {"iou_threshold": 1.0})
+    if name == "iou_guided":
         return partial(iou_guided_nms, **shared)
-    if name == "soft-linear":
+    if name == "soft_linear":
         return partial(soft_nms, method="linear", **shared)
-    if name == "soft-gaussian":
+    if name == "soft_gaussian":
         return partial(soft_nms, method="gaussian", sigma=0.5 if args.sigma is None else args.sigma, **shared)
     return partial(greedy_nms, **shared)

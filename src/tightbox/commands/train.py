@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
-from tightbox.options import MODEL_OPTIONS, AugmentOptions, BackboneOptions, Preprocess, TrainOptions
+from tightbox.options import (
+    MODEL_OPTIONS,
+    AugmentOptions,
+    BackboneOptions,
+    Preprocess,
+    TrainOptions,
+    from_earlier_versions,
+)
 
 USAGE = "--data DIR --out DIR [--init CHECKPOINT] [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
@@ -70,27 +77,52 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults(SMALL)
 
 
-def with_resumed_configuration(arguments: list[str]) -> list[str]:
-    """For `train --resume --out DIR`, the options that the run in DIR was started with come first."""
-    if "--resume" not in arguments:
-        return arguments
-    out = next((b for a, b in pairwise(arguments) if a == "--out"), None)
-    out = out or next((a.removeprefix("--out=") for a in arguments if a.startswith("--out=")), None)
-    if out is None:
-        return arguments
-    return [arguments[0], "--config", str(_configuration(Path(out))), *arguments[1:]]
+def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
+    """The defaults of `train --resume --out DIR` and `train --init CHECKPOINT`, in the place of the usual ones.
+
+    They are the options that the run was started with, or those of the checkpoint; what is given overrides them.
+
+    Raises:
+        UserError: if there is no such run, or no such checkpoint.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--resume", action="store_true")
+    for option in ("--out", "--init", "--config"):
+        first.add_argument(option)
+    named, _ = first.parse_known_args(arguments)
+    if named.resume:
+        return {} if named.out is None else _flat(_configuration(Path(named.out)))
+    init = named.init or (_named_in(named.config) if named.config else None)
+    return _choices_of(Path(init)) if init else {}
 
 
-def with_initial_configuration(arguments: list[str], init: str) -> list[str]:
-    """For `train --init CHECKPOINT`, the options of the checkpoint come first, so that those given override them."""
-    from tightbox.checkpoint import CARD, read_card
+def _choices_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint was made with."""
+    from tightbox.checkpoint import read_card
 
-    if "--resume" in arguments and not (Path(init) / CARD).is_file():
-        return arguments  # the run has its own options and weights by now
-    card = read_card(Path(init))
+    card = read_card(checkpoint)
     own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
-    own |= {**card["preprocess"], "model": card["model"], card["model"]: card["options"]}
-    return [arguments[0], "--config", json.dumps(own), *arguments[1:]]
+    options = from_earlier_versions(card["model"], card["options"])
+    return _flat({**own, **card["preprocess"], "model": card["model"], card["model"]: options})
+
+
+def _named_in(config: str) -> str | None:
+    """The checkpoint to start from in a configuration file; the parser says what else is wrong with the file."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content.get("init") if isinstance(content, dict) else None
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Names such as "vfnet.channels" for the options of a model."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def run(args: Namespace) -> int:
@@ -159,25 +191,32 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _configuration(out: Path) -> Path:
-    """The file of the options that the run in `out` was started with.
+def _configuration(out: Path) -> dict[str, Any]:
+    """The options that the run in `out` was started with, by today's names.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there are none.
     """
+    import yaml
+
     path = out / CONFIGURATION
     if not path.is_file():
         raise UserError(
             f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume, in an empty --out"
         )
-    return path
+    try:
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {
+            name: from_earlier_versions(name, value) if isinstance(value, dict) else value
+            for name, value in content.items()
+        }
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); start anew in another --out") from error
 
 
 def _require_same_run(args: Namespace, out: Path) -> None:
     """Refuses options that would make another network, or another training, of the run in `out`."""
-    import yaml
-
-    run = yaml.safe_load(_configuration(out).read_text(encoding="utf-8"))
+    run = _configuration(out)
     for name, now in args.items():
         group, _, field = name.rpartition(".")
         before = run.get(group, {}) if group else run
