@@ -61,7 +61,8 @@ def run(args: Namespace) -> int:
     print(f"\n{metrics.table()}\n")
     seconds = model.metrics["train_seconds"]
     print(f"trained in {seconds:.0f} s; COCO AP {metrics.ap or 0:.3f} on {len(val.records)} scenes it never saw")
-    print(f"  images    {out / 'grid.png'} (truth beside prediction)")
+    print(f"  images      {out / 'grid.png'} (ground truth beside prediction)")
+    print(f"  diagnosis   {_diagnose(out / 'diagnosis.html', model, val, found)}")
     print(f"  metrics     {out / 'metrics.txt'} and {out / 'metrics.json'}")
     print(f"  checkpoint  {out / 'checkpoint'}")
     print("\nOn your own images (a COCO, Pascal VOC or YOLO folder):")
@@ -91,6 +92,26 @@ def _train(train: DetectionData, val: DetectionData, out: Path, epochs: int, see
     options = TrainOptions(epochs=epochs, batch_size=4, ema=0.99, eval_every=epochs, seed=seed)
     augment = AugmentOptions(vertical_flip=0.5, scale_min=0.8, scale_max=1.25, color=0)
     return fit(model, train, val, out, options, augment)
+
+
+def _diagnose(page: Path, model: Detector, val: DetectionData, found: dict[int, Detections]) -> str:
+    """Writes the page; gives its path, or why there is none."""
+    from tightbox.diagnosis.diagnose import diagnose_results
+    from tightbox.diagnosis.page import write_page
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.inference.before_suppression import look_before_suppression
+
+    ground_truth, predictions = GroundTruth.from_data(val), Predictions.from_detections(found, val)
+    before = look_before_suppression(model, val)
+    title = "the demo's VFNet on val of its scenes"
+    diagnosis = diagnose_results(ground_truth, predictions, title=title, before=before)
+        ground_truth, predictions, title="the demo's VFNet on val of its scenes", before=before
+    )
+    try:
+        write_page(diagnosis, {record.image_id: record.path for record in val.records}, page)
+    except UserError as error:  # without the extra there are no plots, and the demo is no worse otherwise
+        return str(error)
+    return str(page)
 
 
 def _write(out: Path, metrics: CocoMetrics, val: DetectionData, found: dict[int, Detections]) -> None:
