@@ -105,8 +105,6 @@ def _diagnose(page: Path, model: Detector, val: DetectionData, found: dict[int, 
     before = look_before_suppression(model, val)
     title = "the demo's VFNet on val of its scenes"
     diagnosis = diagnose_results(ground_truth, predictions, title=title, before=before)
-        ground_truth, predictions, title="the demo's VFNet on val of its scenes", before=before
-    )
     try:
         write_page(diagnosis, {record.image_id: record.path for record in val.records}, page)
     except UserError as error:  # without the extra there are no plots, and the demo is no worse otherwise
