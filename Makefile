@@ -1,8 +1,10 @@
 # Everything here works on a machine with Python 3.11+, git and make: the environment is made on first use.
 PYTHON ?= python3
 BIN = .venv/bin
+LOWEST = .venv-lowest/bin
+COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 --universal --all-extras
 
-.PHONY: demo test check fix lock clean
+.PHONY: demo test check fix docs lock test-lowest release-check clean
 
 demo: .venv/ready
 	$(BIN)/tightbox demo
@@ -14,14 +16,29 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 fix: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The variable silences an announcement of the theme's authors, which is no warning about this site.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tools/check_site.py site
+
 # torch and torchvision must be a matching pair, so versions are pinned for whoever works on the package.
 lock: .venv/ready
-	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 --universal --all-extras --group dev pyproject.toml -o requirements.txt
+	$(COMPILE) --group dev pyproject.toml -o requirements.txt
+	$(COMPILE) --group test --resolution lowest-direct pyproject.toml -o requirements-lowest.txt
+
+# Every test with the lowest versions that pyproject.toml declares, on the lowest Python.
+test-lowest: .venv-lowest/ready
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 --dist loadfile
+
+# Wheel and sdist, and the wheel alone in an empty environment.
+release-check: .venv/ready
+	$(BIN)/python tools/release_check.py
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -32,5 +49,11 @@ lock: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch .venv/ready
 
+.venv-lowest/ready: requirements-lowest.txt pyproject.toml | .venv/ready
+	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-lowest
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/python --requirement requirements-lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/python --no-deps --editable .
+	touch .venv-lowest/ready
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-lowest demo site

@@ -71,9 +71,9 @@ def make_results(images: int, boxes: int) -> tuple[dict[str, Any], list[dict[str
         columns = (found.round(2).tolist(), scores.round(4).tolist(), named.tolist(), np.exp(-3 * error).tolist())
         for box, score, label, iou in zip(*columns, strict=True):
             results.append({"image_id": image, "category_id": label, "bbox": box, "score": score, "iou": iou})
-    images = [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i:06d}.jpg"} for i in range(1, images + 1)]
+    rows = [{"id": i, "width": WIDTH, "height": HEIGHT, "file_name": f"{i:06d}.jpg"} for i in range(1, images + 1)]
     categories = [{"id": i, "name": f"class {i}"} for i in range(1, CLASSES + 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}, results
+    return {"images": rows, "annotations": annotations, "categories": categories}, results
 
 
 def make_images(folder: Path, truth: dict[str, Any]) -> None:

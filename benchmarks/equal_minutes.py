@@ -30,8 +30,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.layout import read_data
 from tightbox.data.transforms import TrainTransform
-from tightbox.evaluation.run import evaluate_model
 from tightbox.files import atomic_path
+from tightbox.inference.detect import evaluate_model
 from tightbox.models import Backbone, Detector, create_model
 from tightbox.models.detector import Images
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
@@ -99,16 +99,18 @@ class TorchvisionFCOS(Detector):
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """FCOS's own losses."""
-        truth = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-        return cast(dict[str, Tensor], self.fcos(_unpadded(images), truth))
+        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        return cast(dict[str, Tensor], self.fcos(_unpadded(images), objects))
 
     def detect(self, images: Images) -> list[Detections]:
         """FCOS's own detections."""
         return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_unpadded(images))]
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
+        """It does not give any out."""
+        raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """It does not give any out."""
         raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
 
@@ -168,7 +170,7 @@ def train(name: str, data: str, size: int, minutes: float, seed: int, result: Pa
                 group["lr"] = options.lr * factor
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 losses = model.loss(images, targets)
-            torch.stack(list(losses.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad()

@@ -17,10 +17,10 @@ import torch
 from harness import write_table
 from machine import measured
 
-from tightbox.mmdet import import_checkpoint
-from tightbox.mmdet.names import to_published
-from tightbox.mmdet.variants import title
 from tightbox.models import Backbone, VFNet
+from tightbox.models.mmdet import import_checkpoint
+from tightbox.models.mmdet.names import to_published
+from tightbox.models.mmdet.variants import title
 from tightbox.options import BackboneOptions, VFNetOptions
 
 NETWORKS = {"resnet50": False, "resnext101_64x4d": True}  # the smallest, and the largest with its DCNv2

@@ -85,7 +85,7 @@ def make_step(pool: Pool, layout: torch.memory_format, *, features: bool = False
         output = pool(maps, rois)
         if features or boxes:
             maps.grad = rois.grad = None
-            output.backward(cotangent)
+            torch.autograd.backward(output, cotangent)
             maps.grad = rois.grad = None
 
     return run

@@ -17,8 +17,8 @@ from machine import measured
 from safetensors.torch import load_file
 
 from tightbox.files import atomic_path
-from tightbox.mmdet import import_checkpoint
-from tightbox.mmdet.variants import title
+from tightbox.models.mmdet import import_checkpoint
+from tightbox.models.mmdet.variants import title
 from tightbox.structures import ImageBatch
 
 HEADER = (

@@ -100,7 +100,7 @@ def random_boxes(images: int, count: int, size: int) -> Tensor:
 
 def step(model: nn.Module, losses: dict[str, Tensor]) -> None:
     """Backward and a plain SGD step."""
-    torch.stack(list(losses.values())).sum().backward()
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:

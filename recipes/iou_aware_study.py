@@ -14,12 +14,12 @@ from typing import Any
 from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.data.layout import read_data
-from tightbox.evaluation.candidates import cache_candidates, read_candidates, select_all
-from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.ladder import draw_ladder
-from tightbox.evaluation.oracle import OracleStudy, oracle_study
-from tightbox.evaluation.run import to_results
+from tightbox.diagnosis.ladder_plot import draw_ladder
+from tightbox.evaluation.ladder import Ladder
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.candidates import cache_candidates, read_candidates, select_all
+from tightbox.inference.detect import evaluate_detections
+from tightbox.inference.oracle import oracle_study
 from tightbox.models import load
 from tightbox.rank import by_class_score, by_power
 
@@ -70,14 +70,14 @@ def measure(checkpoint: Path, data_folder: str, ladder: bool) -> dict[str, Any]:
         return measured
     model = load(checkpoint)
     data = read_data(data_folder, "val").with_classes(model.class_names)
-    folder, truth = cache_candidates(model, checkpoint, data), data.to_coco()
+    folder = cache_candidates(model, checkpoint, data)
     ranks = {"class": by_class_score}
     if model.options.iou_head:
         ranks |= {f"{alpha:.1f}": partial(by_power, alpha=alpha) for alpha in ALPHAS}
     result: dict[str, Any] = {"by_rank": {}}
     for name, rank in ranks.items():
-        found = select_all(read_candidates(folder), data, lambda image, rank=rank: model.select(image, rank))
-        metrics = evaluate(truth, to_results(found, data))
+        found = select_all(read_candidates(folder), data, partial(model.select, rank=rank))
+        metrics = evaluate_detections(found, data)
         result["by_rank"][name] = {figure: getattr(metrics, figure) for figure in FIGURES}
     if ladder:
         study = oracle_study(model, data)
@@ -88,10 +88,9 @@ def measure(checkpoint: Path, data_folder: str, ladder: bool) -> dict[str, Any]:
     return result
 
 
-def _plain(study: OracleStudy) -> dict[str, Any]:
-    columns = ("alone", "with_estimate")
+def _plain(study: Ladder) -> dict[str, Any]:
     return {
-        "rungs": {r.name: [getattr(m, "ap", None) for m in (getattr(r, c) for c in columns)] for r in study.rungs},
+        "variants": {v.name: [getattr(m, "ap", None) for m in (v.alone, v.with_estimate)] for v in study.variants},
         "lost_to_ranking": study.lost_to_ranking,
         "pearson": {name: value.pearson for name, value in study.correlations.items()},
     }
@@ -137,7 +136,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
                 lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *directions(by_variant)]
     if "gradient" in by_variant:
-        lines += ["", "α sweep (gradient through the target; one inference a seed):", ""]
+        lines += ["", "α sweep (gradient through the target; one inference per seed):", ""]
         lines += ["| α | AP | AP50 | AP75 | AP90 |", "|---|---|---|---|---|"]
         for alpha in ALPHAS:
             found = [row["by_rank"][f"{alpha:.1f}"] for row in by_variant["gradient"]]
@@ -173,14 +172,14 @@ def directions(by_variant: dict[str, list[dict[str, Any]]]) -> list[str]:
 def ladder_table(found: list[dict[str, Any]]) -> list[str]:
     ladders = [row["ladder"] for row in found]
     lines = ["| replaced before suppression | class score alone | with the IoU estimate |", "|---|---|---|"]
-    for rung in ladders[0]["rungs"]:
-        cells = [[ladder["rungs"][rung][column] for ladder in ladders] for column in (0, 1)]
+    for variant in ladders[0]["variants"]:
+        cells = [[ladder["variants"][variant][column] for ladder in ladders] for column in (0, 1)]
         shown = [spread([100 * value for value in values], 1) if None not in values else "" for values in cells]
-        lines.append(f"| {rung} | {shown[0]} | {shown[1]} |")
+        lines.append(f"| {variant} | {shown[0]} | {shown[1]} |")
     lost = spread([100 * ladder["lost_to_ranking"] for ladder in ladders], 1)
     pearson = {name: spread([ladder["pearson"][name] for ladder in ladders], 2) for name in ladders[0]["pearson"]}
-    shown = ", ".join(f"{name} {value}" for name, value in pearson.items())
-    return [*lines, "", f"AP lost to ranking: {lost}. Pearson correlation with the true IoU, where above 0.5: {shown}."]
+    told = ", ".join(f"{name} {value}" for name, value in pearson.items())
+    return [*lines, "", f"AP lost to ranking: {lost}. Pearson correlation with the true IoU, where above 0.5: {told}."]
 
 
 if __name__ == "__main__":

@@ -26,14 +26,13 @@ from torch import Tensor
 from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.boxes import pairwise_iou
-from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
-from tightbox.evaluation.calibration import correlation
-from tightbox.evaluation.candidates import ImageCandidates, iterate_candidates
-from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.run import evaluate_model, to_results
+from tightbox.evaluation.reliability import correlation
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.batches import batches
+from tightbox.inference.candidates import AssignedCandidates, iterate_assigned
+from tightbox.inference.detect import evaluate_detections, evaluate_model
 from tightbox.models import IoUNet, load
 from tightbox.rank import by_class_score
 from tightbox.structures import Detections
@@ -109,7 +108,7 @@ def measure(models: dict[str, IoUNet], data: DetectionData) -> dict[str, Any]:
         metrics = evaluate_model(model, data)
         model.options = published
         ladder[name] = {figure: getattr(metrics, figure) for figure in FIGURES}
-    images = list(iterate_candidates(models["iou_net"], data))
+    images = list(iterate_assigned(models["iou_net"], data))
     return {
         "ladder": ladder,
         "correlation": correlations(images),
@@ -118,7 +117,7 @@ def measure(models: dict[str, IoUNet], data: DetectionData) -> dict[str, Any]:
     }
 
 
-def correlations(images: Sequence[ImageCandidates]) -> dict[str, Any]:
+def correlations(images: Sequence[AssignedCandidates]) -> dict[str, Any]:
     """Of class score and predicted IoU with the true IoU, over candidates that overlap an object of their class."""
     scores, ious, truth = [], [], []
     for image in images:
@@ -133,13 +132,13 @@ def correlations(images: Sequence[ImageCandidates]) -> dict[str, Any]:
     }
 
 
-def own_overlaps(boxes: Tensor, labels: Tensor, image: ImageCandidates) -> Tensor:
+def own_overlaps(boxes: Tensor, labels: Tensor, image: AssignedCandidates) -> Tensor:
     """IoU (K, G) of boxes with the objects of their class, 0 with others; (K, 1) zeros without any object."""
     overlaps = pairwise_iou(boxes, image.targets.boxes) * (labels[:, None] == image.targets.labels)
     return overlaps if overlaps.shape[1] else overlaps.new_zeros(len(boxes), 1)
 
 
-def surviving(model: IoUNet, images: Sequence[ImageCandidates], rule: Suppress) -> list[int]:
+def surviving(model: IoUNet, images: Sequence[AssignedCandidates], rule: Suppress) -> list[int]:
     """How many objects have a box left, by the IoU of the best that they have, in the bins between `EDGES`."""
     best = []
     for image in images:
@@ -158,19 +157,16 @@ def ap_by_steps(model: IoUNet, data: DetectionData) -> dict[str, list[float | No
         "optimisation": [{} for _ in STEPS],
         "regression": [{} for _ in STEPS],
     }
-    dataset = DetectionDataset(data, model.preprocess)
-    for images, _, indices in evaluation_loader(dataset, range(len(dataset)), 8, 0):
+    for images, _, indices in batches(model, data):
         pyramid = model.features(images)
         start = regressed = model.detect(images)
         for step in STEPS:
             regressed = model.regress(pyramid, regressed) if step else start
             for kind, batch in {"optimisation": model.refine(pyramid, start, step), "regression": regressed}.items():
                 for index, size, detections in zip(indices, images.sizes, batch, strict=True):
-                    record = data.records[index]
-                    found[kind][step][index] = detections.resized(size, (record.height, record.width))
+                    found[kind][step][index] = detections.resized(size, data.records[index].size)
     model.options = published
-    truth = data.to_coco()
-    return {kind: [evaluate(truth, to_results(rows, data)).ap for rows in steps] for kind, steps in found.items()}
+    return {kind: [evaluate_detections(rows, data).ap for rows in steps] for kind, steps in found.items()}
 
 
 def report(studies: dict[str, Any]) -> str:

@@ -39,10 +39,11 @@ from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evalu
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
-from tightbox.evaluation.candidates import iterate_candidates
 from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.run import to_results
+from tightbox.evaluation.coco_files import from_coco, read_json
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.candidates import iterate_candidates
+from tightbox.inference.detect import to_results
 from tightbox.models import Detector, load
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions
 from tightbox.rank import by_class_score
@@ -62,10 +63,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {  # the result file, and the options o
     "+ refinement": ("after", ["--refine_steps", "5"]),
     "+ ranked by p^½u^½": ("after", ["--rank", "power", "--refine_steps", "0"]),
     "+ both": ("after", ["--rank", "power", "--refine_steps", "5"]),
-    "before its NMS: greedy": ("before", ["--nms", "greedy", "--refine_steps", "0"]),
-    "before its NMS: IoU-guided": ("before", ["--nms", "iou_guided", "--refine_steps", "0"]),
-    "before its NMS: IoU-guided, refinement": ("before", ["--nms", "iou_guided", "--refine_steps", "5"]),
-    "before its NMS: greedy, refinement": ("before", ["--nms", "greedy", "--refine_steps", "5"]),
+    "before its NMS: greedy": ("before", ["--suppress", "greedy", "--refine_steps", "0"]),
+    "before its NMS: IoU-guided": ("before", ["--suppress", "iou_guided", "--refine_steps", "0"]),
+    "before its NMS: IoU-guided, refinement": ("before", ["--suppress", "iou_guided", "--refine_steps", "5"]),
+    "before its NMS: greedy, refinement": ("before", ["--suppress", "greedy", "--refine_steps", "5"]),
 }
 CHANNELS = 64
 NMS_IOU, SCORE_THRESHOLD, SHOWN, EVERY = 0.5, 0.05, 100, 10000
@@ -135,7 +136,6 @@ def measure(folder: Path, judge: Path, where: str, data: DetectionData) -> dict[
             better = folder / "better.json"
             command = [
                 "rescore",
-                "--model",
                 str(judge / "last"),
                 "--data",
                 where,
@@ -147,7 +147,7 @@ def measure(folder: Path, judge: Path, where: str, data: DetectionData) -> dict[
             if tightbox([*command, *options]):
                 raise SystemExit(f"could not rescore {results}")
             results = better
-        metrics = evaluate(data.to_coco(), json.loads(results.read_text(encoding="utf-8")))
+        metrics = evaluate(*from_coco(data.to_coco(), read_json(results)))
         figures[name] = {figure: getattr(metrics, figure) for figure in FIGURES}
     return figures
 
@@ -213,7 +213,7 @@ def train_torchvision(model: nn.Module, folder: Path, data: str, config: Path, s
             for images, targets, _ in loader:
                 with torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(options.precision) == "bf16"):
                     losses = model(unpadded(images), [{"boxes": t.boxes, "labels": t.labels} for t in targets])
-                torch.stack([value.float() for value in losses.values()]).sum().backward()
+                torch.autograd.backward(torch.stack([value.float() for value in losses.values()]).sum())
                 nn.utils.clip_grad_norm_(model.parameters(), options.clip)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -29,10 +29,10 @@ from tightbox.data.dataset import DetectionDataset
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.scenes import write_scenes
+from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import match
-from tightbox.evaluation.results import to_columns
-from tightbox.evaluation.run import detect_data, to_results
 from tightbox.files import atomic_path, write_json
+from tightbox.inference.detect import detect_data
 from tightbox.models import UnitBox, load
 from tightbox.options import Preprocess
 from tightbox.structures import ImageBatch
@@ -62,7 +62,7 @@ def main() -> int:
     )
     found = dict(zip(search, measured(list(search.values()), data, args.jobs, search=True), strict=True))
     recalls = {loss: {rate: found[loss, rate][-1]["recall"] for rate in RATES} for loss in LOSSES}
-    best = {loss: max(RATES, key=lambda rate, loss=loss: recalls[loss][rate]) for loss in LOSSES}
+    best = {loss: max(of_rate, key=of_rate.__getitem__) for loss, of_rate in recalls.items()}
     print(f"learning rates: {best}", flush=True)
 
     runs = {(loss, seed): args.runs / f"{loss}-seed{seed}" for seed in args.seeds for loss in LOSSES}
@@ -134,9 +134,10 @@ def measure_run(run: Path, data: Path) -> dict[str, Any]:
 def recalls_of(checkpoint: Path, data: DetectionData) -> dict[str, float]:
     """Miss rate with all detections, and recall where there are no more than so many false positives; IoU 0.5."""
     model = load(checkpoint)
-    truth, found = to_columns(data.to_coco(), to_results(detect_data(model, data), data))
-    outcome = match(truth, found).at(0.5)  # by falling score
-    objects = int((~truth.crowd).sum())
+    ground_truth = GroundTruth.from_data(data)
+    predictions = Predictions.from_detections(detect_data(model, data), data)
+    outcome = match(ground_truth, predictions).at(0.5)  # by falling score
+    objects = int((~ground_truth.crowd).sum())
     allowed = outcome.wrong.cumsum() <= FALSE_POSITIVES
     return {
         "miss": 1 - int(outcome.hit.sum()) / objects,

@@ -14,9 +14,8 @@ import torch
 
 import tightbox
 from tests.helpers.models import tiny_model
-from tightbox.checkpoint import start_from
 from tightbox.errors import UserError
-from tightbox.models import create_model, load
+from tightbox.models import create_model, load, start_from
 from tightbox.options import BackboneOptions, Preprocess
 
 
@@ -175,7 +174,7 @@ def test_nothing_is_unpickled() -> None:
     }
     # mmdetection's files are read by PyTorch's own reader of tensors and plain values, which runs nothing.
     reader = 'torch.load(path, map_location="cpu", weights_only=True)'
-    assert {name: found for name, found in hits.items() if found} == {"mmdet/read.py": [reader]}
+    assert {name: found for name, found in hits.items() if found} == {"models/mmdet/read.py": [reader]}
 
 
 @pytest.mark.parametrize(("names", "same"), [(["cat", "dog"], True), (["dog", "cat"], False), (["cow"], False)])

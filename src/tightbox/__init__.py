@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tightbox.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tightbox.models import create_model as create_model
     from tightbox.models import load as load
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from tightbox.structures import Detections as Detections
     from tightbox.structures import ImageBatch as ImageBatch
     from tightbox.structures import Targets as Targets
-
-__version__ = "0.1.0"
 
 # Loaded on first use, because torch takes seconds to import and `tightbox --help` must not.
 _HOMES = {

@@ -1,33 +1,95 @@
-"""What held-out images taught about a detector's numbers: it is kept in the card and used wherever it detects."""
+"""What held-out images taught about a detector's numbers: a value that the card keeps and that detection applies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tightbox.errors import UserError
-from tightbox.evaluation.calibration import IouCalibration
-from tightbox.evaluation.matching import Bools, Floats, Matches
 
 if TYPE_CHECKING:
-    from tightbox.structures import Detections
+    from torch import Tensor
 
-Method = Literal["isotonic", "temperature"]
+    from tightbox.structures import Detections
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 PRECISIONS = tuple(round(0.5 + 0.01 * i, 2) for i in range(51))
-MIN_DETECTIONS = 20  # detections above a threshold, below which their precision is an accident
+
+
+@dataclass(frozen=True)
+class IouCalibration:
+    """A rising map from a detector's raw predicted IoU to the IoU to expect, linear between its knots.
+
+    Beyond the first and last knot it keeps their value. NaN stays NaN.
+
+    Attributes:
+        raw: the knots' raw predicted IoUs, ascending.
+        ious: the knots' IoUs in [0, 1], not falling.
+    """
+
+    raw: tuple[float, ...]
+    ious: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        raw, ious = np.array(self.raw), np.array(self.ious)
+        if (
+            not len(raw) == len(ious) > 0
+            or not (np.isfinite(raw).all() and np.isfinite(ious).all())
+            or (np.diff(raw) <= 0).any()
+            or (np.diff(ious) < 0).any()
+            or ious[0] < 0
+            or ious[-1] > 1
+        ):
+            raise UserError(
+                "an IoU calibration needs equally many raw and expected IoUs, both rising, the latter in [0, 1]; "
+                "calibrate again"
+            )
+
+    def __call__(self, raw: ArrayLike) -> NDArray[np.float64]:
+        """The IoUs to expect for an array of raw predicted IoUs."""
+        x = np.asarray(raw, dtype=np.float64)
+        return np.where(np.isnan(x), np.nan, np.interp(x, self.raw, self.ious))
+
+    def of_tensor(self, raw: Tensor) -> Tensor:
+        """The same for a tensor, in its shape, type and device."""
+        import torch
+
+        at, ious = (raw.new_tensor(values, dtype=torch.float64) for values in (self.raw, self.ious))
+        slopes = torch.nn.functional.pad(ious.diff() / at.diff(), (0, 1))
+        x = raw.double().clamp(at[0], at[-1])
+        left = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 1)
+        return (ious[left] + slopes[left] * (x - at[left])).clamp(ious[0], ious[-1]).to(raw.dtype)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The knots as lists, for a checkpoint's card."""
+        return {"estimates": list(self.raw), "ious": list(self.ious)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The map that `to_json` wrote.
+
+        Raises:
+            UserError: if the lists are not there or make no rising map.
+        """
+        try:
+            lists: list[Sequence[float]] = [[float(v) for v in content[name]] for name in ("estimates", "ious")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                "an IoU calibration needs the lists of numbers estimates and ious; calibrate again"
+            ) from error
+        return cls(*map(tuple, lists))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map that makes predicted IoUs mean what they say, and the score thresholds that reach a precision.
+    """A map from raw predicted IoUs to those to expect, and the score thresholds that reach a precision.
 
     Attributes:
-        ious: from the raw estimate to the IoU to expect.
+        ious: from the raw predicted IoU to the IoU to expect.
         thresholds: lowest score from which on at least each of `PRECISIONS` is reached, in a row for each of `IOUS`;
             None where nothing reaches it. A second box on an object is wrong.
         about: how it was made, for whoever reads the card.
@@ -85,47 +147,6 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration in the card is damaged ({error}); run `tightbox calibrate`") from error
         return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about)
-
-
-def fit_calibration(matches: Matches, method: Method = "isotonic", **about: Any) -> Calibration:
-    """Learn from held-out detections with their raw estimates; those in crowds do not count.
-
-    The true IoU of a detection is that with the object of its class it overlaps most, found already or not.
-
-    Args:
-        matches: matched at all `IOUS`.
-        method: of the map; see `IouCalibration`.
-        about: further facts to keep with it.
-
-    Raises:
-        UserError: if there are too few detections, or they have no estimate.
-    """
-    counted = ~matches.at(IOUS[0]).ignored
-    estimates, true_ious = matches.ious[counted], matches.best_iou[counted]
-    if len(estimates) and np.isnan(estimates).all():
-        raise UserError("this detector predicts no IoU, so there is nothing to calibrate; choose one that does")
-    fit = IouCalibration.isotonic if method == "isotonic" else IouCalibration.temperature
-    return Calibration(
-        ious=fit(estimates, true_ious),
-        thresholds=tuple(_lowest_scores(matches, iou) for iou in IOUS),
-        about={"method": method, "detections": len(estimates)} | about,
-    )
-
-
-def _lowest_scores(matches: Matches, iou: float) -> tuple[float | None, ...]:
-    outcome = matches.at(iou)
-    counted = ~outcome.ignored
-    scores: Floats = matches.scores[counted]
-    hit: Bools = outcome.hit[counted]
-    order = np.argsort(-scores, kind="stable")
-    scores, hit = scores[order], hit[order]
-    # A threshold takes all detections of one score or none: only the last of equal scores ends a choice.
-    ends = np.flatnonzero(np.diff(scores, append=-np.inf))
-    ends = ends[ends + 1 >= MIN_DETECTIONS]
-    precision = np.cumsum(hit)[ends] / (ends + 1)
-    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    last = [int(np.count_nonzero(best_from_here >= wanted - 1e-9)) - 1 for wanted in PRECISIONS]
-    return tuple(float(scores[ends[i]]) if i >= 0 else None for i in last)
 
 
 def _first_at_least(values: tuple[float, ...], wanted: float, what: str) -> int:

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-import tightbox
 from tightbox.calibration import Calibration
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
-
-if TYPE_CHECKING:
-    from tightbox.models import Detector
+from tightbox.version import __version__
 
 WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
 
 
-def save(model: Detector, folder: Path) -> Path:
-    """Write a model's weights and card into a folder; if the disk refuses, an earlier checkpoint there stays whole.
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
+    """Write weights and card into a folder; if the disk refuses, an earlier checkpoint there stays whole.
+
+    Args:
+        folder: made if need be.
+        tensors: the weights by name.
+        card: what else a reader needs, fit for JSON; the format's number and the version are added.
 
     Raises:
         UserError: if the disk refuses.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    card = {
-        "format": FORMAT,
-        "tightbox": tightbox.__version__,
-        "model": model.name,
-        "class_names": list(model.class_names),
-        "backbone": asdict(model.backbone.options),
-        "options": asdict(model.options),
-        "preprocess": asdict(model.preprocess),
-        "metrics": model.metrics,
-        "calibration": None if model.calibration is None else model.calibration.to_json(),
-    }
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors))
-        write_json(folder / CARD, card)  # within the block: if it fails, the old weights stay beside the old card
+        temporary.write_bytes(safetensors.torch.save(held))
+        # Within the block: if the card cannot be written, the old weights stay beside the old card.
+        write_json(folder / CARD, {"format": FORMAT, "tightbox": __version__, **card})
     return folder
 
 
@@ -73,54 +66,26 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder.
 
     Raises:
         UserError: if they cannot be read.
     """
     try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the checkpoint again") from error
     return tensors
 
 
-def start_from(model: Detector, path: str | Path) -> bool:
-    """Copy a checkpoint's weights into a model of the same making, whose classes may be others.
-
-    Where the class names (in their order) differ, the layers that tell classes apart keep their first weights.
-
-    Returns:
-        Whether it was copied, too.
-
-    Raises:
-        UserError: if the folder holds no checkpoint of such a model.
-    """
-    folder = Path(path)
-    card = read_card(folder)
-    held, wanted = (card["model"], card["backbone"]["name"]), (model.name, model.backbone.options.name)
-    if held != wanted:
-        raise UserError(
-            f"{folder} holds {held[0]} on {held[1]}, not {wanted[0]} on {wanted[1]}; leave out --model and --backbone"
-        )
-    tensors = read_weights(folder)
-    same = tuple(card.get("class_names", ())) == model.class_names
-    if not same:
-        own = model.state_dict()
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(model.class_layers)}
-        tensors |= {name: value for name, value in own.items() if name.startswith(model.class_layers)}
-    load_weights(model, tensors, str(folder / WEIGHTS))
-    return same
-
-
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy tensors into a model; every name and shape must fit.
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into a module; every name and shape must fit.
 
     Raises:
         UserError: naming the first misfit.
     """
-    own = model.state_dict()
+    own = module.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):
         raise UserError(f"{source} lacks {missing[0]} and {len(missing) - 1} more tensors that the model needs")
     if surplus := sorted(tensors.keys() - own.keys()):
@@ -128,4 +93,4 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], sourc
     for name, value in own.items():
         if tensors[name].shape != value.shape:
             raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}")
-    model.load_state_dict(tensors)
+    module.load_state_dict(tensors)

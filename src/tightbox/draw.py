@@ -1,4 +1,4 @@
-"""Drawings of boxes that a person can read: on one image, and truth beside prediction for many."""
+"""Drawings of boxes that a person can read: on one image, and ground truth beside prediction for many."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def image_grid(
     """Images with their ground-truth boxes on the left and the predicted ones on the right.
 
     Args:
-        rows: image, truth and detections of each image; the latter two have `boxes` and `labels`, and the scores and
+        rows: image, ground truth and detections of each; the latter two have `boxes` and `labels`, and the scores and
             predicted IoUs are drawn of those that have `scores` and `ious`, as for `draw_boxes`.
         class_names: name of each class.
         pairs: how many images stand side by side.
@@ -57,7 +57,7 @@ def image_grid(
     Raises:
         UserError: if a label has no class name, or there is no image.
     """
-    content = [(image, (truth, found)) for image, truth, found in rows]
+    content = [(image, (ground_truth, found)) for image, ground_truth, found in rows]
     if not content:
         raise UserError("there is no image to draw; give at least one image")
     crowded = any(len(side.labels) >= CROWDED for _, sides in content for side in sides)
@@ -77,7 +77,7 @@ def image_grid(
     grid = Image.new("RGB", (lefts[-1] + width + gap, header + sum(heights) + gap * len(bands)), PAPER)
     pen, font, top = ImageDraw.Draw(grid), ImageFont.load_default(0.55 * header), header
     for i, left in enumerate(lefts):
-        title = "prediction" if i % 2 else "truth"
+        title = "prediction" if i % 2 else "ground truth"
         pen.text((left + width / 2, header / 2), title, fill=INK, font=font, anchor="mm")
     for band, height in zip(bands, heights, strict=True):
         for left, cell in zip(lefts, band, strict=False):
@@ -121,7 +121,7 @@ def _annotate(
 
 
 def _words(i: int, name: str | None, scores: Any, ious: Any) -> list[str]:
-    """What the tag of box i says."""
+    """The words of the tag of box i."""
     score = None if scores is None else f"{float(scores[i]):.2f}"
     iou = None if ious is None else f"{float(ious[i]):.2f}"
     return [word for word in (name, score, None if iou in (None, score) else f"IoU {iou}") if word is not None]

@@ -5,9 +5,10 @@ Nothing here imports torch, so that `tightbox --help` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tightbox.errors import UserError
 
@@ -303,6 +304,17 @@ MODEL_OPTIONS = {
     "iou_net": IoUNetOptions,
     "unitbox": UnitBoxOptions,
 }
+
+
+def from_earlier_versions(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options by today's names and values, from a card or a configuration that any version wrote."""
+    known = dict(options)
+    if model == "vfnet" and "normaliser" in known:
+        names = {"code": "iou_sum", "paper": "num_positives"}
+        known["normaliser"] = names.get(known["normaliser"], known["normaliser"])
+    if model == "iou_net" and "positive_share" in known:
+        known["positive_fraction"] = known.pop("positive_share")
+    return known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,12 @@ def by_class_score(candidates: Candidates) -> Tensor:
 
 
 def by_power(candidates: Candidates, alpha: float = 0.5) -> Tensor:
-    """p^α · u^(1−α) (K, C), u being the estimated IoU (IoU-aware RetinaNet, https://arxiv.org/abs/1912.05992).
+    """p^α · u^(1−α) (K, C), u being the predicted IoU (IoU-aware RetinaNet, https://arxiv.org/abs/1912.05992).
 
-    α = 1 gives back p and α = 0 gives u; an estimate under 0 counts as 0.
+    α = 1 gives back p and α = 0 gives u; a predicted IoU under 0 counts as 0.
 
     Args:
-        candidates: with `ious` (K,), or (K, C) for an estimate of each class.
+        candidates: with `ious` (K,), or (K, C) for one per class.
         alpha: weight of the class score, in [0, 1].
 
     Raises:

@@ -32,7 +32,7 @@ def greedy_nms(
     are never detected.
 
     Args:
-        candidates: the boxes, and the IoU estimates that the detections carry on.
+        candidates: the boxes, and the predicted IoUs that the detections carry on.
         scores: (K, C) what to rank by.
         iou_threshold: a box is dropped if its IoU with a better one is above this.
         score_threshold: scores must be above this.
@@ -72,7 +72,7 @@ def soft_nms(
     arguments not named here, are as for `greedy_nms`.
 
     Args:
-        candidates: the boxes, and the IoU estimates that the detections carry on.
+        candidates: the boxes, and the predicted IoUs that the detections carry on.
         scores: (K, C) what to rank by.
         method: 1 − IoU, or a Gaussian of the IoU, multiplies a score (`tightbox.ops.soft_nms`).
         iou_threshold: smaller overlaps cost nothing; of the linear method only.
@@ -111,11 +111,11 @@ def iou_guided_nms(
     """Keep the box of highest estimated IoU, drop those of its class that overlap it, and so on; best scores first.
 
     A box takes over the best score of those it drops (IoU-Net, https://arxiv.org/abs/1807.11590), with that one's
-    label where classes compete. Low scores are dropped before, since background may have a high estimate. Of equal
-    estimates the higher score goes first; NaN ones, and what `greedy_nms` never detects, are not detected.
+    label where classes compete. Low scores are dropped before, since background may have a high predicted IoU. Of
+    equal ones the higher score goes first; NaN ones, and what `greedy_nms` never detects, are not detected.
 
     Args:
-        candidates: the boxes and the estimates of their IoU, which the detections carry on.
+        candidates: the boxes and their predicted IoUs, which the detections carry on.
         scores: (K, C) class scores, or anything else to rank the detections by.
         iou_threshold: a box is dropped if its IoU with a better localised one is above this.
         score_threshold: scores must be above this.

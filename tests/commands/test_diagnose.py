@@ -11,9 +11,8 @@ from tests.helpers.commands import status
 from tests.helpers.data import plain_image
 from tests.helpers.models import tiny_model
 from tests.helpers.results import example
-from tightbox.calibration import Calibration
+from tightbox.calibration import Calibration, IouCalibration
 from tightbox.checkpoint import save_calibration
-from tightbox.evaluation.calibration import IouCalibration
 
 HALVES = Calibration(IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 50 + (None,),) * 10, {"split": "val"})
 
@@ -85,7 +84,7 @@ def test_calibrate(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[s
         "test",
         "test",
     ]
-    # A second time it learns from the raw estimates again.
+    # A second time it learns from the raw predicted IoUs again.
     assert status(["calibrate", str(checkpoint), "--data", str(data), "--method", "temperature"]) == 0
     assert json.loads((checkpoint / "card.json").read_text())["calibration"] == first
 

@@ -9,19 +9,21 @@ import pytest
 
 from tests.helpers.results import example, many
 from tightbox.calibration import IOUS
-from tightbox.diagnosis.aps import average_precisions, sizes_of
 from tightbox.diagnosis.diagnose import diagnose_results
-from tightbox.diagnosis.numbers import Aps, Diagnosis
+from tightbox.diagnosis.evidence import Evidence, gather_evidence
+from tightbox.diagnosis.gallery import pick_cards
+from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.sentences import sentences
 from tightbox.errors import UserError
+from tightbox.evaluation.average_precision import AveragePrecision, average_precisions
 from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.matching import match
-from tightbox.evaluation.oracle import results_study
-from tightbox.evaluation.results import to_columns
+from tightbox.inference.before_suppression import BestCandidates
 
 
 def diagnosed(truth: Any, results: Any) -> Diagnosis:
-    return diagnose_results(truth, results, title="an example")
+    return diagnose_results(*from_coco(truth, results), title="an example")
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +75,10 @@ def test_ap_lost(diagnosis: Diagnosis) -> None:
     assert diagnosis.lost.misses.by_class["emu"] is None
 
 
-def test_tide_and_trust(diagnosis: Diagnosis) -> None:
+def test_tide_and_reliability(diagnosis: Diagnosis) -> None:
     count = diagnosis.errors.count
     assert (count.localisation, count.duplicate, count.background) == (1, 1, 1)
-    # |claim - true| of the predicted IoUs, each alone in its bin but for the two of 0.8, whose means are 0.8 and 0.875.
+    # |predicted - true| of the predicted IoUs, alone in their bins but for the two of 0.8, whose means are 0.8, 0.875.
     expected = (abs(0.7 - 0.6) + 2 * abs(0.8 - 0.875) + abs(0.5 - 0.4) + abs(0.3 - 0)) / 5
     assert diagnosis.predicted_iou is not None
     assert diagnosis.predicted_iou.error == pytest.approx(expected)
@@ -88,10 +90,10 @@ def test_tide_and_trust(diagnosis: Diagnosis) -> None:
 def test_gallery(diagnosis: Diagnosis) -> None:
     assert (diagnosis.better_boxes, diagnosis.iou_lost) == (1, pytest.approx(0.35))
     better, small, medium, *false = sorted(
-        diagnosis.gallery, key=lambda card: (card.kind != "better", card.kind != "miss", card.loss)
+        diagnosis.gallery, key=lambda card: (card.kind != "better", card.kind != "miss", card.severity)
     )
-    assert (better.kind, better.image_id, better.category, better.size) == ("better", 1, "cat", "large")
-    assert better.loss == pytest.approx(0.35)
+    assert (better.kind, better.image.id, better.class_name, better.size) == ("better", 1, "cat", "large")
+    assert better.severity == pytest.approx(0.35)
     assert better.kept is not None
     assert better.better is not None
     assert (better.kept.score, better.kept.iou) == (0.9, pytest.approx(0.6))
@@ -99,12 +101,82 @@ def test_gallery(diagnosis: Diagnosis) -> None:
     assert better.why == "the better box was out-ranked"
     assert (small.size, small.kept, small.why) == ("small", None, "no box of its class touches it")
     assert (medium.size, medium.why) == ("medium", "the nearest box of its class is too loose")
-    assert [(card.loss, card.category) for card in false] == [(0.5, "emu"), (0.6, "cat"), (0.7, "cat")]
+    assert [(card.severity, card.class_name) for card in false] == [(0.5, "emu"), (0.6, "cat"), (0.7, "cat")]
     assert [card.why for card in false] == [
         "on no object",
         "a second box on an object that was found",
         "on its object, but too loose",
     ]
+
+
+# What candidates add: the objects of the example, with a tightest candidate of this IoU each.
+
+
+def with_candidates(ious: list[float], any_ious: list[float]) -> Evidence:
+    """The example's evidence; every candidate is reported as a box at (1, 2) with the score 0.25 and no IoU."""
+    matches = match(*from_coco(*example()), (0.5,))
+    boxes = np.array([[1.0, 2, 3, 4]] * 4)
+    candidates = BestCandidates(np.array(ious), boxes, np.full(4, 0.25), np.full(4, np.nan), np.array(any_ious))
+    return gather_evidence(matches, candidates)
+
+
+def test_evidence_of_candidates() -> None:
+    # Object 1 has detections of 0.6 (kept) and 0.95, object 2 one of 0.8 (kept), object 3 one of 0.4, object 4 none.
+    evidence = with_candidates([0.97, 0.8005, 0.7, 0.3], [1.0, 1.0, 1.0, 0.6])
+    assert evidence.kept_iou.tolist() == pytest.approx([0.6, 0.8, 0, 0])
+    assert evidence.nearest_iou.tolist() == pytest.approx([0.95, 0.8, 0.4, 0])
+    # A candidate less than 0.001 tighter than the nearest detection is that detection.
+    assert evidence.from_candidates.tolist() == [True, False, True, True]
+    assert evidence.best_iou.tolist() == pytest.approx([0.97, 0.8, 0.7, 0.3])
+    assert evidence.had_better_box.tolist() == [True, False, False, False]
+    assert evidence.missed.tolist() == [False, False, True, True]
+    assert evidence.suppressed.tolist() == [False, False, True, False]
+    assert evidence.scored_low.tolist() == [False, False, False, True]
+
+
+def test_cards_of_candidates() -> None:
+    cards = [
+        card
+        for card in pick_cards(with_candidates([0.97, 0.8, 0.7, 0.3], [1, 1, 1, 0.6]))
+        if card.kind != "false_positive"
+    ]
+    told = {(card.kind, card.size): (card.why, None if card.better is None else card.better.iou) for card in cards}
+    assert told == {
+        ("better", "large"): ("the better box was suppressed", 0.97),
+        ("miss", "medium"): ("a good box was there, and was suppressed", 0.7),
+        ("miss", "small"): ("a good box was there, but scored below the threshold", None),
+    }
+    shown = cards[0].better
+    assert shown is not None
+    assert (shown.box, shown.class_name, shown.score, shown.predicted_iou) == ((1, 2, 3, 4), "cat", 0.25, None)
+    nothing = pick_cards(with_candidates([0.0] * 4, [0.0] * 4))
+    assert {card.why for card in nothing if card.kind == "miss"} == {"no candidate of any score overlaps it by 0.5"}
+
+
+@pytest.mark.parametrize("nearest", [0.4995, 0.3])
+def test_a_suppressed_box_is_one_in_the_counts_and_on_its_card(nearest: float) -> None:
+    """Also where it is hardly tighter than the nearest detection, which is not on the object."""
+    truth, results = example()
+    results[3]["bbox"][2] = 50 * nearest  # the detection of object 3, as high as it
+    matches = match(*from_coco(truth, results), (0.5,))
+    columns = np.full((5, 4), 0.5)
+    evidence = gather_evidence(matches, BestCandidates(columns[0], columns[:4], columns[1], columns[2], columns[3]))
+    card = next(c for c in pick_cards(evidence) if c.kind == "miss" and c.size == "medium")
+    assert evidence.suppressed[2]
+    assert card.why == "a good box was there, and was suppressed"
+    assert card.better is not None
+
+
+def test_no_class_or_size_is_crowded_out() -> None:
+    """100 large false positives of high scores, and 3 small ones of another class: the small ones are all shown."""
+    truth, _ = example()
+    rows = [
+        {"image_id": 2, "category_id": 1, "bbox": [300, 200, 120, 120], "score": 0.9 - 0.001 * i} for i in range(100)
+    ] + [{"image_id": 2, "category_id": 3, "bbox": [500, 20, 9, 9 + i], "score": 0.1} for i in range(3)]
+    wrong = [card for card in diagnosed(truth, rows).gallery if card.kind == "false_positive"]
+    assert len(wrong) == 48
+    assert [card.class_name for card in wrong].count("emu") == 3
+    assert [card.severity for card in wrong] == sorted((card.severity for card in wrong), reverse=True)
 
 
 def test_notes_name_what_cannot_be_known(diagnosis: Diagnosis) -> None:
@@ -120,18 +192,36 @@ def test_sentences(diagnosis: Diagnosis) -> None:
     assert said["lost"].startswith(f"{100 * diagnosis.lost.localisation.ap:.1f} points of AP are lost")  # type: ignore[union-attr, operator]
 
 
-def test_the_ladder_is_that_of_the_oracle_study() -> None:
-    """Which is slow, and has the same definitions."""
+def test_the_ladder_is_the_evaluators_of_changed_results() -> None:
+    """Which are made here row by row: a box on an object of its class gets that object's box, 1, or the true IoU."""
     truth, results = many(4)
-    rungs = {rung.name: rung.alone for rung in diagnosed(truth, results).ladder}
-    study = results_study(truth, results)
-    assert set(rungs) == {rung.name for rung in study.rungs}
-    for rung in study.rungs:
-        ours = rungs[rung.name]
+    changed: dict[str, list[dict[str, Any]]] = {"as predicted": results}
+    for row in results:
+        objects = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) == _place(row)]
+        iou, nearest = max(((_iou(row["bbox"], a["bbox"]), a["bbox"]) for a in objects), default=(0.0, []))
+        for name, on_object in (
+            ("box := ground-truth box", {"bbox": nearest}),
+            ("class score := 1", {"score": 1.0}),
+            ("class score := true IoU", {"score": iou}),
+        ):
+            changed.setdefault(name, []).append(row | on_object if iou >= 0.5 else row)
+    ladder = {variant.name: variant.alone for variant in diagnosed(truth, results).ladder}
+    assert set(ladder) == set(changed)
+    for name, rows in changed.items():
+        ours, theirs = ladder[name], AveragePrecision.of_coco(evaluate(*from_coco(truth, rows)))
         assert ours is not None
-        assert rung.alone is not None
-        assert ours.ap == pytest.approx(rung.alone.ap, abs=1e-6), rung.name
-        assert ours.by_iou == pytest.approx(Aps.of_coco(rung.alone).by_iou, abs=1e-6), rung.name
+        assert ours.ap == pytest.approx(theirs.ap, abs=1e-6), name
+        assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-6), name
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    return row["image_id"], row["category_id"]
+
+
+def _iou(a: list[float], b: list[float]) -> float:
+    sides = [min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
+    shared = max(sides[0], 0) * max(sides[1], 0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -158,10 +248,9 @@ def test_average_precision_is_the_evaluators(seed: int) -> None:
         row | {"bbox": [v + rng.normal() for v in row["bbox"]]} for row in truth["annotations"] for _ in range(2)
     ]
     results = [row | {"score": float(rng.random())} for row in results] + boxes(60)
-    columns, found = to_columns(truth, results)
-    matches = match(columns, found, IOUS)
-    sizes = sizes_of(columns.boxes[:, 2:].prod(axis=1)), sizes_of(found.boxes[matches.rows, 2:].prod(axis=1))
-    ours, theirs = average_precisions(matches, ["1", "2", "3"], *sizes), Aps.of_coco(evaluate(truth, results))
+    ground_truth, predictions = from_coco(truth, results)
+    ours = average_precisions(match(ground_truth, predictions, IOUS))
+    theirs = AveragePrecision.of_coco(evaluate(ground_truth, predictions))
     assert ours.ap == pytest.approx(theirs.ap, abs=1e-9)
     assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-9)
     assert ours.by_class == pytest.approx(theirs.by_class, abs=1e-9)
@@ -270,14 +359,14 @@ def test_large_ids_change_nothing_but_themselves() -> None:
             row["id"] += first
     found = diagnosed(truth, results)
     assert (found.coco, found.lost, found.errors) == (expected.coco, expected.lost, expected.errors)
-    assert {card.image_id for card in found.gallery} == {2**53 + card.image_id for card in expected.gallery}
+    assert {card.image.id for card in found.gallery} == {2**53 + card.image.id for card in expected.gallery}
 
 
 def test_no_objects() -> None:
     truth, results = example()
     nothing = diagnosed(truth | {"annotations": []}, results)
     assert nothing.aps.ap is None
-    assert {card.kind for card in nothing.gallery} == {"false"}
+    assert {card.kind for card in nothing.gallery} == {"false_positive"}
     assert sentences(nothing)["lost"] == "There is no object in the truth, so there is no AP to lose."
     assert sentences(nothing)["kinds"] == "There is no object, so there is no AP50 for mistakes to cost."
     assert sentences(nothing)["groups"] == "There is no class with objects, so there is nothing to compare."

@@ -16,6 +16,7 @@ from tests.helpers.results import NASTY, many, nasty_example
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.page import write_page
+from tightbox.evaluation.coco_files import from_coco
 
 CARDS = "#list [role=option]"
 
@@ -57,14 +58,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
-    return diagnose_results(*many(), title="results.json against val.json")
+    return diagnose_results(*from_coco(*many()), title="results.json against val.json")
 
 
 @pytest.fixture(scope="module")
 def file(diagnosis: Diagnosis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(folder / "any.jpg")
-    write_page(diagnosis, {card.image_id: folder / "any.jpg" for card in diagnosis.gallery}, folder / "diagnosis.html")
+    write_page(diagnosis, {card.image.id: folder / "any.jpg" for card in diagnosis.gallery}, folder / "diagnosis.html")
     return folder / "diagnosis.html"
 
 
@@ -125,24 +126,24 @@ def test_the_gallery_is_sorted_and_filtered(visit: Visit) -> None:
     assert len(set(visit.lost())) > 1
     page.select_option("#size", "small")
     assert set(visit.lost()) == {400}  # 20 by 20 pixels
-    page.check("input[value=false]")
+    page.check("input[value=false_positive]")
     page.select_option("#size", "")
     page.select_option("#class", "emu")
     assert {label.split(" in ")[0] for label in visit.cards()} == {"emu"}
     page.select_option("#size", "small")
     assert visit.cards() == []
     assert page.get_by_text("There is nothing of this kind.").is_visible()
-    assert not page.locator("#stage").is_visible()
+    assert not page.locator("#selected").is_visible()
     assert visit.complaints == []
 
 
 def test_the_keyboard_moves_on(visit: Visit) -> None:
     page = visit.page
-    titles = [page.locator("#stage svg").get_attribute("aria-label")]
+    titles = [page.locator("#selected svg").get_attribute("aria-label")]
     for key, expected in (("j", 1), ("ArrowRight", 2), ("ArrowDown", 3), ("k", 2), ("ArrowLeft", 1), ("Home", 0)):
         page.keyboard.press(key)
         assert visit.selected() == expected, key
-        titles.append(page.locator("#stage svg").get_attribute("aria-label"))
+        titles.append(page.locator("#selected svg").get_attribute("aria-label"))
     assert titles[0] == titles[-1]
     assert len(set(titles)) == 4
     page.keyboard.press("k")
@@ -173,7 +174,7 @@ def test_hovering_and_focus_show_the_numbers(visit: Visit) -> None:
     visit.page.keyboard.press("j")
     expect(numbers).to_have_css("opacity", "1")
     visit.page.hover("#boxes tr[data-layer=kept]")
-    assert "lit" in (visit.page.locator("#canvas rect.kept").get_attribute("class") or "")
+    assert "highlighted" in (visit.page.locator("#canvas rect.kept").get_attribute("class") or "")
 
 
 def test_everything_has_a_name_for_screen_readers(visit: Visit) -> None:
@@ -261,13 +262,13 @@ def test_its_figures_are_those_of_the_json_file(visit: Visit, diagnosis: Diagnos
 
 
 def test_names_are_never_html(browser: Any, tmp_path: Path) -> None:
-    diagnosis = diagnose_results(*nasty_example(), title=NASTY)
+    diagnosis = diagnose_results(*from_coco(*nasty_example()), title=NASTY)
     write_page(diagnosis, {}, tmp_path / "diagnosis.html")
     visit = Visit(browser, tmp_path / "diagnosis.html")
     assert visit.complaints == []
     assert visit.page.locator("h1").inner_text() == NASTY
     assert visit.page.locator("tbody th", has_text=NASTY).count() == 2
-    assert visit.page.locator("#stage-title").inner_text() == f"{NASTY} in {NASTY}.jpg"
+    assert visit.page.locator("#selected-title").inner_text() == f"{NASTY} in {NASTY}.jpg"
     visit.page.select_option("#class", NASTY)
     assert len(visit.cards()) == 1
     assert visit.page.locator("#canvas image").count() == 0  # no image: an outline
@@ -282,7 +283,7 @@ def test_a_page_about_nothing(browser: Any, tmp_path: Path, part: str) -> None:
         truth["annotations"] = []
     if part != "annotations":
         results = []
-    write_page(diagnose_results(truth, results, title="nothing"), {}, tmp_path / "diagnosis.html")
+    write_page(diagnose_results(*from_coco(truth, results), title="nothing"), {}, tmp_path / "diagnosis.html")
     visit = Visit(browser, tmp_path / "diagnosis.html")
     assert visit.complaints == []
     assert visit.page.locator("dl.headline dd").first.inner_text() in ("–", "0.0")

@@ -14,7 +14,8 @@ from pycocotools.cocoeval import COCOeval
 
 from tests.helpers.results import Json, result
 from tightbox.errors import UserError
-from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco import CocoMetrics, evaluate
+from tightbox.evaluation.coco_files import from_coco
 
 SCALARS = ("ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90", "ap_small", "ap_medium", "ap_large", "ar")
 
@@ -29,6 +30,10 @@ def truth_of(*boxes: tuple[float, ...], images: int = 1) -> Json:
             for i, b in enumerate(boxes, 1)
         ],
     }
+
+
+def evaluated(ground_truth: Json, results: list[Json], max_detections: int = 100) -> CocoMetrics:
+    return evaluate(*from_coco(ground_truth, results), max_detections)
 
 
 def case_with_gaps(seed: int) -> tuple[Json, list[Json]]:
@@ -96,7 +101,7 @@ def test_every_figure_is_that_of_pycocotools(seed: int, max_detections: int) -> 
     ground_truth, results = case_with_gaps(seed)
     figures, per_class = oracle(ground_truth, results, max_detections)
 
-    metrics = evaluate(ground_truth, results, max_detections)
+    metrics = evaluated(ground_truth, results, max_detections)
 
     for name in SCALARS:
         assert getattr(metrics, name) == pytest.approx(figures[name], abs=1e-6), name
@@ -109,7 +114,7 @@ def test_perfect_results_are_perfect() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (1, 50, 50, 60, 60), (2, 5, 5, 100, 120), images=3)
     results = [result(0.9, *row["bbox"], image=row["image_id"]) for row in ground_truth["annotations"]]
 
-    metrics = evaluate(ground_truth, results)
+    metrics = evaluated(ground_truth, results)
 
     assert [getattr(metrics, name) for name in SCALARS] == [pytest.approx(1.0)] * len(SCALARS)
     assert metrics.per_class["cell"].ap == pytest.approx(1.0)
@@ -122,7 +127,7 @@ def test_a_false_alarm_between_two_hits() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (1, 100, 0, 10, 10))
     results = [result(0.9, 0, 0, 10, 10), result(0.8, 50, 50, 10, 10), result(0.7, 100, 0, 10, 10)]
 
-    metrics = evaluate(ground_truth, results)
+    metrics = evaluated(ground_truth, results)
 
     expected = (51 + 50 * 2 / 3) / 101  # the same at each threshold, as the hits are exact
     assert metrics.ap == pytest.approx(expected)
@@ -133,7 +138,7 @@ def test_a_false_alarm_between_two_hits() -> None:
 def test_a_box_counts_up_to_its_own_iou() -> None:
     # The result is the left 8 of the truth's 10 columns: IoU = 80 / 100. It counts at 0.50, 0.55, ..., 0.80, which are
     # 7 of the 10 thresholds, and there it is the only result and a hit: AP = 7/10.
-    metrics = evaluate(truth_of((1, 0, 0, 10, 10)), [result(0.5, 0, 0, 8, 10)])
+    metrics = evaluated(truth_of((1, 0, 0, 10, 10)), [result(0.5, 0, 0, 8, 10)])
 
     assert metrics.ap == pytest.approx(0.7)
     assert metrics.ap80 == pytest.approx(1.0)
@@ -143,15 +148,15 @@ def test_a_box_counts_up_to_its_own_iou() -> None:
 
 def test_max_detections_keeps_the_best() -> None:
     results = [result(0.1, 0, 0, 10, 10), result(0.9, 50, 50, 10, 10)]
-    assert evaluate(truth_of((1, 0, 0, 10, 10)), results, max_detections=1).ap == 0
+    assert evaluated(truth_of((1, 0, 0, 10, 10)), results, max_detections=1).ap == 0
     # the miss comes first: precision at every recall is 1/2
-    assert evaluate(truth_of((1, 0, 0, 10, 10)), results, max_detections=2).ap == pytest.approx(0.5)
+    assert evaluated(truth_of((1, 0, 0, 10, 10)), results, max_detections=2).ap == pytest.approx(0.5)
 
 
 def test_no_results_score_zero() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metrics = evaluate(truth_of((1, 0, 0, 10, 10)), [])
+        metrics = evaluated(truth_of((1, 0, 0, 10, 10)), [])
     assert (metrics.ap, metrics.ap50, metrics.ap_small, metrics.ar) == (0, 0, 0, 0)
     assert metrics.ap_large is None
 
@@ -168,7 +173,7 @@ def test_no_results_score_zero() -> None:
 def test_without_truth_there_is_no_figure(ground_truth: Json, results: list[Json]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metrics = evaluate(ground_truth, results)
+        metrics = evaluated(ground_truth, results)
     assert [getattr(metrics, name) for name in SCALARS] == [None] * len(SCALARS)
     assert "null" in json.dumps(metrics.to_dict(), allow_nan=False)
     assert "-" in metrics.table()
@@ -178,7 +183,7 @@ def test_annotation_id_zero_and_missing_area_are_fine() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10))
     ground_truth["annotations"][0]["id"] = 0
     del ground_truth["annotations"][0]["area"], ground_truth["annotations"][0]["iscrowd"]
-    metrics = evaluate(ground_truth, [result(0.5, 0, 0, 10, 10)])
+    metrics = evaluated(ground_truth, [result(0.5, 0, 0, 10, 10)])
     assert metrics.ap == metrics.ap_small == pytest.approx(1.0)
     assert metrics.ap_medium is None
 
@@ -199,15 +204,15 @@ def test_ids_of_any_size_give_the_figures_of_small_ones(first: int) -> None:
         "categories": [row | {"id": category_at[row["id"]]} for row in small["categories"]],
         "annotations": [moved(row) | {"id": first + row["id"]} for row in small["annotations"]],
     }
-    expected = evaluate(small, rows)
+    expected = evaluated(small, rows)
     assert expected.ap
-    assert evaluate(large, [moved(row) for row in rows]) == expected
+    assert evaluated(large, [moved(row) for row in rows]) == expected
 
 
 def test_a_null_area_is_that_of_the_box() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10))
     ground_truth["annotations"][0]["area"] = None
-    metrics = evaluate(ground_truth, [result(0.5, 0, 0, 10, 10)])
+    metrics = evaluated(ground_truth, [result(0.5, 0, 0, 10, 10)])
     assert metrics.ap_small == pytest.approx(1.0)
     assert metrics.ap_medium is None
 
@@ -216,13 +221,13 @@ def test_a_null_area_is_that_of_the_box() -> None:
 def test_what_is_a_crowd(value: Any, boxes: int) -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (1, 50, 50, 40, 40))
     ground_truth["annotations"][1]["iscrowd"] = value
-    assert evaluate(ground_truth, []).per_class["cell"].boxes == boxes
+    assert evaluated(ground_truth, []).per_class["cell"].boxes == boxes
 
 
 def test_a_crowd_is_neither_hit_nor_miss() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (1, 50, 50, 40, 40))
     ground_truth["annotations"][1]["iscrowd"] = 1
-    metrics = evaluate(ground_truth, [result(0.9, 55, 55, 10, 10), result(0.5, 0, 0, 10, 10)])
+    metrics = evaluated(ground_truth, [result(0.9, 55, 55, 10, 10), result(0.5, 0, 0, 10, 10)])
     assert metrics.ap == pytest.approx(1.0)
     assert metrics.per_class["cell"].boxes == 1
 
@@ -230,38 +235,38 @@ def test_a_crowd_is_neither_hit_nor_miss() -> None:
 def test_two_classes_of_one_name_stay_apart() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10))
     ground_truth["categories"].append({"id": 2, "name": "cell"})
-    assert list(evaluate(ground_truth, []).per_class) == ["cell", "cell (2)"]
+    assert list(evaluated(ground_truth, []).per_class) == ["cell", "cell (2)"]
 
 
 def test_inputs_stay_as_they_were() -> None:
     ground_truth, results = case_with_gaps(3)
     before = copy.deepcopy((ground_truth, results))
-    evaluate(ground_truth, results)
+    evaluated(ground_truth, results)
     assert (ground_truth, results) == before
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (result(float("nan"), 0, 0, 4, 4), "result 1 .*finite"),  # score that is no number
+        (result(float("nan"), 0, 0, 4, 4), "result 1 has the score nan"),  # score that is no number
         (result(0.5, 0, 0, float("inf"), 4), "result 1 .*finite"),  # endless box
         (result(0.5, 0, 0, 4), "result 1 must have"),  # three coordinates
-        ({"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}, "result 1 must have"),  # no score
+        ({"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}, "result 1 has the score None"),  # no score
         (result(0.5, 0, 0, 4, 10**400), "result 1 must have"),  # too large for a float
-        (result(0.5, 0, 0, 4, 4) | {"image_id": [1]}, "result 1 must have"),  # a list
-        (result(0.5, 0, 0, 4, 4, image=9), "image_id 9, .* check that the results are of this data set"),  # unknown
+        (result(0.5, 0, 0, 4, 4) | {"image_id": [1]}, r"result 1 has the image_id \[1\]"),  # a list
+        (result(0.5, 0, 0, 4, 4, image=9), "image_id 9, which .* check that the files belong together"),  # unknown
         (result(0.5, 0, 0, 4, 4, category=9), "category_id 9"),  # unknown category
     ],
 )
 def test_bad_results_are_named(row: Json, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(truth_of((1, 0, 0, 10, 10)), [row])
+        evaluated(truth_of((1, 0, 0, 10, 10)), [row])
 
 
 def test_bad_annotations_are_named() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10), (7, 0, 0, 10, 10))
-    with pytest.raises(UserError, match=r"annotation 2 has image_id 7, .* not know; correct or remove it"):
-        evaluate(ground_truth, [])
+    with pytest.raises(UserError, match=r"annotation 2 has the image_id 7, which .* not know"):
+        evaluated(ground_truth, [])
 
 
 @pytest.mark.parametrize(
@@ -269,25 +274,25 @@ def test_bad_annotations_are_named() -> None:
     [
         ({"iscrowd": "0"}, "annotation 1 has the iscrowd '0', which is neither 0 nor 1; write"),  # text
         ({"iscrowd": 2}, "annotation 1 has the iscrowd 2"),  # another number
-        ({"area": "large"}, "annotation 1 must have .* a number as area"),  # text
-        ({"area": float("nan")}, "annotation 1 .* area nan, which must be finite"),  # NaN
+        ({"area": "large"}, "annotation 1 must have a number as its area"),  # text
+        ({"area": float("nan")}, "annotation 1 has the area nan, which must be finite"),  # NaN
     ],
 )
 def test_bad_fields_of_annotations_are_named(change: Json, message: str) -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10))
     ground_truth["annotations"][0] |= change
     with pytest.raises(UserError, match=message):
-        evaluate(ground_truth, [])
+        evaluated(ground_truth, [])
 
 
 def test_a_category_without_a_name_is_named() -> None:
     ground_truth = truth_of((1, 0, 0, 10, 10)) | {"categories": [{"id": 1}]}
     with pytest.raises(UserError, match="the category with the id 1 has no name; add one"):
-        evaluate(ground_truth, [])
+        evaluated(ground_truth, [])
 
 
 def test_table_and_dictionary_tell_the_same() -> None:
-    metrics = evaluate(truth_of((1, 0, 0, 10, 10)), [result(0.5, 0, 0, 8, 10)])
+    metrics = evaluated(truth_of((1, 0, 0, 10, 10)), [result(0.5, 0, 0, 8, 10)])
     assert metrics.to_dict()["per_class"]["cell"] == pytest.approx({"ap": 0.7, "ap50": 1.0, "ap75": 1.0, "boxes": 1})
     lines = metrics.table().splitlines()
     assert lines[2].split() == ["cell", "70.0", "100.0", "100.0", "1"]
@@ -295,5 +300,5 @@ def test_table_and_dictionary_tell_the_same() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    evaluate(*case_with_gaps(1))
+    evaluated(*case_with_gaps(1))
     assert capfd.readouterr() == ("", "")

@@ -20,7 +20,7 @@ def slow_lrp(matches: Matches, label: int, score_threshold: float, tau: float) -
     chosen = [i for i in range(len(matches)) if matches.labels[i] == label and matches.scores[i] >= score_threshold]
     ious = [float(outcome.ious[i]) for i in chosen if outcome.hit[i]]
     false = sum(bool(outcome.wrong[i]) for i in chosen)
-    missed = int(matches.truth.positives[label]) - len(ious)
+    missed = int(matches.ground_truth.positives[label]) - len(ious)
     total = sum((1 - iou) / (1 - tau) for iou in ious) + false + missed
     return Lrp(
         error=total / (len(ious) + false + missed),
@@ -111,9 +111,9 @@ def test_a_crowd_is_neither_false_nor_missed() -> None:
 def test_the_optimum_is_the_least_over_all_thresholds(seed: int, tau: float) -> None:
     matches = matched(*random_case(seed), tau)
     report = optimal_lrp(matches, tau)
-    assert len(report.per_class) == len(matches.truth.category_ids)
+    assert len(report.per_class) == len(matches.ground_truth.category_ids)
     for label, found in enumerate(report.per_class.values()):
-        if not matches.truth.positives[label]:
+        if not matches.ground_truth.positives[label]:
             assert_same(found, Lrp(None, None, None, None))
             continue
         scores = {float(s) for s in matches.scores[matches.labels == label]}

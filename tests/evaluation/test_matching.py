@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.helpers.results import Json, data_set, matched, random_case, result
-from tightbox.evaluation import matching
+from tightbox.evaluation import overlaps
 
 
 def slow_overlap(box: Sequence[float], other: Sequence[float], crowd: bool = False) -> float:
@@ -64,7 +64,7 @@ def test_every_match_is_that_of_pycocotools(seed: int, max_detections: int) -> N
         (threshold, row): (to, ignored)
         for threshold, outcome in zip(thresholds, matches.outcomes, strict=True)
         for row, to, ignored in zip(
-            matches.rows.tolist(), outcome.truth.tolist(), outcome.ignored.tolist(), strict=True
+            matches.rows.tolist(), outcome.matched.tolist(), outcome.ignored.tolist(), strict=True
         )
     }
     assert found == expected
@@ -106,14 +106,14 @@ def test_boxes_on_a_small_grid_match_by_the_rules_read_aloud(
 
     outcome = (matches := matched(ground_truth, results, threshold)).at(threshold)
 
-    found = zip(matches.rows.tolist(), outcome.truth.tolist(), outcome.ious.tolist(), strict=True)
+    found = zip(matches.rows.tolist(), outcome.matched.tolist(), outcome.ious.tolist(), strict=True)
     assert {row: (to, iou) for row, to, iou in found} == expected
 
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
 def test_best_boxes_of_the_same_and_of_other_classes(seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(overlaps, "PAIRS_AT_ONCE", at_once)
     ground_truth, results = random_case(seed, crowd=0.2)
 
     matches = matched(ground_truth, results)
@@ -122,8 +122,8 @@ def test_best_boxes_of_the_same_and_of_other_classes(seed: int, at_once: int, mo
     for i, number in enumerate(matches.rows.tolist()):
         row = results[number]
         for same, truth, iou in (
-            (True, matches.best_truth[i], matches.best_iou[i]),
-            (False, matches.other_truth[i], matches.other_iou[i]),
+            (True, matches.best_gt[i], matches.best_iou[i]),
+            (False, matches.other_gt[i], matches.other_iou[i]),
         ):
             overlap = [
                 slow_overlap(row["bbox"], other["bbox"])
@@ -154,13 +154,13 @@ def test_detections_stand_by_class_then_score_then_image() -> None:
 
 
 def test_the_better_score_goes_first_and_the_loser_takes_what_is_left() -> None:
-    # Truth A = [0, 10) and B = [5, 15) in a strip of height 1; the first detection [2, 12) overlaps both by
+    # GroundTruth A = [0, 10) and B = [5, 15) in a strip of height 1; the first detection [2, 12) overlaps both by
     # (8 + 8) / ...: IoU with A = 8 / 12, with B = 7 / 13, so it takes A. The second, A itself, is left with
     # B: 5 / 15 = 1/3 < 0.5 and so with nothing, but at 0.3 it gets B.
     truth = data_set((1, 1, 0, 0, 10, 1), (1, 1, 5, 0, 10, 1))
     matches = matched(truth, [result(0.9, 2, 0, 10, 1), result(0.8, 0, 0, 10, 1)], 0.3, 0.5)
-    assert matches.at(0.5).truth.tolist() == [0, -1]
-    assert matches.at(0.3).truth.tolist() == [0, 1]
+    assert matches.at(0.5).matched.tolist() == [0, -1]
+    assert matches.at(0.3).matched.tolist() == [0, 1]
     assert matches.at(0.3).ious.tolist() == pytest.approx([8 / 12, 1 / 3])
     assert matches.best_iou.tolist() == pytest.approx([8 / 12, 1.0])  # whoever took it
     assert matches.at(0.5).hit.tolist() == [True, False]
@@ -171,7 +171,7 @@ def test_of_equal_overlaps_the_last_true_box_and_the_first_detection() -> None:
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 0, 0, 10, 10))  # one object annotated twice
     matches = matched(truth, [result(0.5, 0, 0, 10, 10), result(0.5, 0, 0, 10, 10)])
     assert matches.rows.tolist() == [0, 1]
-    assert matches.at(0.5).truth.tolist() == [1, 0]
+    assert matches.at(0.5).matched.tolist() == [1, 0]
 
 
 def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
@@ -179,7 +179,7 @@ def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
     # and wholly inside the crowd. The first takes the object, the other two the crowd.
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 0, 0, 5, 10), crowds=[1])
     outcome = matched(truth, [result(s, 0, 0, 5, 10) for s in (0.9, 0.8, 0.7)]).at(0.5)
-    assert outcome.truth.tolist() == [1, 0, 0]
+    assert outcome.matched.tolist() == [1, 0, 0]
     assert outcome.ignored.tolist() == [False, True, True]
     assert outcome.hit.tolist() == [True, False, False]
     assert not outcome.wrong.any()
@@ -188,7 +188,7 @@ def test_a_crowd_takes_any_number_but_only_what_is_left() -> None:
 def test_nothing_matches_without_overlap_even_at_zero() -> None:
     truth = data_set((1, 1, 0, 0, 10, 10), (1, 1, 100, 100, 0, 0))
     rows = [result(0.9, 10, 0, 10, 10), result(0.8, 100, 100, 0, 0), result(0.7, 9, 9, 10, 10)]
-    assert matched(truth, rows, 0.0).at(0.0).truth.tolist() == [-1, -1, 0]
+    assert matched(truth, rows, 0.0).at(0.0).matched.tolist() == [-1, -1, 0]
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_nothing_to_match(truth: Json, rows: list[Json]) -> None:
     matches = matched(truth, rows, 0.0, 0.5)
     assert len(matches) == len(rows)
     for outcome in matches.outcomes:
-        assert outcome.truth.tolist() == [-1] * len(rows)
+        assert outcome.matched.tolist() == [-1] * len(rows)
         assert outcome.wrong.all()
-    assert matches.best_truth.tolist() == matches.other_truth.tolist() == [-1] * len(rows)
+    assert matches.best_gt.tolist() == matches.other_gt.tolist() == [-1] * len(rows)
 
 
 def test_all_crowd_is_no_truth() -> None:
     matches = matched(data_set((1, 1, 0, 0, 10, 10), crowds=[1]), [result(0.5, 0, 0, 4, 4), result(0.4, 90, 0, 4, 4)])
-    assert matches.truth.positives.tolist() == [0]
+    assert matches.ground_truth.positives.tolist() == [0]
     assert matches.at(0.5).ignored.tolist() == [True, False]
     assert matches.best_iou.tolist() == [0, 0]
 

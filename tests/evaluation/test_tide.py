@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.references import DATA_SETS
 from tests.helpers.results import Json, data_set, matched, random_case, real_case, result
 from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.tide import KINDS, Errors, error_kinds, tide
 
 HALF = 51 / 101  # AP of a perfect detector that finds one of two objects: the recalls 0.00, 0.01, ..., 0.50 of 101
@@ -155,7 +156,7 @@ def test_no_results_miss_everything() -> None:
 def test_ap_is_cocos_and_no_gain_is_negative(seed: int) -> None:
     ground_truth, results = random_case(seed, crowd=0.2)
     report = tide(matched(ground_truth, results))
-    metrics = evaluate(ground_truth, results)
+    metrics = evaluate(*from_coco(ground_truth, results))
     assert report.ap == (None if metrics.ap50 is None else pytest.approx(metrics.ap50, abs=1e-12))
     for row, expected in zip(report.per_class.values(), metrics.per_class.values(), strict=True):
         assert row.ap == (None if expected.ap50 is None else pytest.approx(expected.ap50, abs=1e-12))
@@ -216,8 +217,9 @@ def test_agrees_with_vernier_where_it_means_the_same() -> None:
         ours = sorted(zip(matches.best_iou[wrong], matches.other_iou[wrong], strict=True))
         np.testing.assert_allclose(ours, sorted(zip(histogram.iou_same, histogram.iou_cross, strict=True)), atol=1e-12)
         dropped = set(matches.rows[error_kinds(matches) == KINDS.index("background")].tolist())
-        before = evaluate(ground_truth, results).ap
-        after = evaluate(ground_truth, [row for i, row in enumerate(results) if i not in dropped]).ap
+        before = evaluate(*from_coco(ground_truth, results)).ap
+        kept = [row for i, row in enumerate(results) if i not in dropped]
+        after = evaluate(*from_coco(ground_truth, kept)).ap
         assert before is not None
         assert after is not None
         assert math.isclose(after - before, theirs.delta["bkg"], abs_tol=1e-9), name

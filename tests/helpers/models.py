@@ -10,9 +10,9 @@ import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from tightbox.mmdet import export_state
 from tightbox.models import Detector, IoUAwareRetinaNet, IoUNet, UnitBox, VFNet, create_model
 from tightbox.models.backbone import Backbone
+from tightbox.models.mmdet import export_state
 from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import Detections, ImageBatch, Targets
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.references import DATA_ROOTS
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.matching import Matches, match
-from tightbox.evaluation.results import to_columns
 
 Json = dict[str, Any]
 
@@ -40,7 +40,7 @@ def result(score: float, *box: float, image: int = 1, category: int = 1) -> Json
 
 
 def matched(ground_truth: Json, results: list[Json], *thresholds: float, **options: Any) -> Matches:
-    return match(*to_columns(ground_truth, results), thresholds or (0.5,), **options)
+    return match(*from_coco(ground_truth, results), thresholds or (0.5,), **options)
 
 
 def random_results(ground_truth: Json, seed: int, *, ties: bool = False) -> list[Json]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.helpers.models import small_state, small_vfnet, tiny_model
 from tests.helpers.references import DATA_ROOTS
 from tightbox.errors import UserError
-from tightbox.mmdet import export_state, import_checkpoint
-from tightbox.mmdet.coco import COCO_CLASSES
 from tightbox.models import create_model
+from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.models.mmdet.coco import COCO_CLASSES
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
 
 State = dict[str, Tensor]

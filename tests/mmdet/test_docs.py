@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tightbox.mmdet.variants import _TITLES
+from tightbox.models.mmdet.variants import _TITLES
 
 DOCS = Path(__file__).parents[2] / "docs" / "published_checkpoints.md"
 

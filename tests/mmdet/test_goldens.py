@@ -19,10 +19,10 @@ from tests.helpers.references import (
     recordings,
     slice_of,
 )
-from tightbox.mmdet import export_state, import_checkpoint
-from tightbox.mmdet.names import to_published
-from tightbox.mmdet.variants import recognise
 from tightbox.models import Backbone, VFNet
+from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.models.mmdet.names import to_published
+from tightbox.models.mmdet.variants import recognise
 from tightbox.structures import Detections, ImageBatch
 
 

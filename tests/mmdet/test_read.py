@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tightbox.errors import UserError
-from tightbox.mmdet.read import read_checkpoint
+from tightbox.models.mmdet.read import read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.num_batches_tracked": torch.tensor(3)}
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
-from tightbox.models.detector import as_pixels, resize
+from tightbox.models.prediction import as_pixels, resize
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, Targets
 
 
 class Known(Detector):
-    """Finds one box, given in shares of the image that it is shown, and remembers that image's size."""
+    """Finds one box, given in fractions of the image that it is shown, and remembers that image's size."""
 
     name = "known"
 
@@ -35,12 +35,14 @@ class Known(Detector):
     def loss(self, images: Any, targets: Sequence[Targets]) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def assigned_candidates(self, images: Any, targets: Any = None) -> list[tuple[Candidates, Tensor]]:
+    def assigned_candidates(self, images: Any, targets: Any) -> list[tuple[Candidates, Tensor]]:
+        raise NotImplementedError
+
+    def candidates(self, images: Any) -> list[Candidates]:
         assert not self.training
-        self.seen += [tuple(image.shape) for image in images]
-        sides = [torch.tensor([image.shape[2], image.shape[1]] * 2) for image in images]
-        boxes = [(torch.tensor(self.box) * side)[None] for side in sides]
-        return [(Candidates(box, torch.ones(1, 1)), torch.tensor([-1])) for box in boxes]
+        self.seen += [(3, *size) for size in images.sizes]
+        sides = [torch.tensor([width, height] * 2) for height, width in images.sizes]
+        return [Candidates((torch.tensor(self.box) * side)[None], torch.ones(1, 1)) for side in sides]
 
     def rank(self, candidates: Candidates) -> Tensor:
         return candidates.class_scores
@@ -230,3 +232,86 @@ def test_create_model_names_classes_by_their_number() -> None:
     assert model.class_names == ("0", "1", "2")
     assert model.preprocess == Preprocess()
     assert model.options == VFNetOptions(channels=32)
+
+
+# Many images
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    """Up to the rounding of sums that a larger batch adds up in another order."""
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+    assert found.labels.equal(expected.labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_many_images_give_what_each_gives_alone(model: Detector, batch_size: int) -> None:
+    """Images of two shapes, whose order does not matter; shapes that are padded alike are batched."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(64, 64), (40, 64), (64, 64), (64, 33), (61, 64), (64, 64), (20, 64)]
+    images = [torch.rand(3, *size, generator=generator) for size in sizes]
+    together = model.predict(images, batch_size=batch_size)
+    assert len(together) == len(images)
+    for image, found in zip(images, together, strict=True):
+        assert len(found) > 0
+        assert_same(found, model.predict(image))
+
+
+def test_batches_hold_images_of_one_padded_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 pixels each way after padding are the first, third and fourth image."""
+    model = tiny_model().eval()
+    shapes: list[tuple[int, ...]] = []
+    detect = model.detect
+
+    def watched(images: Any) -> list[Detections]:
+        shapes.append(tuple(images.pixels.shape))
+        return detect(images)
+
+    monkeypatch.setattr(model, "detect", watched)
+    images = [torch.rand(3, height, 64) for height in (64, 20, 40, 63)]
+    assert len(model.predict(images, batch_size=2)) == 4
+    assert sorted(shapes) == [(1, 3, 32, 64), (1, 3, 64, 64), (2, 3, 64, 64)]
+
+
+def test_one_image_many_images_and_a_stream_of_them(model: Detector, array: np.ndarray) -> None:
+    assert isinstance(model.predict(array), Detections)
+    assert model.predict([]) == []
+    assert [len(found) for found in model.predict((array,))] == [len(model.predict(array))]
+    stream = model.predict(iter([array, array, array]), batch_size=1)
+    assert not isinstance(stream, (list, Detections))
+    for found in stream:
+        assert_same(found, model.predict(array))
+    assert next(stream, None) is None
+
+
+def test_a_stream_is_read_as_it_is_used(model: Detector, array: np.ndarray) -> None:
+    """Of an endless one, no more than two chunks of 2 · batch_size are asked for before the first result."""
+    asked = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield array
+
+    stream = model.predict(endless(), batch_size=2)
+    assert asked == 0
+    assert_same(next(stream), model.predict(array))
+    assert 0 < asked <= 8
+
+
+def test_an_unreadable_image_of_many_is_named(model: Detector, array: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jpg: there is no such file"):
+        model.predict([array, tmp_path / "none.jpg"])
+
+
+@pytest.mark.parametrize("what", [5, None, [5], [[5]]])
+def test_what_holds_no_images_is_refused(model: Detector, what: Any) -> None:
+    with pytest.raises(UserError, match="cannot make an image of a"):
+        model.predict(what)
+
+
+def test_many_images_leave_the_mode_as_it_was(array: np.ndarray) -> None:
+    model = tiny_model().train()
+    model.predict([array, array])
+    assert model.training

@@ -15,9 +15,8 @@ from tests.helpers.models import BACKBONE
 from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_iou_net as tiny
 from tightbox.boxes import pairwise_iou
-from tightbox.checkpoint import start_from
 from tightbox.errors import UserError
-from tightbox.models import IoUNet, create_model, load
+from tightbox.models import IoUNet, create_model, load, start_from
 from tightbox.options import IoUNetOptions
 from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets
@@ -132,9 +131,9 @@ def test_standalone_has_only_what_judges_boxes(model: IoUNet, images: list[Tenso
     alone = tiny(standalone=True)
     assert {name for name, _ in alone.named_children()} == {"backbone", "fpn", "iou_head"}
     assert list(alone.loss(images, targets)) == ["iou"]
-    for use in (alone.assigned_candidates, alone.detect, alone.candidates):
+    for use in (lambda x: alone.assigned_candidates(x, targets), alone.detect, alone.candidates):
         with pytest.raises(UserError, match="rescore"):
-            use(images)  # type: ignore[operator]
+            use(images)
     found = model.detect(images)
     assert [len(ious) for ious in alone.predict_ious(images, found)] == [len(f) for f in found]
 
@@ -179,7 +178,8 @@ def test_every_proposal_that_learns_an_object_is_a_candidate_for_its_class(model
     for candidates, matched in model.assigned_candidates(images, targets):
         assert len(matched) == len(candidates)
         assert set(matched.tolist()) == {-1, 0}
-    assert all((matched == -1).all() for _, matched in model.assigned_candidates(images))
+    nothing = [Targets.of(torch.zeros(0, 4), torch.zeros(0))] * len(images)
+    assert all((matched == -1).all() for _, matched in model.assigned_candidates(images, nothing))
 
 
 def test_refinement_raises_the_predicted_iou_and_leaves_no_gradients(model: IoUNet, images: list[Tensor]) -> None:
@@ -319,7 +319,7 @@ def test_roi_align_pools_but_cannot_refine(model: IoUNet, images: list[Tensor]) 
     [
         ({"standalone": True, "iou_head": False}, "standalone"),
         ({"rois": 0}, "rois"),
-        ({"positive_share": 0.0}, "positive_share"),
+        ({"positive_fraction": 0.0}, "positive_fraction"),
         ({"nms_iou": 0.0}, "nms_iou"),
         ({"refine_max_drop": -0.01}, "refine_max_drop"),
     ],

@@ -15,7 +15,7 @@ from tests.helpers.models import tiny_unitbox as tiny
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
-from tightbox.evaluation.oracle import true_box
+from tightbox.inference.oracle import true_box
 from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.structures import ImageBatch, Targets
@@ -353,7 +353,7 @@ def test_each_image_of_a_batch_is_read_in_its_own_size() -> None:
 def test_dense_candidates_are_pixels_of_a_grid() -> None:
     model = tiny(2, dense_stride=8, top_k=1000).eval()
     image = torch.rand(3, 40, 50)
-    candidates, matched = model.assigned_candidates([image])[0]
+    candidates, matched = model.assigned_candidates([image], [of()])[0]
     assert candidates.points is not None
     grid = [[x + 0.5, y + 0.5] for y in range(4, 40, 8) for x in range(4, 50, 8)]
     assert candidates.points.tolist() == grid

@@ -90,7 +90,7 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
                 quality = {name: max(overlap(box, truth)[0], 1e-6) for name, box in boxes.items()}
                 goal[target.labels[match]] = quality["box"] if options.varifocal else 1.0
                 weight = quality
-                if options.normaliser == "paper":
+                if options.normaliser == "num_positives":
                     weight = dict.fromkeys(quality, quality["box"])
                 if options.centerness:
                     left, top, right_, bottom_ = x - truth[0], y - truth[1], truth[2] - x, truth[3] - y
@@ -112,7 +112,7 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
                 else:
                     terms["class"] += entropy * (0.25 * (1 - p) ** 2 if q > 0 else 0.75 * p**2)
     count = max(positives, 1)
-    by = {n: max(w, 1.0) if options.normaliser == "code" else count for n, w in weights.items()}
+    by = {n: max(w, 1.0) if options.normaliser == "iou_sum" else count for n, w in weights.items()}
     losses = {"class": terms["class"] / count, "box": 2 * terms["box"] / by["box"]}
     if options.refine:
         losses["initial_box"] = 1.5 * terms["initial_box"] / by["initial_box"]
@@ -129,7 +129,7 @@ def assert_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -> d
 
 
 @pytest.mark.parametrize("rung", LADDER)
-@pytest.mark.parametrize("changes", [{}, {"normaliser": "paper"}, {"assigner": "fcos"}])
+@pytest.mark.parametrize("changes", [{}, {"normaliser": "num_positives"}, {"assigner": "fcos"}])
 def test_losses_equal_sums_over_points(rung: str, changes: dict[str, Any]) -> None:
     assert_losses(build(**LADDER[rung], **changes), image_batch((96, 96), (90, 70)), TWO)
 
@@ -139,7 +139,7 @@ def test_normalisers_differ() -> None:
     images = image_batch((96, 96), (96, 96))
     model = build()
     code = model.loss(images, TWO)
-    model.options = replace(model.options, normaliser="paper")
+    model.options = replace(model.options, normaliser="num_positives")
     paper = model.loss(images, TWO)
     assert paper["box"] < code["box"]
     assert paper["class"] == code["class"]

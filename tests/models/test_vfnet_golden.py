@@ -14,11 +14,11 @@ from tests.helpers.models import NOTHING, TinyResNet50
 from tests.helpers.references import Golden, assert_same_detections, recordings, slice_of
 from tightbox.assigners import atss, atss_anchors, level_points, per_point
 from tightbox.boxes import encode_distances, pairwise_iou
-from tightbox.mmdet import load_published
-from tightbox.mmdet.names import to_published
 from tightbox.models import VFNet
 from tightbox.models.dense import inside_image
 from tightbox.models.fpn import STRIDES
+from tightbox.models.mmdet import load_published
+from tightbox.models.mmdet.names import to_published
 from tightbox.ops.star_conv import StarSampling
 from tightbox.options import VFNetOptions
 from tightbox.structures import Detections, ImageBatch, Targets

@@ -46,8 +46,8 @@ def slow_prroi_pool(feature: Tensor, box: list[float], rows: int, columns: int) 
         for column in range(columns):
             for y, y_length in pieces(y1 + row * height, y1 + (row + 1) * height, feature.shape[1]):
                 for x, x_length in pieces(x1 + column * width, x1 + (column + 1) * width, feature.shape[2]):
-                    share = (y_length / height) * (x_length / width)
-                    pooled[:, row, column] += share * interpolate(feature, y, x)
+                    fraction = (y_length / height) * (x_length / width)
+                    pooled[:, row, column] += fraction * interpolate(feature, y, x)
     return pooled
 
 
@@ -226,12 +226,12 @@ def test_memory_format_changes_nothing() -> None:
     assert torch.equal(prroi_pool(last, boxes, 3), prroi_pool(features, boxes, 3))
 
 
-def test_blocks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = torch.randn(2, 3, 8, 9, dtype=torch.double), random_boxes(11, 2, (8, 9))
     whole = value_and_gradients(lambda f, b: prroi_pool(f, b, 3), *arguments)
-    monkeypatch.setattr(MODULE, "_BLOCK", 4)
-    for blocked, expected in zip(value_and_gradients(lambda f, b: prroi_pool(f, b, 3), *arguments), whole, strict=True):
-        torch.testing.assert_close(blocked, expected)
+    monkeypatch.setattr(MODULE, "_BOXES_PER_CHUNK", 4)
+    for chunked, expected in zip(value_and_gradients(lambda f, b: prroi_pool(f, b, 3), *arguments), whole, strict=True):
+        torch.testing.assert_close(chunked, expected)
 
 
 @pytest.mark.parametrize(
@@ -334,12 +334,12 @@ def test_compiles_whole() -> None:
 
 def test_operators_keep_pytorchs_rules() -> None:
     features, images = torch.randn(2, 3, 8, 9), torch.tensor([1.0, 0, 1])
-    row_edges, column_edges = torch.tensor([[1.2, 3.4, 5.6]] * 3), torch.tensor([[-1.0, 2, 5, 8]] * 3)
-    leaves = [tensor.clone().requires_grad_() for tensor in (features, row_edges, column_edges)]
+    y_edges, x_edges = torch.tensor([[1.2, 3.4, 5.6]] * 3), torch.tensor([[-1.0, 2, 5, 8]] * 3)
+    leaves = [tensor.clone().requires_grad_() for tensor in (features, y_edges, x_edges)]
     torch.library.opcheck(MODULE._pool_bins, (*leaves, images))
-    backward = torch.randn(3, 2, 3, 3), features, row_edges, column_edges, images
-    torch.library.opcheck(MODULE._to_features, backward)
-    torch.library.opcheck(MODULE._to_edges, backward)
+    backward = torch.randn(3, 2, 3, 3), features, y_edges, x_edges, images
+    torch.library.opcheck(MODULE._features_gradient, backward)
+    torch.library.opcheck(MODULE._edges_gradient, backward)
 
 
 @pytest.mark.parametrize("strict", [False, True])

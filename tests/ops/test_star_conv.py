@@ -123,7 +123,7 @@ def test_equals_the_slow_loop() -> None:
         (1, 3, (5, 4), 400.0),  # nearly all taps far outside
         (3, 1, (1, 1), 10.0),  # maps of one pixel
         (1, 2, (1, 9), 30.0),  # a single row
-        (1, 16, (45, 40), 60.0),  # more locations than one block
+        (1, 16, (45, 40), 60.0),  # more locations than one chunk
     ],
 )
 def test_equals_deform_conv2d(
@@ -218,12 +218,12 @@ def test_batches_do_not_mix() -> None:
     torch.testing.assert_close(by_star_conv2d(case, 8.0), torch.cat(alone))
 
 
-def test_blocks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(dtype=torch.double)
     whole = value_and_gradients(by_star_conv2d, case, 8.0)
-    monkeypatch.setattr(star_conv, "_BLOCK", 5)  # 2·6·7 = 84 locations: 16 blocks and a rest of 4
-    for blocked, expected in zip(value_and_gradients(by_star_conv2d, case, 8.0), whole, strict=True):
-        torch.testing.assert_close(blocked, expected)
+    monkeypatch.setattr(star_conv, "_LOCATIONS_PER_CHUNK", 5)  # 2·6·7 = 84 locations: 16 chunks and a rest of 4
+    for chunked, expected in zip(value_and_gradients(by_star_conv2d, case, 8.0), whole, strict=True):
+        torch.testing.assert_close(chunked, expected)
 
 
 @pytest.mark.parametrize("far", [1e6, 1e30, math.inf])

@@ -62,7 +62,7 @@ def atss(
     """
     if sum(level_sizes) != len(anchors):
         raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
-    anchors, truths = at_least_float32(anchors), at_least_float32(targets.boxes)
+    anchors, gt_boxes = at_least_float32(anchors), at_least_float32(targets.boxes)
     usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
     matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
     ious = anchors.new_zeros(len(anchors))
@@ -71,34 +71,34 @@ def atss(
         ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
         matched[ignored] = IGNORED
         usable = usable & ~ignored
-    if len(truths) == 0:
+    if len(gt_boxes) == 0:
         return Assignment(matched, ious)
 
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    candidates = _nearest(centres, level_sizes, usable, truths, topk)  # (G, K)
-    overlaps = iou(anchors[candidates], truths[:, None])  # (G, K)
+    candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (G, K)
+    overlaps = iou(anchors[candidates], gt_boxes[:, None])  # (G, K)
     # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
     spread = overlaps.std(dim=1) if overlaps.shape[1] > 1 else 0
     reaches = overlaps >= (overlaps.mean(dim=1) + spread)[:, None]
-    inside = encode_distances(centres[candidates], truths[:, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
+    inside = encode_distances(centres[candidates], gt_boxes[:, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
 
-    truth, column = (reaches & inside).nonzero().unbind(1)
-    anchor, overlap = candidates[truth, column], overlaps[truth, column]
+    gt_index, column = (reaches & inside).nonzero().unbind(1)
+    anchor, overlap = candidates[gt_index, column], overlaps[gt_index, column]
     ious = ious.scatter_reduce(0, anchor, overlap, "amax")
     wins = overlap == ious[anchor]
     # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
-    matched = matched.scatter_reduce(0, anchor[wins], truth[wins], "amin", include_self=False)
+    matched = matched.scatter_reduce(0, anchor[wins], gt_index[wins], "amin", include_self=False)
     return Assignment(matched, ious)
 
 
-def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, truths: Tensor, topk: int) -> Tensor:
+def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, gt_boxes: Tensor, topk: int) -> Tensor:
     """Indices (G, K) of the usable anchors nearest to each ground-truth box, at most `topk` from each level."""
-    true_centres = (truths[:, :2] + truths[:, 2:]) / 2
+    gt_centres = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     nearest, start = [], 0
     for size in level_sizes:
         level = start + usable[start : start + size].nonzero().squeeze(1)
         # The matrix-product shortcut of cdist would lose the digits that tell two near anchors apart.
-        distances = torch.cdist(true_centres, centres[level], compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(gt_centres, centres[level], compute_mode="donot_use_mm_for_euclid_dist")
         nearest.append(level[distances.topk(min(topk, len(level)), dim=1, largest=False).indices])
         start += size
     return torch.cat(nearest, dim=1)

@@ -33,13 +33,13 @@ def fcos_assign(
     """
     if len(targets) == 0:
         return Assignment(torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device))
-    truths = at_least_float32(targets.boxes)
-    distances = encode_distances(points[:, None], truths)  # (N, G, 4)
+    gt_boxes = at_least_float32(targets.boxes)
+    distances = encode_distances(points[:, None], gt_boxes)  # (N, G, 4)
     inside = distances.amin(dim=-1) > 0
     if center_radius is not None:
-        offsets = points[:, None] - (truths[:, :2] + truths[:, 2:]) / 2  # (N, G, 2)
+        offsets = points[:, None] - (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2  # (N, G, 2)
         inside &= offsets.abs().amax(dim=-1) < center_radius * point_strides[:, None]
     farthest = distances.amax(dim=-1)
     in_range = (farthest >= regress_ranges[:, :1]) & (farthest <= regress_ranges[:, 1:])
-    smallest, matched = torch.where(inside & in_range, area(truths), torch.inf).min(dim=1)
+    smallest, matched = torch.where(inside & in_range, area(gt_boxes), torch.inf).min(dim=1)
     return Assignment(torch.where(smallest.isinf(), BACKGROUND, matched))

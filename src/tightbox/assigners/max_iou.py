@@ -46,19 +46,19 @@ def max_iou(
     """
     if not 0 <= negative <= positive <= 1:
         raise UserError(f"max_iou needs 0 <= negative <= positive <= 1, not negative {negative}, positive {positive}")
-    anchors, truths = at_least_float32(anchors), at_least_float32(targets.boxes)
+    anchors, gt_boxes = at_least_float32(anchors), at_least_float32(targets.boxes)
     usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
     matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
     ious = anchors.new_zeros(len(anchors))
-    if len(truths) > 0 and len(anchors) > 0:
-        overlaps = pairwise_iou(anchors, truths) * usable[:, None]  # (N, G)
-        best, truth = overlaps.max(dim=1)
+    if len(gt_boxes) > 0 and len(anchors) > 0:
+        overlaps = pairwise_iou(anchors, gt_boxes) * usable[:, None]  # (N, G)
+        best, gt_index = overlaps.max(dim=1)
         matched[best >= negative] = IGNORED
-        matched = torch.where((best >= positive) & (best > 0), truth, matched)
+        matched = torch.where((best >= positive) & (best > 0), gt_index, matched)
         if low_quality:
             highest = overlaps.amax(dim=0)
             claims = (overlaps == highest) & (highest > 0)
-            order = torch.arange(len(truths), device=anchors.device)
+            order = torch.arange(len(gt_boxes), device=anchors.device)
             claimed = torch.where(claims, order, BACKGROUND).amax(dim=1)
             matched = torch.where(claimed >= 0, claimed, matched)
         learns = matched >= 0

@@ -1,4 +1,4 @@
-"""Make predicted IoUs mean what they say: fit them to the true ones of held-out images, and keep that in the card."""
+"""Make predicted IoUs reliable: fit them to the true ones of held-out images, and keep that in the card."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
+    from tightbox.calibration import IouCalibration
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.calibration import IouCalibration
     from tightbox.evaluation.matching import Matches
     from tightbox.models import Detector
 
@@ -42,8 +42,8 @@ def run(args: Namespace) -> int:
     third = None if report_split is None else on_data.read(args, report_split)
     model, data = on_data.open_both(args)
 
-    from tightbox.calibration import fit_calibration
     from tightbox.checkpoint import save_calibration
+    from tightbox.evaluation.fit_calibration import fit_calibration
 
     folder = Path(args.checkpoint)
     model.calibration = None  # the estimates to learn from are the raw ones
@@ -51,7 +51,7 @@ def run(args: Namespace) -> int:
     calibration = fit_calibration(matches, args.method, split=args.split, images=len(data.records))
     save_calibration(calibration, folder)
 
-    print("predicted IoU against true IoU     boxes  error  worst   says  is")
+    print("predicted IoU against true IoU     boxes  error  worst  predicted actual")
     _report(f"{args.split} (it learned from)", matches, calibration.ious)
     if third is not None:
         _report(f"{report_split}", _detected(model, third.with_classes(model.class_names), args), calibration.ious)
@@ -61,9 +61,8 @@ def run(args: Namespace) -> int:
 
 def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
     from tightbox.calibration import IOUS
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.evaluation.matching import match
-    from tightbox.evaluation.results import to_columns
-    from tightbox.evaluation.run import to_results
 
     found = on_data.detect(args, model, data)
     if any(detections.ious is None for detections in found.values()):
@@ -71,17 +70,17 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
             f"{args.checkpoint}: this detector predicts no IoU, so there is nothing to calibrate; "
             "vfnet, iou_aware_retinanet and iou_net do"
         )
-    return match(*to_columns(data.to_coco(), to_results(found, data)), IOUS)
+    return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
 
 
 def _report(split: str, matches: Matches, calibrated: IouCalibration) -> None:
     from tightbox.calibration import IOUS
-    from tightbox.evaluation.calibration import reliability
+    from tightbox.evaluation.reliability import reliability
 
     counted = ~matches.at(IOUS[0]).ignored
-    raw, true = matches.ious[counted], matches.best_iou[counted]
-    for name, claimed in (("before", raw), ("after", calibrated(raw))):
-        table = reliability(claimed, true)
-        figures = [table.error, table.worst, *(float(v.mean()) if len(v) else None for v in (claimed, true))]
+    raw, actual = matches.ious[counted], matches.best_iou[counted]
+    for name, predicted in (("before", raw), ("after", calibrated(raw))):
+        table = reliability(predicted, actual)
+        figures = [table.error, table.worst, *(float(v.mean()) if len(v) else None for v in (predicted, actual))]
         row = "".join("      -" if v is None else f"{v:7.3f}" for v in figures)
         print(f"{split:24} {name:6} {len(raw):8d} {row}")

@@ -51,14 +51,12 @@ def run(args: Namespace) -> int:
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
     train, val = (read_data(out / "scenes", split) for split in splits)
 
-    from tightbox.checkpoint import save
-    from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.run import detect_data, to_results
+    from tightbox.inference.detect import detect_data, evaluate_detections
 
     model = _train(train, val, out / "run", args.epochs, args.seed)
-    save(model, out / "checkpoint")
+    model.save(out / "checkpoint")
     found = detect_data(model, val)
-    metrics = evaluate(val.to_coco(), to_results(found, val))
+    metrics = evaluate_detections(found, val)
     _write(out, metrics, val, found)
     print(f"\n{metrics.table()}\n")
     seconds = model.metrics["train_seconds"]

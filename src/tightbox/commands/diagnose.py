@@ -1,4 +1,4 @@
-"""One page that says how tight the boxes are, how far their scores can be trusted, and where AP is lost."""
+"""One page that says how tight the boxes are, how reliable their scores are, and where AP is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """A detector and a data set, or any tool's result file and its truth."""
+    """A detector and a data set, or any tool's result file and its ground truth."""
     on_data.add_arguments(parser, or_results=True)
     parser.add_argument("--images", default=None, help="folder of the images of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
@@ -48,18 +48,18 @@ def run(args: Namespace) -> int:
 def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     model, data = on_data.open_both(args)
 
-    from tightbox.diagnosis.before_suppression import look_before_suppression
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.run import to_results
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
-    found = on_data.detect(args, model, data)
+    detections = on_data.detect(args, model, data)
     with progress_bar("looking before suppression") as progress:
         before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            data.to_coco(),
-            to_results(found, data),
+            GroundTruth.from_data(data),
+            Predictions.from_detections(detections, data),
             title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
             before=before,
             notes=_calibrated(model, args.split),
@@ -80,14 +80,13 @@ def _calibrated(model: Detector, split: str) -> list[str]:
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.diagnosis.crops import find_images
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.results import read_json
+    from tightbox.evaluation.coco_files import from_coco, read_json
     from tightbox.progress import progress_bar
 
-    truth, results = Path(args.gt), Path(args.dt)
-    ground_truth = read_json(truth)
-    rows = read_json(results)
+    ground_truth, results = Path(args.gt), Path(args.dt)
+    content, rows = read_json(ground_truth), read_json(results)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            ground_truth, rows, title=f"{results.name} against {truth.name}", progress=progress
+            *from_coco(content, rows), title=f"{results.name} against {ground_truth.name}", progress=progress
         )
-    return diagnosis, find_images(ground_truth, truth, None if args.images is None else Path(args.images))
+    return diagnosis, find_images(content, ground_truth, None if args.images is None else Path(args.images))

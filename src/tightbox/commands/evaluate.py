@@ -40,8 +40,7 @@ def run(args: Namespace) -> int:
     by_rules = rules.given(args)
     model, data = on_data.open_both(args)
 
-    from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.run import to_results
+    from tightbox.inference.detect import evaluate_detections, to_results
 
     if (args.alpha_sweep or by_rules) and getattr(model.options, "refine_steps", 0) > 0:
         print("tightbox: boxes are not refined under rules other than the detector's own", file=sys.stderr)
@@ -55,12 +54,11 @@ def run(args: Namespace) -> int:
         found = _detect(args, model, data)
     if found is None:  # another process has them
         return 0
-    results = to_results(found, data)
-    metrics = evaluate(data.to_coco(), results)
+    metrics = evaluate_detections(found, data)
     print(metrics.table())
     if args.out is not None:
         write_json(Path(args.out) / "metrics.json", metrics.to_dict())
-        write_json(Path(args.out) / "results.json", results)
+        write_json(Path(args.out) / "results.json", to_results(found, data))
         print(f"written: {Path(args.out) / 'metrics.json'} and results.json")
     return 0
 
@@ -78,19 +76,19 @@ def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, 
 def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     """The folder of the data set's candidates, made if need be."""
     from tightbox.distributed import new_accelerator
-    from tightbox.evaluation.candidates import cache_candidates
+    from tightbox.inference.candidates import cache_candidates
     from tightbox.progress import progress_bar
 
     if new_accelerator().num_processes > 1:
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")
     with progress_bar("finding candidates") as progress:
-        return cache_candidates(model, Path(args.checkpoint), data, **on_data.reading(args), progress=progress)
+        return cache_candidates(model, Path(args.checkpoint), data, loading=on_data.loading(args), progress=progress)
 
 
 def _detect_by_rules(
     args: Namespace, model: Detector, data: DetectionData, folder: Path, rank: Rank | None
 ) -> dict[int, Detections]:
-    from tightbox.evaluation.candidates import read_candidates, select_all
+    from tightbox.inference.candidates import read_candidates, select_all
 
     suppress = rules.suppress_rule(args, model)
 
@@ -105,18 +103,18 @@ def _sweep(args: Namespace, model: Detector, data: DetectionData) -> int:
     """A table of AP by α, from one inference."""
     from functools import partial
 
-    from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.run import to_results
+    from tightbox.evaluation.figures import percents
+    from tightbox.inference.detect import evaluate_detections
     from tightbox.rank import by_power
 
-    truth, rows, folder = data.to_coco(), [], _candidates(args, model, data)
+    rows, folder = [], _candidates(args, model, data)
     print("alpha    AP  AP50  AP75  AP90")
     for step in range(11):
         alpha = step / 10
         found = _detect_by_rules(args, model, data, folder, partial(by_power, alpha=alpha))
-        metrics = evaluate(truth, to_results(found, data))
-        figures = [metrics.ap, metrics.ap50, metrics.ap75, metrics.ap90]
-        print(f"{alpha:5.1f}" + "".join("     -" if v is None else f"{100 * v:6.1f}" for v in figures), flush=True)
+        metrics = evaluate_detections(found, data)
+        figures = percents((metrics.ap, metrics.ap50, metrics.ap75, metrics.ap90))
+        print(f"{alpha:5.1f} {figures}", flush=True)
         rows.append({"alpha": alpha} | metrics.to_dict())
     if args.out is not None:
         write_json(Path(args.out) / "alpha_sweep.json", rows)

@@ -29,9 +29,9 @@ def run(args: Namespace) -> int:
 
     from tightbox import __version__
     from tightbox.files import atomic_path
-    from tightbox.mmdet import export_state
-    from tightbox.mmdet.variants import title
     from tightbox.models import load
+    from tightbox.models.mmdet import export_state
+    from tightbox.models.mmdet.variants import title
 
     model = load(args.checkpoint)
     state = export_state(model)

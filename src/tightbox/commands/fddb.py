@@ -32,7 +32,8 @@ def run(args: Namespace) -> int:
 
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.fddb import fddb_curves, plot_fddb
-    from tightbox.evaluation.run import detect_data
+    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import detect_data
     from tightbox.models import load
     from tightbox.progress import progress_bar
 
@@ -44,8 +45,7 @@ def run(args: Namespace) -> int:
         found = detect_data(
             model.to(new_accelerator().device),
             data,
-            batch_size=args.batch_size,
-            workers=args.workers,
+            loading=Loading(args.batch_size, args.workers),
             progress=progress,
         )
     faces = [found[i][found[i].labels == model.class_names.index(FACE)] for i in range(len(data.records))]

@@ -34,9 +34,9 @@ def run(args: Namespace) -> int:
     """Read the file, write the folder, and say what was found."""
     names = None if args.class_names is None else read_class_names(args.class_names)
 
-    from tightbox.mmdet import import_checkpoint
-    from tightbox.mmdet.names import to_published
-    from tightbox.mmdet.variants import title
+    from tightbox.models.mmdet import import_checkpoint
+    from tightbox.models.mmdet.names import to_published
+    from tightbox.models.mmdet.variants import title
 
     model = import_checkpoint(args.checkpoint, names, top_k_of=args.top_k_of)
     folder = model.save(args.out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.candidates import ImageCandidates
+    from tightbox.inference.batches import Loading
+    from tightbox.inference.candidates import AssignedCandidates
     from tightbox.models import Detector
     from tightbox.structures import Detections
 
@@ -70,28 +71,30 @@ def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
     return model, data.with_classes(model.class_names)
 
 
-def reading(args: Namespace) -> dict[str, Any]:
-    """The options that say how images are read, for whatever goes through the data set."""
-    return {name: args[name] for name in ("batch_size", "workers", "skip_unreadable")}
+def loading(args: Namespace) -> Loading:
+    """How images are loaded, for whatever goes through the data set."""
+    from tightbox.inference.batches import Loading
+
+    return Loading(args.batch_size, args.workers, args.skip_unreadable)
 
 
 def detect(
     args: Namespace, model: Detector, data: DetectionData, accelerator: Accelerator | None = None
 ) -> dict[int, Detections]:
     """What the detector finds in every record; an accelerator shares the work among processes."""
-    from tightbox.evaluation.run import detect_data
+    from tightbox.inference.detect import detect_data
     from tightbox.progress import progress_bar
 
     with progress_bar(
         f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process
     ) as progress:
-        return detect_data(model, data, accelerator=accelerator, **reading(args), progress=progress)
+        return detect_data(model, data, accelerator=accelerator, loading=loading(args), progress=progress)
 
 
 def assigned_candidates(
     args: Namespace, model: Detector, data: DetectionData, progress: Callable[[int, int], None]
-) -> Iterator[ImageCandidates]:
+) -> Iterator[AssignedCandidates]:
     """What the detector considers in every record, with the objects that it learns."""
-    from tightbox.evaluation.candidates import iterate_candidates
+    from tightbox.inference.candidates import iterate_assigned
 
-    return iterate_candidates(model, data, assigned=True, **reading(args), progress=progress)
+    return iterate_assigned(model, data, loading=loading(args), progress=progress)

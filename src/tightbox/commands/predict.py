@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,9 +58,9 @@ def run(args: Namespace) -> int:
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
-    from tightbox.annotate import Annotator
     from tightbox.files import write_json
     from tightbox.images import UnreadableImage
+    from tightbox.inference.annotate import Annotator
     from tightbox.models import load
     from tightbox.progress import progress_bar
 
@@ -78,25 +77,24 @@ def run(args: Namespace) -> int:
     annotator = Annotator(model.to(find_device(args.device)), threshold, args.min_iou)
     unreadable = 0
 
-    @contextmanager
-    def unreadable_ones_counted() -> Iterator[None]:
+    def note(error: UnreadableImage | None) -> None:
         nonlocal unreadable
-        try:
-            yield
-        except UnreadableImage as error:
+        if error is not None:
             unreadable += 1
             print(f"tightbox: {error}", file=sys.stderr)
 
-    images = [source for source in sources if source[0].suffix.lower() not in VIDEO_SUFFIXES]
+    videos = [source for source in sources if source[0].suffix.lower() in VIDEO_SUFFIXES]
+    images = [(path, out / name) for path, name in sources if (path, name) not in videos]
     with progress_bar("images", shown=bool(images)) as progress:
-        for done, (path, name) in enumerate(images, 1):
-            with unreadable_ones_counted():
-                annotator.image(path, out / name)
+        for done, error in enumerate(annotator.images(images), 1):
+            note(error)
             progress(done, len(images))
-    for path, name in sources:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            with unreadable_ones_counted(), progress_bar(f"frames of {path.name}") as progress:
+    for path, name in videos:
+        try:
+            with progress_bar(f"frames of {path.name}") as progress:
                 annotator.video(path, out / name, progress)
+        except UnreadableImage as error:
+            note(error)
     write_json(out / "results.json", annotator.rows)
     print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:

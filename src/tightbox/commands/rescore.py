@@ -14,7 +14,6 @@ from tightbox.errors import UserError
 from tightbox.files import write_json
 
 if TYPE_CHECKING:
-    from tightbox.evaluation.coco import CocoMetrics
     from tightbox.suppress import Suppress
 
 USAGE = "--model CHECKPOINT --data DIR --dt results.json --out better.json [--nms iou_guided]"
@@ -63,9 +62,12 @@ def run(args: Namespace) -> int:
 
     from tightbox.distributed import new_accelerator
     from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.rescore import by_record, rescore_data
-    from tightbox.evaluation.results import read_json, to_columns
-    from tightbox.evaluation.run import to_results
+    from tightbox.evaluation.coco_files import predictions_from_coco, read_json
+    from tightbox.evaluation.figures import percents
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import to_results
+    from tightbox.inference.rescore import by_record, rescore_data
     from tightbox.models import load
     from tightbox.models.iou_net import IoUNet
     from tightbox.progress import progress_bar
@@ -78,8 +80,9 @@ def run(args: Namespace) -> int:
         )
     known = data.with_classes(model.class_names)
     results = read_json(Path(args.dt))
-    truth, given = to_columns(data.to_coco(), results)
-    detections = by_record(given, truth, known)
+    ground_truth = GroundTruth.from_data(data)
+    given = predictions_from_coco(results, ground_truth)
+    detections = by_record(given, ground_truth, known)
     model.to(new_accelerator().device)
     with progress_bar("rescoring") as progress:
         found = rescore_data(
@@ -89,14 +92,14 @@ def run(args: Namespace) -> int:
             rank=partial(by_power, alpha=alpha) if args.rank == "power" else by_class_score,
             suppress=_suppress_rule(args.nms, THRESHOLDS | thresholds),
             refine_steps=args.refine_steps,
-            batch_size=args.batch_size,
+            loading=Loading(args.batch_size),
             progress=progress,
         )
-    better = to_results(found, known)
     print("         AP  AP50  AP75  AP90   boxes")
-    for name, rows in (("before", results), ("after", better)):
-        print(f"{name:6}{_figures(evaluate(known.to_coco(), rows))} {len(rows):7d}")
-    write_json(out, better)
+    for name, predictions in (("before", given), ("after", Predictions.from_detections(found, known))):
+        metrics = evaluate(ground_truth, predictions)
+        print(f"{name:6} {percents(getattr(metrics, figure) for figure in FIGURES)} {len(predictions):7d}")
+    write_json(out, to_results(found, known))
     print(f"written: {args.out}")
     return 0
 
@@ -108,8 +111,3 @@ def _suppress_rule(name: str, thresholds: dict[str, Any]) -> Suppress | None:
         return None
     numbers = {"iou_threshold" if option == "nms_iou" else option: value for option, value in thresholds.items()}
     return partial(iou_guided_nms if name == "iou_guided" else greedy_nms, **numbers)
-
-
-def _figures(metrics: CocoMetrics) -> str:
-    values = (getattr(metrics, figure) for figure in FIGURES)
-    return "".join("     -" if value is None else f"{100 * value:6.1f}" for value in values)

@@ -123,9 +123,8 @@ def run(args: Namespace) -> int:
 
     from accelerate.utils import set_seed
 
-    from tightbox.checkpoint import start_from
     from tightbox.distributed import new_accelerator
-    from tightbox.models import create_model
+    from tightbox.models import create_model, start_from
     from tightbox.training.fit import choose_precision, fit
 
     state = new_accelerator()

@@ -111,7 +111,7 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
     empty = sized & (sides <= 0).any(axis=1)
     reach = np.abs(table.boxes - table.clipped).max(axis=1, initial=0)
     outside = sized & ~empty & (reach > _ROUNDING)
-    tiny = sized & ~empty & table.solid & (sides < 1).any(axis=1)
+    tiny = sized & ~empty & table.non_degenerate & (sides < 1).any(axis=1)
     checks = (
         ("box-degenerate", empty, "is {w:g} wide and {h:g} high, so it is left out", "draw it again or remove it"),
         (

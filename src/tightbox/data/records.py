@@ -41,6 +41,11 @@ class ImageRecord:
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), as tensors of images have them."""
+        return self.height, self.width
+
 
 @dataclass(frozen=True, eq=False)
 class DetectionData:
@@ -210,7 +215,7 @@ class Columns(NamedTuple):
     areas: NDArray[np.float32]
 
     @property
-    def solid(self) -> NDArray[np.bool_]:
+    def non_degenerate(self) -> NDArray[np.bool_]:
         """(N,) whether anything is left of the box inside its image."""
         left = self.clipped[:, 2:] > self.clipped[:, :2]
         return left[:, 0] & left[:, 1]
@@ -292,9 +297,14 @@ class Parsed:
             missing = f"image {first}" if first.parent.is_dir() else f"folder of images {first.parent}"
             raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the images there")
         table = self.columns()
-        solid = table.solid
-        bounds = np.searchsorted(table.image[solid], np.arange(len(self.images) + 1))
-        boxes, labels, crowd, areas = table.clipped[solid], table.labels[solid], table.crowd[solid], table.areas[solid]
+        kept = table.non_degenerate
+        bounds = np.searchsorted(table.image[kept], np.arange(len(self.images) + 1))
+        boxes, labels, crowd, areas = (
+            table.clipped[kept],
+            table.labels[kept],
+            table.crowd[kept],
+            table.areas[kept],
+        )
         records = [
             ImageRecord(*image, boxes[own], labels[own], crowd[own], areas[own])
             for image, own in zip(self.images, starmap(slice, pairwise(bounds)), strict=True)

@@ -15,11 +15,11 @@ from tightbox.diagnosis.numbers import Card
 from tightbox.errors import UserError
 from tightbox.images import open_image
 
-SIZE = 480, 360  # pixels of a crop at most
+MAX_SIZE = 480, 360  # pixels of a crop
 MARGIN = 0.35  # around the boxes, in parts of their extent
-LEAST = 48.0  # pixels of the image that a crop shows at least, each way
-BUDGET = 12 << 20  # bytes of all crops together; what comes later has outlines only
-LOOKED_AT = 20  # images that are looked for in a folder before another one is tried
+MIN_SIDE = 48.0  # pixels of the image that a crop shows, each way
+MAX_BYTES = 12 << 20  # of all crops together; what comes later has outlines only
+PROBED_IMAGES = 20  # that are looked for in a folder before another one is tried
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_images(ground_truth: Mapping[str, Any], file: Path, folder: Path | None
         UserError: if the user's folder does not have them.
     """
     names = {row["id"]: row["file_name"] for row in ground_truth["images"] if isinstance(row.get("file_name"), str)}
-    first = list(names.values())[:LOOKED_AT]
+    first = list(names.values())[:PROBED_IMAGES]
     split = file.stem.removeprefix("instances_")
     usual = [file.parent / "images" / split, file.parent / "images", file.parent / split, file.parent]
     usual += [file.parent.parent / part for part in (split, f"images/{split}", "images")]
@@ -67,14 +67,14 @@ def crop_images(
     cards = list(cards)
     crops: dict[int, Crop] = {}
     spent = 0
-    by_image = sorted(range(len(cards)), key=lambda i: (cards[i].image_id, i))
+    by_image = sorted(range(len(cards)), key=lambda i: (cards[i].image.id, i))
     image, opened = None, None
     for done, i in enumerate(by_image, 1):
         card = cards[i]
         view, source = view_of(card), None
-        if card.image_id != opened:
-            image, opened = _open(card, images.get(card.image_id)), card.image_id
-        if image is not None and spent < BUDGET:
+        if card.image.id != opened:
+            image, opened = _open(card, images.get(card.image.id)), card.image.id
+        if image is not None and spent < MAX_BYTES:
             source = _encode(image, view)
             spent += len(source)
         crops[i] = Crop(view, source)
@@ -85,13 +85,13 @@ def crop_images(
 
 def view_of(card: Card) -> tuple[float, float, float, float]:
     """What to show of an image, four wide to three high: the boxes of a card and their surroundings."""
-    boxes = [shown.box for shown in (card.truth, card.kept, card.better) if shown is not None]
+    boxes = [each.box for each in (card.ground_truth, card.kept, card.better) if each is not None]
     left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
-    width, height = (max((1 + 2 * MARGIN) * side, LEAST) for side in (right - left, bottom - top))
-    width, height = max(width, height * SIZE[0] / SIZE[1]), max(height, width * SIZE[1] / SIZE[0])
+    width, height = (max((1 + 2 * MARGIN) * side, MIN_SIDE) for side in (right - left, bottom - top))
+    width, height = max(width, height * MAX_SIZE[0] / MAX_SIZE[1]), max(height, width * MAX_SIZE[1] / MAX_SIZE[0])
     spans = []
-    for low, high, side, limit in ((left, right, width, card.width), (top, bottom, height, card.height)):
+    for low, high, side, limit in ((left, right, width, card.image.width), (top, bottom, height, card.image.height)):
         side = side if limit is None else min(side, limit)
         start = (low + high - side) / 2
         spans.append((start if limit is None else min(max(start, 0.0), limit - side), side))
@@ -102,7 +102,11 @@ def _open(card: Card, path: Path | None) -> Image.Image | None:
     """The image, None if it is unavailable: a page with outlines is better than none."""
     if path is None:
         return None
-    size = None if card.width is None or card.height is None else (int(card.width), int(card.height))
+    size = (
+        None
+        if card.image.width is None or card.image.height is None
+        else (int(card.image.width), int(card.image.height))
+    )
     try:
         return open_image(path, size)
     except UserError:
@@ -111,7 +115,7 @@ def _open(card: Card, path: Path | None) -> Image.Image | None:
 
 def _encode(image: Image.Image, view: tuple[float, float, float, float]) -> str:
     x, y, width, height = view
-    scale = min(1.0, SIZE[0] / width, SIZE[1] / height)
+    scale = min(1.0, MAX_SIZE[0] / width, MAX_SIZE[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     part = image.resize(size, Image.Resampling.BICUBIC, box=_inside(image, (x, y, x + width, y + height)))
     file = io.BytesIO()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
-from tightbox.diagnosis.aps import sizes_of
-from tightbox.diagnosis.numbers import SIZES, Card, Shown
-from tightbox.evaluation.matching import Bools, Floats, Found, Ints, Matches
+from tightbox.diagnosis.evidence import Evidence
+from tightbox.diagnosis.numbers import Card, CardBox, CardImage
+from tightbox.evaluation.average_precision import SIZES
+from tightbox.evaluation.figures import Bools, Floats, Ints, number
 from tightbox.evaluation.tide import KINDS, error_kinds
 
-if TYPE_CHECKING:
-    from tightbox.diagnosis.before_suppression import BeforeSuppression
-
-BETTER, MISSES, FALSE = 120, 48, 48  # how many cards of each kind at most
+MAX_BETTER, MAX_MISSES, MAX_FALSE_POSITIVES = 120, 48, 48  # cards of each kind
 PER_GROUP = 4  # the worst of each class and size come first, so that every filter finds some
 
 WHY_WRONG = {
@@ -28,168 +22,137 @@ WHY_WRONG = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What there was for each of G ground-truth boxes; positions are in the matches, -1 for none.
-
-    Attributes:
-        kept: (G,) the detection that found it at IoU 0.5, and `kept_iou`, 0 for none.
-        nearest: (G,) the tightest detection of its class, and `nearest_iou`.
-        better_iou: (G,) IoU of the tightest box there was, detected or not.
-        from_candidates: (G,) whether that box is a candidate which is not among the detections.
-    """
-
-    kept: Ints
-    kept_iou: Floats
-    nearest: Ints
-    nearest_iou: Floats
-    better_iou: Floats
-    from_candidates: Bools
+def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
+    """The worst of each kind, those of the rarer classes and sizes among them."""
+    matches, kinds = evidence.matches, error_kinds(evidence.matches)
+    better = _worst(evidence.had_better_box, evidence.iou_gain, evidence.object_groups, MAX_BETTER)
+    missed = _worst(evidence.missed, evidence.box_areas, evidence.object_groups, MAX_MISSES)
+    wrong = _worst(kinds >= 0, matches.scores, evidence.detection_groups, MAX_FALSE_POSITIVES)
+    return (
+        *(_better_box(evidence, g) for g in better.tolist()),
+        *(_miss(evidence, g) for g in missed.tolist()),
+        *(_false_positive(evidence, i, KINDS[kinds[i]]) for i in wrong.tolist()),
+    )
 
 
-def pick_cards(
-    ground_truth: Any,
-    matches: Matches,
-    found: Found,
-    names: Sequence[str],
-    truth_sizes: Ints,
-    seen: Seen,
-    better: Bools,
-    missed: Bools,
-    before: BeforeSuppression | None,
-) -> tuple[Card, ...]:
-    """The worst of each kind, those of the rarer classes and sizes among them.
-
-    Args:
-        ground_truth: the content of a COCO file.
-        matches: the N detections, matched at 0.5 too.
-        found: the same in the order of the file.
-        names: of the classes.
-        truth_sizes: (G,) position of each ground-truth box in `SIZES`.
-        seen: what there was for each.
-        better: (G,) which of them had a better box than the kept one.
-        missed: (G,) which have no box of their class on them.
-        before: what is known of the candidates.
-    """
-    truth = matches.truth
-    images = {row["id"]: row for row in ground_truth["images"]}
-    kinds = error_kinds(matches)
-
-    def image(position: int) -> dict[str, Any]:
-        number = truth.image_ids[position]
-        width, height = (None if np.isnan(side) else float(side) for side in truth.sizes[position])
-        return {
-            "image_id": number,
-            "file": str(images[number].get("file_name", number)),
-            "width": width,
-            "height": height,
-        }
-
-    def object_(g: int) -> Shown:
-        return Shown(_box(truth.boxes[g]), name=names[truth.labels[g]])
-
-    def detection(i: int, iou: float) -> Shown:
-        row = matches.rows[i]
-        return Shown(
-            _box(found.boxes[row]),
-            float(matches.scores[i]),
-            _number(matches.ious[i]),
-            float(iou),
-            names[matches.labels[i]],
-        )
-
-    def candidate(g: int) -> Shown:
-        assert before is not None
-        return Shown(
-            _box(before.boxes[g]),
-            float(before.scores[g]),
-            _number(before.estimates[g]),
-            float(before.ious[g]),
-            names[truth.labels[g]],
-        )
-
-    def of_object(g: int, **what: Any) -> Card:
-        """A card about a ground-truth box."""
-        where = image(int(truth.images[g]))
-        return Card(**where, category=names[truth.labels[g]], size=SIZES[truth_sizes[g]], truth=object_(g), **what)
-
-    cards = []
-    at = np.flatnonzero(better)
-    loss = seen.better_iou - seen.kept_iou
-    for g in at[_worst(loss[at], truth.labels[at], truth_sizes[at], BETTER)].tolist():
-        suppressed = bool(seen.from_candidates[g])
-        cards.append(
-            of_object(
-                g,
-                kind="better",
-                loss=float(loss[g]),
-                kept=detection(int(seen.kept[g]), float(seen.kept_iou[g])),
-                better=candidate(g) if suppressed else detection(int(seen.nearest[g]), float(seen.nearest_iou[g])),
-                why="the better box was suppressed" if suppressed else "the better box was out-ranked",
-            )
-        )
-    at = np.flatnonzero(missed)
-    area = truth.boxes[:, 2:].prod(axis=1)
-    for g in at[_worst(area[at], truth.labels[at], truth_sizes[at], MISSES)].tolist():
-        near, suppressed = int(seen.nearest[g]), bool(seen.from_candidates[g] and seen.better_iou[g] >= 0.5)
-        cards.append(
-            of_object(
-                g,
-                kind="miss",
-                loss=float(area[g]),
-                kept=detection(near, float(seen.nearest_iou[g])) if near >= 0 else None,
-                better=candidate(g) if suppressed else None,
-                why=_why_missed(g, near, suppressed, before),
-            )
-        )
-    at = np.flatnonzero(kinds >= 0)
-    sizes = sizes_of(found.boxes[matches.rows, 2:].prod(axis=1))
-    for i in at[_worst(matches.scores[at], matches.labels[at], sizes[at], FALSE)].tolist():
-        own, other = matches.best_iou[i], matches.other_iou[i]
-        object_at = int(matches.best_truth[i] if own >= other else matches.other_truth[i])
-        cards.append(
-            Card(
-                kind="false",
-                **image(int(matches.images[i])),
-                category=names[matches.labels[i]],
-                size=SIZES[sizes[i]],
-                loss=float(matches.scores[i]),
-                truth=object_(object_at) if object_at >= 0 else None,
-                kept=detection(i, float(max(own, other))),
-                better=None,
-                why=WHY_WRONG[KINDS[kinds[i]]],
-            )
-        )
-    return tuple(cards)
+def _better_box(evidence: Evidence, g: int) -> Card:
+    """Of a ground-truth box that was found, but not by the tightest box there was."""
+    ground_truth, suppressed = evidence.matches.ground_truth, bool(evidence.from_candidates[g])
+    return Card(
+        kind="better",
+        image=_image(evidence, int(ground_truth.images[g])),
+        class_name=ground_truth.class_names[ground_truth.labels[g]],
+        size=SIZES[evidence.object_sizes[g]],
+        severity=float(evidence.iou_gain[g]),
+        ground_truth=_object(evidence, g),
+        kept=_detection(evidence, int(evidence.kept[g]), evidence.kept_iou[g]),
+        better=_candidate(evidence, g) if suppressed else _nearest(evidence, g),
+        why="the better box was suppressed" if suppressed else "the better box was out-ranked",
+    )
 
 
-def _why_missed(g: int, near: int, suppressed: bool, before: BeforeSuppression | None) -> str:
-    if suppressed:
+def _miss(evidence: Evidence, g: int) -> Card:
+    """Of a ground-truth box that no detection of its class is on."""
+    ground_truth = evidence.matches.ground_truth
+    return Card(
+        kind="miss",
+        image=_image(evidence, int(ground_truth.images[g])),
+        class_name=ground_truth.class_names[ground_truth.labels[g]],
+        size=SIZES[evidence.object_sizes[g]],
+        severity=float(evidence.box_areas[g]),
+        ground_truth=_object(evidence, g),
+        kept=_nearest(evidence, g),
+        better=_candidate(evidence, g) if evidence.suppressed[g] else None,
+        why=_why_missed(evidence, g),
+    )
+
+
+def _false_positive(evidence: Evidence, i: int, error: str) -> Card:
+    """Of a detection that makes this kind of error."""
+    matches = evidence.matches
+    own, other = float(matches.best_iou[i]), float(matches.other_iou[i])
+    touched = int(matches.best_gt[i] if own >= other else matches.other_gt[i])
+    return Card(
+        kind="false_positive",
+        image=_image(evidence, int(matches.images[i])),
+        class_name=matches.ground_truth.class_names[matches.labels[i]],
+        size=SIZES[evidence.detection_sizes[i]],
+        severity=float(matches.scores[i]),
+        ground_truth=_object(evidence, touched) if touched >= 0 else None,
+        kept=_detection(evidence, i, max(own, other)),
+        better=None,
+        why=WHY_WRONG[error],
+    )
+
+
+def _why_missed(evidence: Evidence, g: int) -> str:
+    if evidence.suppressed[g]:
         return "a good box was there, and was suppressed"
-    if before is not None and before.any_ious[g] >= 0.5:
+    if evidence.scored_low[g]:
         return "a good box was there, but scored below the threshold"
-    if before is not None:
+    if evidence.candidates is not None:
         return "no candidate of any score overlaps it by 0.5"
-    return "the nearest box of its class is too loose" if near >= 0 else "no box of its class touches it"
+    return "the nearest box of its class is too loose" if evidence.nearest[g] >= 0 else "no box of its class touches it"
 
 
-def _worst(loss: Floats, labels: Ints, sizes: Ints, most: int) -> Ints:
-    """At most `most` positions by falling loss: the worst `PER_GROUP` of every class and size, then the next ones."""
-    order = np.argsort(-loss, kind="stable")
-    group = (labels * len(SIZES) + sizes)[order]
+def _image(evidence: Evidence, position: int) -> CardImage:
+    ground_truth = evidence.matches.ground_truth
+    width, height = (number(side) for side in ground_truth.sizes[position])
+    return CardImage(ground_truth.image_ids[position], ground_truth.file_names[position], width, height)
+
+
+def _object(evidence: Evidence, g: int) -> CardBox:
+    ground_truth = evidence.matches.ground_truth
+    return CardBox(_xywh(ground_truth.boxes[g]), ground_truth.class_names[ground_truth.labels[g]])
+
+
+def _detection(evidence: Evidence, i: int, iou: float) -> CardBox:
+    matches = evidence.matches
+    return CardBox(
+        _xywh(matches.boxes[i]),
+        matches.ground_truth.class_names[matches.labels[i]],
+        score=float(matches.scores[i]),
+        predicted_iou=number(matches.ious[i]),
+        iou=float(iou),
+    )
+
+
+def _nearest(evidence: Evidence, g: int) -> CardBox | None:
+    """The tightest detection of the ground-truth box's class, None if none touches it."""
+    nearest = int(evidence.nearest[g])
+    return _detection(evidence, nearest, evidence.nearest_iou[g]) if nearest >= 0 else None
+
+
+def _candidate(evidence: Evidence, g: int) -> CardBox:
+    """The tightest candidate of the ground-truth box's class."""
+    ground_truth, candidates = evidence.matches.ground_truth, evidence.candidates
+    assert candidates is not None  # or nothing would be known to be suppressed
+    return CardBox(
+        _xywh(candidates.boxes[g]),
+        ground_truth.class_names[ground_truth.labels[g]],
+        score=float(candidates.scores[g]),
+        predicted_iou=number(candidates.predicted_ious[g]),
+        iou=float(candidates.ious[g]),
+    )
+
+
+def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
+    """At most `most` of the positions `which`, by falling severity.
+
+    They are the worst `PER_GROUP` of every group, then the next ones.
+    """
+    order = np.flatnonzero(which)
+    order = order[np.argsort(-severity[order], kind="stable")]
+    group = groups[order]
     together = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[together], prepend=-1))
     rank = np.empty_like(order)
     rank[together] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    chosen = order[np.lexsort((np.arange(len(order)), rank // PER_GROUP))[:most]]
-    worst: Ints = chosen[np.argsort(-loss[chosen], kind="stable")]
+    chosen = np.lexsort((np.arange(len(order)), rank // PER_GROUP))[:most]
+    worst: Ints = order[np.sort(chosen)]
     return worst
 
 
-def _box(box: Floats) -> tuple[float, float, float, float]:
+def _xywh(box: Floats) -> tuple[float, float, float, float]:
     x, y, width, height = (round(float(v), 2) for v in box)
     return x, y, width, height
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -3,68 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-from tightbox.evaluation.calibration import Correlation, Reliability
-from tightbox.evaluation.coco import AREAS, CocoMetrics
+from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.coco import CocoMetrics
+from tightbox.evaluation.ladder import OracleVariant
 from tightbox.evaluation.lrp import Lrp
+from tightbox.evaluation.reliability import Correlation, Reliability
 from tightbox.evaluation.tide import ClassErrors
-
-SIZES = AREAS[1:]
-CURVE = (50, 60, 70, 75, 80, 90)  # IoU thresholds, in per cent, of the AP curves
-
-
-@dataclass(frozen=True)
-class Aps:
-    """COCO AP, and what it is made of; None where no ground-truth box could tell.
-
-    Attributes:
-        ap: over the IoU thresholds 0.50 to 0.95.
-        by_iou: at single ones, by `CURVE` as text.
-        by_size: by `SIZES`.
-        by_class: by class name.
-    """
-
-    ap: float | None
-    by_iou: dict[str, float | None]
-    by_size: dict[str, float | None]
-    by_class: dict[str, float | None]
-
-    @classmethod
-    def of_coco(cls, metrics: CocoMetrics) -> Aps:
-        """The evaluator's own figures."""
-        return cls(
-            metrics.ap,
-            {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE},
-            {size: getattr(metrics, f"ap_{size}") for size in SIZES},
-            {name: row.ap for name, row in metrics.per_class.items()},
-        )
-
-    def minus(self, other: Aps) -> Aps:
-        """What this has more."""
-        return Aps(
-            _minus(self.ap, other.ap),
-            *(
-                {key: _minus(value, theirs.get(key)) for key, value in ours.items()}
-                for ours, theirs in (
-                    (self.by_iou, other.by_iou),
-                    (self.by_size, other.by_size),
-                    (self.by_class, other.by_class),
-                )
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class Rung:
-    """AP with one output replaced by the truth: ranked by the class score alone, and by the detector's own rules.
-
-    For final boxes of any tool there is only the first, their score.
-    """
-
-    name: str
-    alone: Aps | None
-    with_estimate: Aps | None
 
 
 @dataclass(frozen=True)
@@ -79,22 +25,22 @@ class Lost:
         misses: objects without any box of their class on them (IoU 0.5) are not asked for.
     """
 
-    ranking: Aps | None
-    suppression: Aps | None
-    localisation: Aps | None
-    misses: Aps | None
+    ranking: AveragePrecision | None
+    suppression: AveragePrecision | None
+    localisation: AveragePrecision | None
+    misses: AveragePrecision | None
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How far a number can be trusted to tell the true IoU, over the final boxes.
+class ScoreReliability:
+    """How reliably a score or a predicted IoU predicts the true IoU, over the final boxes.
 
     Attributes:
-        table: what was claimed against what came true, in bins.
+        table: what was predicted against what was actually there, in bins.
         error: expected calibration error.
-        bias: the same with its sign; positive where claims are too high.
+        bias: the same with its sign; positive where the predictions are too high.
         correlation: with the true IoU, over boxes above IoU 0.5.
-        points: some boxes as (claim, true IoU), evenly drawn from all.
+        points: some boxes as (predicted, true IoU), evenly drawn from all.
     """
 
     table: Reliability
@@ -110,7 +56,7 @@ class Group:
 
     Attributes:
         objects: how many there are, crowds aside.
-        found: share that a detection found at IoU 0.5.
+        found: fraction of them that a detection found at IoU 0.5.
         mean_iou: of these with their detections.
         best_iou: mean over all objects of the IoU of the best box there was for them: before suppression where
             candidates are known, in the file otherwise; 0 for none.
@@ -146,8 +92,8 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Fates:
-    """What became of the objects that no final box of their class is on (IoU 0.5): the last place they were seen.
+class MissBreakdown:
+    """How many objects without a final box of their class on them (IoU 0.5) were lost at which stage, the last one.
 
     Attributes:
         suppressed: a box that was good enough to be reported was suppressed, or came too late among the candidates.
@@ -161,45 +107,65 @@ class Fates:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A box in an image: [x, y, width, height] in pixels; numbers that do not apply are None."""
+class CardImage:
+    """The image of a card.
+
+    Attributes:
+        id: the data set's own.
+        file: its file's name.
+        width: in pixels, None if unknown; likewise `height`.
+    """
+
+    id: int
+    file: str
+    width: float | None
+    height: float | None
+
+
+@dataclass(frozen=True)
+class CardBox:
+    """A box of a card; what does not apply to it is None.
+
+    Attributes:
+        box: [x, y, width, height] in pixels of the image.
+        class_name: its class; a detection's is the predicted one.
+        score: what the detection or candidate is ranked by.
+        predicted_iou: as the detector reports it, calibrated if the detector is.
+        iou: the true IoU with the card's object.
+    """
 
     box: tuple[float, float, float, float]
+    class_name: str
     score: float | None = None
     predicted_iou: float | None = None
     iou: float | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image of the gallery.
+    """One example of the gallery: a part of an image with its boxes.
 
     Attributes:
-        kind: "better", "miss" or "false".
-        image_id: the data set's own id.
-        file: the image's name.
-        width: of the image in pixels, None if unknown; likewise `height`.
-        category: the class's name.
-        size: of the object (of the false box, where there is none), by `SIZES`.
-        loss: what it is sorted by: the IoU that was lost, an object's area in pixels, or a false box's score.
-        truth: the object; for a false box the nearest one of any class, if one touches it.
+        kind: a better box was there; or the object was missed; or the box is a false positive.
+        image: where it is.
+        class_name: of the object; of a false positive, the predicted one.
+        size: of the object (of a false positive, its own), by `SIZES`.
+        severity: what cards are sorted by: the IoU that was lost, a missed object's area in pixels, or the score of a
+            false positive.
+        ground_truth: the object; for a false positive the nearest one of any class, if one touches it.
         kept: the box that was reported.
         better: the tighter one that was there.
         why: what happened, in words.
     """
 
-    kind: str
-    image_id: int
-    file: str
-    width: float | None
-    height: float | None
-    category: str
+    kind: Literal["better", "miss", "false_positive"]
+    image: CardImage
+    class_name: str
     size: str
-    loss: float
-    truth: Shown | None
-    kept: Shown | None
-    better: Shown | None
+    severity: float
+    ground_truth: CardBox | None
+    kept: CardBox | None
+    better: CardBox | None
     why: str
 
 
@@ -219,12 +185,12 @@ class Diagnosis:
         lrp: optimal LRP, mean over the classes.
         errors: TIDE's errors at IoU 0.5, all classes.
         laece: localisation-aware calibration error of the score, by its threshold τ.
-        score: trust in the score.
-        predicted_iou: trust in the predicted IoU, None if there is none.
+        score: reliability of the score.
+        predicted_iou: reliability of the predicted IoU, calibrated if the detector is; None if there is none.
         before_suppression: correlations with the true IoU of the candidates that would be reported.
-        ladder: AP with outputs replaced by the truth.
+        ladder: AP with one output replaced by the truth, of every oracle variant.
         lost: AP lost to each stage.
-        fates: of missed objects, None where candidates are not known.
+        miss_breakdown: at which stage missed objects were lost, None where candidates are not known.
         per_class: by class name.
         per_size: by `SIZES`.
         better_boxes: for how many objects a box tighter than the kept one was there, by at least 0.01.
@@ -239,18 +205,18 @@ class Diagnosis:
     detections: int
     notes: tuple[str, ...]
     coco: CocoMetrics
-    aps: Aps
+    aps: AveragePrecision
     all: Group
     tightness: Tightness
     lrp: Lrp
     errors: ClassErrors
     laece: dict[str, float | None]
-    score: Trust
-    predicted_iou: Trust | None
+    score: ScoreReliability
+    predicted_iou: ScoreReliability | None
     before_suppression: dict[str, Correlation]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[OracleVariant, ...]
     lost: Lost
-    fates: Fates | None
+    miss_breakdown: MissBreakdown | None
     per_class: dict[str, ClassRow]
     per_size: dict[str, Group]
     better_boxes: int
@@ -260,7 +226,3 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers."""
         return asdict(self)
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b

@@ -5,18 +5,39 @@
   const by = (id) => document.getElementById(id);
   const list = by("list");
   const SORTS = {
-    better: { loss: "IoU lost, most first", kept: "IoU kept, least first", score: "score, highest first", file: "image" },
-    miss: { loss: "area, largest first", kept: "nearest IoU, least first", file: "image" },
-    false: { loss: "score, highest first", kept: "IoU, least first", file: "image" },
+    better: { severity: "IoU lost, most first", kept: "IoU kept, least first", score: "score, highest first", file: "image" },
+    miss: { severity: "area, largest first", kept: "nearest IoU, least first", file: "image" },
+    false_positive: { severity: "score, highest first", kept: "IoU, least first", file: "image" },
   };
   const NAMES = {
-    better: { truth: "object", kept: "kept", better: "better" },
-    miss: { truth: "object", kept: "nearest", better: "suppressed" },
-    false: { truth: "nearest object", kept: "reported" },
+    better: { ground_truth: "object", kept: "kept", better: "better" },
+    miss: { ground_truth: "object", kept: "nearest", better: "suppressed" },
+    false_positive: { ground_truth: "nearest object", kept: "reported" },
   };
-  const LAYERS = ["truth", "kept", "better"];
+  const LAYERS = ["ground_truth", "kept", "better"];
   let shown = [];
   let current = 0;
+
+  // A table that is wider than its place says so, until its last column is in sight.
+  function watchTable(scroller) {
+    const hint = scroller.previousElementSibling;
+    const update = () => {
+      const hidden = scroller.scrollWidth - scroller.clientWidth;
+      const more = scroller.scrollLeft < hidden - 1; // half pixels are none
+      scroller.classList.toggle("more", more);
+      scroller.classList.toggle("scrolled", scroller.scrollLeft > 0);
+      hint.hidden = hidden <= 0;
+      hint.classList.toggle("at-end", !more); // it keeps its place, so that nothing jumps
+      // The tab key stops only where the arrow keys have something to scroll.
+      if (hidden > 0) scroller.tabIndex = 0;
+      else scroller.removeAttribute("tabindex");
+    };
+    scroller.addEventListener("scroll", update, { passive: true });
+    const observer = new ResizeObserver(update);
+    observer.observe(scroller);
+    observer.observe(scroller.firstElementChild);
+  }
+  document.querySelectorAll(".scroll").forEach(watchTable);
 
   const number = (value) => (value === null ? "–" : value.toFixed(2));
   const kind = () => document.querySelector("input[name=kind]:checked").value;
@@ -45,7 +66,7 @@
 
   function describe(card) {
     const boxes = LAYERS.filter((layer) => card[layer]).map((layer) => numbers(card, layer));
-    return `${card.category} in ${card.file}: ${boxes.join("; ")}; ${card.why}`;
+    return `${card.class_name} in ${card.image.file}: ${boxes.join("; ")}; ${card.why}`;
   }
 
   function drawing(card) {
@@ -68,9 +89,9 @@
   }
 
   function result(card) {
-    if (card.kind === "better") return `−${number(card.loss)}`;
-    if (card.kind === "false") return number(card.loss);
-    return `${Math.round(card.loss).toLocaleString("en")} px`;
+    if (card.kind === "better") return `−${number(card.severity)}`;
+    if (card.kind === "false_positive") return number(card.severity);
+    return `${Math.round(card.severity).toLocaleString("en")} px`;
   }
 
   function option(card, index) {
@@ -78,7 +99,7 @@
     const overlay = element("div", { class: "numbers", "aria-hidden": "true" });
     for (const layer of LAYERS) if (card[layer]) overlay.append(element("div", {}, numbers(card, layer)));
     const line = element("div", { class: "line" });
-    line.append(element("span", {}, card.category), element("strong", {}, result(card)));
+    line.append(element("span", {}, card.class_name), element("strong", {}, result(card)));
     const svg = drawing(card);
     svg.setAttribute("aria-hidden", "true");
     made.append(svg, overlay, line);
@@ -86,26 +107,26 @@
     return made;
   }
 
-  function light(layer, on) {
-    for (const part of document.querySelectorAll(`#stage [data-layer="${layer}"]`)) part.classList.toggle("lit", on);
+  function highlight(layer, on) {
+    for (const part of document.querySelectorAll(`#selected [data-layer="${layer}"]`)) part.classList.toggle("highlighted", on);
   }
 
-  function stage(card) {
+  function showSelected(card) {
     by("canvas").replaceChildren(drawing(card));
-    by("stage-title").textContent = `${card.category} in ${card.file}`;
+    by("selected-title").textContent = `${card.class_name} in ${card.image.file}`;
     by("why").textContent = card.why;
     const rows = LAYERS.filter((layer) => card[layer]).map((layer) => {
       const box = card[layer];
       const row = element("tr", { "data-layer": layer });
       const head = element("th", { scope: "row" }, NAMES[card.kind][layer]);
       head.prepend(element("span", { class: `key ${layer}` }));
-      row.append(head, element("td", {}, box.name ?? "–"), ...[box.iou, box.score, box.predicted_iou].map((v) => element("td", {}, number(v))));
+      row.append(head, element("td", {}, box.class_name), ...[box.iou, box.score, box.predicted_iou].map((v) => element("td", {}, number(v))));
       return row;
     });
     by("boxes").tBodies[0].replaceChildren(...rows);
-    for (const part of document.querySelectorAll("#stage [data-layer]")) {
-      part.addEventListener("mouseenter", () => light(part.dataset.layer, true));
-      part.addEventListener("mouseleave", () => light(part.dataset.layer, false));
+    for (const part of document.querySelectorAll("#selected [data-layer]")) {
+      part.addEventListener("mouseenter", () => highlight(part.dataset.layer, true));
+      part.addEventListener("mouseleave", () => highlight(part.dataset.layer, false));
     }
   }
 
@@ -123,7 +144,7 @@
       if (place.top < room.top || place.bottom > room.bottom) list.scrollTop += place.top - room.top - 4;
       if (place.left < room.left || place.right > room.right) list.scrollLeft += place.left - room.left - 4;
     }
-    stage(shown[current]);
+    showSelected(shown[current]);
     by("place").textContent = `${current + 1} of ${shown.length}`;
     by("previous").disabled = current === 0;
     by("next").disabled = current === shown.length - 1;
@@ -131,20 +152,20 @@
   }
 
   function show() {
-    const [category, size, sort] = [by("class").value, by("size").value, by("sort").value];
+    const [className, size, sort] = [by("class").value, by("size").value, by("sort").value];
     const iou = (card) => (card.kept ? card.kept.iou : 0);
     const orders = {
-      loss: (a, b) => b.loss - a.loss,
+      severity: (a, b) => b.severity - a.severity,
       kept: (a, b) => iou(a) - iou(b),
       score: (a, b) => b.kept.score - a.kept.score,
-      file: (a, b) => a.file.localeCompare(b.file, "en", { numeric: true }),
+      file: (a, b) => a.image.file.localeCompare(b.image.file, "en", { numeric: true }),
     };
     shown = cards
-      .filter((card) => card.kind === kind() && (!category || card.category === category) && (!size || card.size === size))
+      .filter((card) => card.kind === kind() && (!className || card.class_name === className) && (!size || card.size === size))
       .sort(orders[sort]);
     current = 0;
     list.replaceChildren(...shown.map(option));
-    by("stage").hidden = !shown.length;
+    by("selected").hidden = !shown.length;
     if (shown.length) select(0, false);
     else {
       list.replaceChildren(element("p", { class: "empty" }, "There is nothing of this kind."));
@@ -157,7 +178,7 @@
     if (kindChanged) {
       by("sort").replaceChildren(...Object.entries(SORTS[kind()]).map(([value, text]) => element("option", { value }, text)));
       const before = by("class").value;
-      const classes = [...new Set(cards.filter((card) => card.kind === kind()).map((card) => card.category))].sort();
+      const classes = [...new Set(cards.filter((card) => card.kind === kind()).map((card) => card.class_name))].sort();
       by("class").replaceChildren(element("option", { value: "" }, "all"), ...classes.map((name) => element("option", { value: name }, name)));
       if (classes.includes(before)) by("class").value = before;
     }

@@ -11,12 +11,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import tightbox
 from tightbox.diagnosis.crops import crop_images
-from tightbox.diagnosis.numbers import SIZES, Diagnosis
+from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, sentences
+from tightbox.evaluation.average_precision import SIZES
 from tightbox.files import atomic_path
+from tightbox.version import __version__
 
 Column = tuple[str, str, int, str]  # heading, place in the JSON file (below that of the row, if any), factor, format
 
@@ -46,7 +47,8 @@ DEFINITIONS = {
     "Lost to misses": "What AP would gain if objects without any box of their class on them were not asked for. The "
     "four are each measured alone, and do not add up to what is missing.",
     "Optimal LRP": "Localisation Recall Precision error at the score threshold where it is least, the mean over the "
-    "classes (less is better): its parts are 1 − IoU of the matches, the fraction of false boxes, of missed objects.",
+    "classes (less is better): its parts are 1 − IoU of the matches, and the fractions of false positives and of "
+    "missed objects.",
     "Kinds of mistakes": "TIDE's six, at IoU 0.5. Each gain is measured alone.",
     "Calibration of the score": "LaECE: how far scores are from precision times mean IoU, in bins; matches from "
     "IoU 0.1 on.",
@@ -96,7 +98,7 @@ def render(diagnosis: Diagnosis, images: Mapping[int, Path], progress: Callable[
         title=escape(diagnosis.title),
         style=_file("page.css"),
         script=_file("page.js"),
-        version=tightbox.__version__,
+        version=__version__,
         facts=facts,
         notes="\n".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         headline=_headline(diagnosis, figures),
@@ -151,14 +153,17 @@ def _headline(diagnosis: Diagnosis, figures: _Figures) -> str:
 def _sections(diagnosis: Diagnosis, figures: _Figures, plots: Mapping[str, Plot], said: Mapping[str, str]) -> list[str]:
     return [
         _section(
-            "lost", "Where AP is lost", said["lost"], _plots(plots, "lost", "ladder") + _fates(diagnosis, figures)
+            "lost",
+            "Where AP is lost",
+            said["lost"],
+            _plots(plots, "lost", "ladder") + _miss_breakdown(diagnosis, figures),
         ),
         _section("tight", "How tight the boxes are", said["tight"], _plots(plots, "curve", "tightness")),
         _section("kinds", "Kinds of mistakes", said["kinds"], _plots(plots, "kinds", "lrp") + _parts_of_lrp(figures)),
         _section(
-            "trust",
-            "How far the numbers can be trusted",
-            said["trust"],
+            "reliability",
+            "How reliable the numbers are",
+            said["reliability"],
             _plots(plots, "score-table", "score-points", "iou-table", "iou-points") + _correlations(diagnosis, figures),
         ),
         _section("groups", "By size and by class", said["groups"], _groups(diagnosis, figures)),
@@ -179,14 +184,14 @@ def _plots(plots: Mapping[str, Plot], *names: str) -> str:
     return f'<div class="plots">\n{inner}\n</div>'
 
 
-def _fates(diagnosis: Diagnosis, figures: _Figures) -> str:
-    if diagnosis.fates is None:
+def _miss_breakdown(diagnosis: Diagnosis, figures: _Figures) -> str:
+    if diagnosis.miss_breakdown is None:
         return ""
     return (
         "<p>Of the objects that no box of their class is on, "
-        f"{figures('/fates/suppressed', 1, 'd')} had a good box that was suppressed, "
-        f"{figures('/fates/scored_low', 1, 'd')} had one that scored below the threshold, and "
-        f"{figures('/fates/no_box', 1, 'd')} had none.</p>"
+        f"{figures('/miss_breakdown/suppressed', 1, 'd')} had a good box that was suppressed, "
+        f"{figures('/miss_breakdown/scored_low', 1, 'd')} had one that scored below the threshold, and "
+        f"{figures('/miss_breakdown/no_box', 1, 'd')} had none.</p>"
     )
 
 
@@ -194,7 +199,7 @@ def _parts_of_lrp(figures: _Figures) -> str:
     return (
         f"<p>Optimal LRP is {figures('/lrp/error')}: at the score threshold that suits each class best, found boxes "
         f"miss {figures('/lrp/localisation')} points of IoU, "
-        f"{figures('/lrp/false_positives')}% of the boxes are false, and "
+        f"{figures('/lrp/false_positives')}% of the boxes are false positives, and "
         f"{figures('/lrp/false_negatives')}% of the objects are missed.</p>"
     )
 
@@ -261,18 +266,20 @@ def _table(
 def _row(name: str, cells: Sequence[str], *, total: bool = False) -> str:
     kind = ' class="total"' if total else ""
     inner = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr{kind}><th scope="row" title="{escape(name)}">{escape(name)}</th>{inner}</tr>'
+    return f'<tr{kind}><th scope="row">{escape(name)}</th>{inner}</tr>'
 
 
 def _frame(caption: str, heads: Sequence[str], lines: Sequence[str], above: Sequence[tuple[str, int]]) -> str:
-    """A table that scrolls sideways by itself where the page is too narrow."""
+    """A table that scrolls sideways by itself where the page is too narrow, and a hint that the script shows then."""
     groups = "".join(f'<th class="group" colspan="{span}">{name}</th>' for name, span in above)
     head = f"<tr>{groups}</tr>" if above else ""
     head += '<tr><th scope="col"><span class="hidden">name</span></th>'
     head += "".join(f'<th scope="col">{name}</th>' for name in heads) + "</tr>"
     body = "\n".join(lines)
     return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
+        '<p class="more-columns" hidden>scroll sideways for more columns →</p>\n'
+        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">'
+        f"<table><caption><span>{caption}</span></caption>"
         f"<thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>"
     )
 

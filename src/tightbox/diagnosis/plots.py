@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from tightbox.diagnosis.numbers import CURVE, Aps, Diagnosis, Trust
-from tightbox.diagnosis.sentences import STAGES, points
+from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
+from tightbox.diagnosis.numbers import Diagnosis
+from tightbox.diagnosis.sentences import STAGES
 from tightbox.errors import missing_extra
+from tightbox.evaluation.average_precision import CURVE, AveragePrecision
+from tightbox.evaluation.ladder import TRUE_BOX, TRUE_IOU_SCORE
+from tightbox.evaluation.reliability import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,17 +57,35 @@ KIND_NAMES = {
     "background": "background",
     "missed": "missed",
 }
-
-
-HEIGHT = 3.1  # inches; all plots are 4.6 wide
+WIDTH, HEIGHT = 4.6, 3.1  # inches
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing as SVG, to be put into HTML, and its caption."""
+    """A drawing as SVG, to be put into HTML, with its name and caption."""
 
-    svg: str
+    name: str
     caption: str
+    svg: str
+
+    @classmethod
+    def draw(cls, name: str, caption: str, fill: Callable[[Axes], None], height: float = HEIGHT) -> Self:
+        """What `fill` puts on axes, `height` inches high.
+
+        Raises:
+            UserError: if the extra `viz` is missing.
+        """
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise missing_extra("matplotlib", "viz") from error
+        file = io.StringIO()
+        with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}):
+            figure = Figure(figsize=(WIDTH, height), layout="constrained")
+            fill(figure.add_subplot())
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        return cls(name, caption, _for_page(file.getvalue(), name, caption))
 
 
 def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
@@ -72,47 +94,31 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
     Raises:
         UserError: if the extra `viz` is missing.
     """
-    rows = len(diagnosis.ladder)
-    both = any(rung.with_estimate for rung in diagnosis.ladder)
-    plots = {
-        "lost": _plot("lost", "AP that each stage alone costs; they do not add up", _lost, diagnosis, 2.2),
-        "ladder": _plot(
+    plots = [
+        Plot.draw("lost", "AP that each stage alone costs; they do not add up", partial(_lost, diagnosis), 2.2),
+        Plot.draw(
             "ladder",
             "AP with one output replaced by the truth",
-            _ladder,
-            diagnosis,
-            0.9 + (0.46 if both else 0.38) * rows,
+            partial(draw_variants, variants=diagnosis.ladder, colours=(ONE, TWO)),
+            ladder_height(diagnosis.ladder),
         ),
-        "curve": _plot("curve", "AP by the IoU that a right box has at least", _curve, diagnosis),
-        "tightness": _plot("tightness", "Objects by the IoU of their box", _tightness, diagnosis),
-        "lrp": _plot("lrp", "Parts of optimal LRP, less is better", _lrp, diagnosis, 2.9),
-        "kinds": _plot("kinds", "AP50 that fixing each kind of mistake alone would give", _kinds, diagnosis, 2.9),
-    }
-    for name, words, trust in (("score", "score", diagnosis.score), ("iou", "predicted IoU", diagnosis.predicted_iou)):
-        if trust is None or not trust.points:
-            continue
-        goal = "IoU if right, 0 if not" if name == "score" else "true IoU"
-        table = partial(_reliability, trust=trust, words=words, goal=goal)
-        plots[f"{name}-table"] = _plot(f"{name}-table", f"What the {words} says, and what comes true", table, diagnosis)
-        sample = partial(_points, trust=trust, words=words)
-        plots[f"{name}-points"] = _plot(f"{name}-points", f"Boxes by {words} and true IoU, a sample", sample, diagnosis)
-    return plots
-
-
-def _plot(
-    name: str, caption: str, draw: Callable[[Diagnosis, Axes], None], diagnosis: Diagnosis, height: float = HEIGHT
-) -> Plot:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "viz") from error
-    file = io.StringIO()
-    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}):
-        figure = Figure(figsize=(4.6, height), layout="constrained")
-        draw(diagnosis, figure.add_subplot())
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Plot(_for_page(file.getvalue(), name, caption), caption)
+        Plot.draw("curve", "AP by the IoU that a right box has at least", partial(_curve, diagnosis)),
+        Plot.draw("tightness", "Objects by the IoU of their box", partial(_tightness, diagnosis)),
+        Plot.draw("lrp", "Parts of optimal LRP, less is better", partial(_lrp, diagnosis), 2.9),
+        Plot.draw("kinds", "AP50 that fixing each kind of mistake alone would give", partial(_kinds, diagnosis), 2.9),
+    ]
+    for key, name, target, reliability in (
+        ("score", "score", "IoU if right, 0 if not", diagnosis.score),
+        ("iou", "predicted IoU", "true IoU", diagnosis.predicted_iou),
+    ):
+        if reliability is not None and reliability.points:
+            table = partial(_reliability, table=reliability.table, name=name, target=target)
+            points = partial(_points, points=reliability.points, name=name)
+            plots += [
+                Plot.draw(f"{key}-table", f"Reliability of the {name}: predicted and actual", table),
+                Plot.draw(f"{key}-points", f"Boxes by {name} and true IoU, a sample", points),
+            ]
+    return {plot.name: plot for plot in plots}
 
 
 def _lost(diagnosis: Diagnosis, axes: Axes) -> None:
@@ -129,7 +135,11 @@ def _kinds(diagnosis: Diagnosis, axes: Axes) -> None:
 
 
 def _lrp(diagnosis: Diagnosis, axes: Axes) -> None:
-    names = {"localisation": "1 − IoU of hits", "false_positives": "false boxes", "false_negatives": "missed objects"}
+    names = {
+        "localisation": "1 − IoU of matches",
+        "false_positives": "false positives",
+        "false_negatives": "missed objects",
+    }
     rows = {name: getattr(diagnosis.lrp, field) for field, name in names.items()}
     _bars(axes, {name: value for name, value in rows.items() if value is not None})
     axes.set_xlabel("per cent")
@@ -139,46 +149,19 @@ def _bars(axes: Axes, rows: dict[str, float]) -> None:
     values = [100 * value for value in rows.values()]
     axes.barh(range(len(rows)), values, 0.62, color=ONE)
     for place, value in enumerate(values):
-        _label(axes, max(value, 0), place, f"{value:.1f}")
+        label_bar(axes, max(value, 0), place, f"{value:.1f}")
     axes.set_yticks(range(len(rows)), list(rows), color=INK)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_xlim(min(0.0, *values, 0.0), 1.15 * max(values, default=0) + 0.5)
 
 
-def _ladder(diagnosis: Diagnosis, axes: Axes) -> None:
-    rungs = diagnosis.ladder
-    both = any(rung.with_estimate for rung in rungs)
-    columns = [("class score alone" if both else "score", ONE, [rung.alone for rung in rungs])]
-    if both:
-        columns.append(("with the estimate", TWO, [rung.with_estimate for rung in rungs]))
-    thickness = 0.72 / len(columns)
-    for number, (label, colour, values) in enumerate(columns):
-        top = -0.36 + (number + 0.5) * thickness
-        there = [(top + i, aps.ap) for i, aps in enumerate(values) if aps is not None and aps.ap is not None]
-        axes.barh([y for y, _ in there], [100 * ap for _, ap in there], 0.9 * thickness, color=colour, label=label)
-        for y, ap in there:
-            _label(axes, 100 * ap, y, points(ap))
-    axes.set_yticks(range(len(rungs)), [rung.name.replace(" := ", "\n:= ") for rung in rungs], color=INK, size=9)
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 112)
-    axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("AP")
-    if both:
-        axes.figure.legend(loc="outside upper right", ncols=2, fontsize=9)
-
-
-def _label(axes: Axes, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", size=9)
-
-
 def _curve(diagnosis: Diagnosis, axes: Axes) -> None:
-    rungs = {rung.name: rung.alone for rung in diagnosis.ladder}
-    lines: list[tuple[str, str, str, Aps | None]] = [
+    variants = {variant.name: variant.alone for variant in diagnosis.ladder}
+    lines: list[tuple[str, str, str, AveragePrecision | None]] = [
         ("as it is", ONE, "-", diagnosis.aps),
-        ("ranked by true IoU", TWO, "--", rungs.get("class score := true IoU")),
-        ("with ground-truth boxes", THREE, ":", rungs.get("box := ground-truth box")),
+        ("ranked by true IoU", TWO, "--", variants.get(TRUE_IOU_SCORE)),
+        ("with ground-truth boxes", THREE, ":", variants.get(TRUE_BOX)),
     ]
     for label, colour, style, aps in lines:
         there = [] if aps is None else [(i / 100, 100 * v) for i in CURVE if (v := aps.by_iou[str(i)]) is not None]
@@ -201,33 +184,34 @@ def _tightness(diagnosis: Diagnosis, axes: Axes) -> None:
     axes.set_xlabel("IoU with the object")
     axes.set_ylabel("objects")
     axes.grid(axis="y")
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="best", fontsize=9)  # wherever no bar is tall: many missed objects make the first one so
 
 
-def _reliability(diagnosis: Diagnosis, axes: Axes, *, trust: Trust, words: str, goal: str) -> None:
-    """Bars of what comes true, and below them how many boxes make the claim."""
-    table = trust.table
+def _reliability(axes: Axes, *, table: Reliability, name: str, target: str) -> None:
+    """Bars of what is actually there for each prediction, and below them how many boxes have it."""
     middle = [(low + high) / 2 for low, high in pairwise(table.edges)]
     width = 0.9 * (table.edges[1] - table.edges[0])
-    axes.bar(middle, [value or 0 for value in table.true], width, color=ONE, alpha=0.7, label="what comes true")
+    axes.bar(middle, [value or 0 for value in table.actual], width, color=ONE, alpha=0.7, label="actual")
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", label="perfect")
     axes.bar(middle, [-0.16 * n / max(table.counts) for n in table.counts], width, color=MUTED, alpha=0.6)
     axes.axhline(0, color=MUTED, lw=0.6)
-    axes.text(1, -0.11, "how many", ha="right", color=MUTED, size=9)
+    fewer_left = sum(table.counts[: len(middle) // 2]) < sum(table.counts[-(len(middle) // 2) :])
+    side = (0.01, "left") if fewer_left else (0.99, "right")  # where the bars are short
+    axes.text(side[0], -0.13, "how many boxes", ha=side[1], color=MUTED, size=9)
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.18, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel(words)
-    axes.set_ylabel(goal)
+    axes.set_xlabel(name)
+    axes.set_ylabel(target)
     axes.legend(loc="upper left", fontsize=9)
 
 
-def _points(diagnosis: Diagnosis, axes: Axes, *, trust: Trust, words: str) -> None:
-    axes.plot(*zip(*trust.points, strict=True), "o", color=ONE, ms=2.8, mew=0, alpha=0.4)
+def _points(axes: Axes, *, points: Sequence[tuple[float, float]], name: str) -> None:
+    axes.plot(*zip(*points, strict=True), "o", color=ONE, ms=2.8, mew=0, alpha=0.4)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
     axes.set_xlim(0, 1.01)
     axes.set_ylim(-0.01, 1.01)
-    axes.set_xlabel(words)
+    axes.set_xlabel(name)
     axes.set_ylabel("true IoU")
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tightbox.diagnosis.numbers import Diagnosis, Trust
+from functools import partial
+
+from tightbox.diagnosis.numbers import Diagnosis, ScoreReliability
+from tightbox.evaluation.figures import percent
+
+_percent = partial(percent, width=0)  # within a sentence, and not in a column
 
 STAGES = {
     "ranking": "scores that do not put the tightest box first",
@@ -21,20 +26,15 @@ KINDS = {
 
 
 def sentences(diagnosis: Diagnosis) -> dict[str, str]:
-    """A sentence for each part: "lost", "tight", "kinds", "trust", "groups" and "better"."""
+    """A sentence for each part: "lost", "tight", "kinds", "reliability", "groups" and "better"."""
     return {
         "lost": _lost(diagnosis),
         "tight": _tight(diagnosis),
         "kinds": _kinds(diagnosis),
-        "trust": _trust(diagnosis),
+        "reliability": _reliability(diagnosis),
         "groups": _groups(diagnosis),
         "better": _better(diagnosis),
     }
-
-
-def points(value: float | None) -> str:
-    """A fraction of AP in points, such as 12.3; a dash for none."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _lost(diagnosis: Diagnosis) -> str:
@@ -47,12 +47,12 @@ def _lost(diagnosis: Diagnosis) -> str:
     if worst is None or gains[worst] < 0.0005:
         if diagnosis.all.found == 0:
             every = "The only object is" if diagnosis.objects == 1 else f"All {diagnosis.objects:,} objects are"
-            return f"{every} missed, so AP is {points(ap)}."
-        return f"AP is {points(ap)}, and none of the stages costs any."
-    others = ", ".join(f"{name} {points(gain)}" for name, gain in gains.items() if name != worst)
+            return f"{every} missed, so AP is {_percent(ap)}."
+        return f"AP is {_percent(ap)}, and none of the stages costs any."
+    others = ", ".join(f"{name} {_percent(gain)}" for name, gain in gains.items() if name != worst)
     return (
-        f"{points(gains[worst])} points of AP are lost because of {STAGES[worst]}: without that AP would be "
-        f"{points(ap + gains[worst])} instead of {points(ap)} (the other stages alone: {others})."
+        f"{_percent(gains[worst])} points of AP are lost because of {STAGES[worst]}: without that AP would be "
+        f"{_percent(ap + gains[worst])} instead of {_percent(ap)} (the other stages alone: {others})."
     )
 
 
@@ -61,12 +61,12 @@ def _tight(diagnosis: Diagnosis) -> str:
     if group.found is None:
         return "There is no object to be tight on."
     if group.mean_iou is None:
-        return f"Not one of the {group.objects} objects is found at IoU 0.5."
+        return f"Not one of the {group.objects:,} objects is found at IoU 0.5."
     text = (
-        f"{group.found:.0%} of the {group.objects} objects are found, with a mean IoU of {group.mean_iou:.3f}; "
-        f"AP falls from {points(diagnosis.coco.ap50)} at IoU 0.50 to {points(diagnosis.coco.ap90)} at 0.90."
+        f"{group.found:.0%} of the {group.objects:,} objects are found, with a mean IoU of {group.mean_iou:.3f}; "
+        f"AP falls from {_percent(diagnosis.coco.ap50)} at IoU 0.50 to {_percent(diagnosis.coco.ap90)} at 0.90."
     )
-    return text + (f" Optimal LRP is {points(diagnosis.lrp.error)}." if diagnosis.lrp.error is not None else "")
+    return text + (f" Optimal LRP is {_percent(diagnosis.lrp.error)}." if diagnosis.lrp.error is not None else "")
 
 
 def _kinds(diagnosis: Diagnosis) -> str:
@@ -82,27 +82,27 @@ def _kinds(diagnosis: Diagnosis) -> str:
     count = getattr(diagnosis.errors.count, worst)
     return (
         f"The costliest mistake is {KINDS[worst]} ({count:,} of them): "
-        f"fixing it would give {points(gains[worst])} points of AP50."
+        f"fixing it would give {_percent(gains[worst])} points of AP50."
     )
 
 
-def _trust(diagnosis: Diagnosis) -> str:
-    parts = [_number("score", diagnosis.score)]
+def _reliability(diagnosis: Diagnosis) -> str:
+    parts = [_reliability_of("score", diagnosis.score)]
     if diagnosis.predicted_iou is not None:
-        parts.append(_number("predicted IoU", diagnosis.predicted_iou))
+        parts.append(_reliability_of("predicted IoU", diagnosis.predicted_iou))
     else:
         parts.append("There is no predicted IoU to judge.")
     return " ".join(parts)
 
 
-def _number(name: str, trust: Trust) -> str:
-    if trust.error is None or trust.bias is None:
+def _reliability_of(name: str, reliability: ScoreReliability) -> str:
+    if reliability.error is None or reliability.bias is None:
         return f"There is no {name} to judge."
-    one_sided = abs(trust.bias) > trust.error / 2
-    way = ("too high" if trust.bias > 0 else "too low") if one_sided else "either way"
-    rank = trust.correlation.spearman
+    one_sided = abs(reliability.bias) > reliability.error / 2
+    way = ("too high" if reliability.bias > 0 else "too low") if one_sided else "either way"
+    rank = reliability.correlation.spearman
     told = "" if rank is None else f", and orders boxes by their tightness with a rank correlation of {rank:.2f}"
-    return f"The {name} is off by {trust.error:.3f} on average, {'mostly ' if one_sided else ''}{way}{told}."
+    return f"The {name} is off by {reliability.error:.3f} on average, {'mostly ' if one_sided else ''}{way}{told}."
 
 
 def _groups(diagnosis: Diagnosis) -> str:
@@ -113,11 +113,11 @@ def _groups(diagnosis: Diagnosis) -> str:
         return "There is one class with objects, so there is nothing to compare it with."
     worst, best = min(rows, key=lambda name: rows[name]), max(rows, key=lambda name: rows[name])
     sizes = {name: value for name, value in diagnosis.aps.by_size.items() if value is not None}
-    differ = len({points(value) for value in sizes.values()}) > 1
+    differ = len({_percent(value) for value in sizes.values()}) > 1
     hardest = f"; {min(sizes, key=lambda name: sizes[name])} objects are hardest" if differ else ""
-    if points(rows[best]) == points(rows[worst]):
-        return f"All {len(rows)} classes with objects have the same AP, {points(rows[best])}{hardest}."
-    return f"{best} does best (AP {points(rows[best])}) and {worst} worst ({points(rows[worst])}){hardest}."
+    if _percent(rows[best]) == _percent(rows[worst]):
+        return f"All {len(rows)} classes with objects have the same AP, {_percent(rows[best])}{hardest}."
+    return f"{best} does best (AP {_percent(rows[best])}) and {worst} worst ({_percent(rows[worst])}){hardest}."
 
 
 def _better(diagnosis: Diagnosis) -> str:
@@ -127,6 +127,6 @@ def _better(diagnosis: Diagnosis) -> str:
     if not diagnosis.better_boxes or diagnosis.iou_lost is None:
         return f"No object had a clearly tighter box {where} than the one that was kept."
     return (
-        f"For {diagnosis.better_boxes} of {diagnosis.objects} objects a tighter box was there {where} and was not "
+        f"For {diagnosis.better_boxes:,} of {diagnosis.objects:,} objects a tighter box was there {where} and was not "
         f"kept; these lost {diagnosis.iou_lost:.2f} of IoU on average."
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +9,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from tightbox.errors import UserError
-from tightbox.evaluation.results import Json, is_crowd
+from tightbox.evaluation.figures import Floats, mean, percent, percents
+from tightbox.evaluation.inputs import GroundTruth, Predictions
 
 AREAS = ("all", "small", "medium", "large")  # COCO's sizes: up to 32², 96² and 1e5² pixels of object area
 
@@ -30,7 +27,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's figures, each in [0, 1], or None where the truth has no box that could tell.
+    """COCO's figures, each in [0, 1], or None where there is no ground-truth box that could tell.
 
     Attributes:
         ap: mean over the IoU thresholds 0.50, 0.55, ..., 0.95, the classes and 101 recalls.
@@ -64,107 +61,67 @@ class CocoMetrics:
         rows = {"all classes": ClassMetrics(self.ap, self.ap50, self.ap75, boxes)} | self.per_class
         lines = [f"{'':{width}}    AP  AP50  AP75   boxes"]
         for name, row in rows.items():
-            lines.append(f"{name:{width}} {_percent(row.ap)} {_percent(row.ap50)} {_percent(row.ap75)} {row.boxes:7d}")
+            lines.append(f"{name:{width}} {percents((row.ap, row.ap50, row.ap75))} {row.boxes:7d}")
         rest = ("ap60", "ap70", "ap80", "ap90", "ap_small", "ap_medium", "ap_large", "ar")
-        lines.append("  ".join(f"{name} {_percent(getattr(self, name)).strip()}" for name in rest))
+        lines.append("  ".join(f"{name} {percent(getattr(self, name), width=0)}" for name in rest))
         return "\n".join(lines)
 
 
-def evaluate(ground_truth: Json, results: Sequence[Json], max_detections: int = 100) -> CocoMetrics:
-    """COCO's figures for `results` on the data set `ground_truth`; neither is changed.
+def evaluate(ground_truth: GroundTruth, predictions: Predictions, max_detections: int = 100) -> CocoMetrics:
+    """COCO's figures.
 
     Args:
-        ground_truth: the content of a COCO file: `images`, `annotations` and `categories`.
-        results: rows of a COCO result file: `image_id`, `category_id`, `bbox` as [x, y, width, height], `score`.
+        ground_truth: what is in the images.
+        predictions: what was found there.
         max_detections: how many boxes of one class count in an image, best scores first.
-
-    Raises:
-        UserError: if a row lacks a field, names an unknown image or category, or holds a number that is not finite; or
-            if a category has no name.
     """
-    names = _names(ground_truth["categories"])
-    # The evaluator holds ids as float64, which has no place for all integers above 2^53: it gets positions instead.
-    known = {"image_id": _positions(row["id"] for row in ground_truth["images"]), "category_id": _positions(names)}
-    truth = [_row(row, i, known, is_result=False) for i, row in enumerate(ground_truth["annotations"], 1)]
-    found = [_row(row, i, known, is_result=True) for i, row in enumerate(results, 1)]
-    precision, recall = _precision_and_recall(known, truth, found, max_detections)
-
-    counts = Counter(row["category_id"] for row in truth if not row["iscrowd"])
+    precision, recall = _precision_and_recall(ground_truth, predictions, max_detections)
     per_class: dict[str, ClassMetrics] = {}
-    for k, (category, name) in enumerate(names.items()):
+    for k, (name, boxes) in enumerate(zip(ground_truth.class_names, ground_truth.positives.tolist(), strict=True)):
         p = precision[:, :, k, 0]  # [T, R]
-        unique = name if name not in per_class else f"{name} ({category})"
-        per_class[unique] = ClassMetrics(_mean(p), _mean(p[0]), _mean(p[5]), counts[k + 1])
+        per_class[name] = ClassMetrics(mean(p), mean(p[0]), mean(p[5]), boxes)
     return CocoMetrics(
-        ap=_mean(precision[..., 0]),
-        **{f"ap{50 + 5 * t}": _mean(precision[t, ..., 0]) for t in (0, 2, 4, 5, 6, 8)},
-        **{f"ap_{area}": _mean(precision[..., a]) for a, area in enumerate(AREAS) if a > 0},
-        ar=_mean(recall[..., 0]),
+        ap=mean(precision[..., 0]),
+        **{f"ap{50 + 5 * t}": mean(precision[t, ..., 0]) for t in (0, 2, 4, 5, 6, 8)},
+        **{f"ap_{area}": mean(precision[..., a]) for a, area in enumerate(AREAS) if a > 0},
+        ar=mean(recall[..., 0]),
         per_class=per_class,
     )
 
 
-def _names(categories: Sequence[Json]) -> dict[int, str]:
-    """The name of each category, by ascending id."""
-    for category in categories:
-        if not isinstance(category.get("name"), str):
-            raise UserError(f"the category with the id {category['id']!r:.50} has no name; add one to the ground truth")
-    return {category["id"]: category["name"] for category in sorted(categories, key=lambda row: row["id"])}
-
-
-def _positions(ids: Iterable[int]) -> dict[int, int]:
-    """Where each id stands among all of them, ascending and counted from 1."""
-    return {number: position for position, number in enumerate(sorted(set(ids)), 1)}
-
-
-def _row(row: Json, number: int, known: Mapping[str, Mapping[int, int]], *, is_result: bool) -> dict[str, Any]:
-    """A checked copy of one annotation or result, with positions for ids, for the evaluator to write its marks into."""
-    kind, field = ("result", "score") if is_result else ("annotation", "area")
-    try:
-        at = {name: positions.get(row[name]) for name, positions in known.items()}
-        x, y, width, height = map(float, row["bbox"])
-        given: Any = row["score"] if is_result else row.get("area")
-        value = width * height if given is None and not is_result else float(given)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        needed = "image_id, category_id, a bbox of four numbers and a number as " + field
-        raise UserError(f"{kind} {number} must have {needed}, but has {dict(row)!r:.300}") from error
-    for name, position in at.items():
-        if position is None:
-            fix = "check that the results are of this data set" if is_result else "correct or remove it"
-            raise UserError(f"{kind} {number} has {name} {row[name]!r:.50}, which the data set does not know; {fix}")
-    if not all(map(math.isfinite, (x, y, width, height, value))):
-        raise UserError(
-            f"{kind} {number} has bbox {row['bbox']} and {field} {value}, which must be finite numbers; correct them"
-        )
-    # Ids count from 1, as the evaluator takes a match with id 0 for no match.
-    copy = at | {"id": number, "bbox": [x, y, width, height]}
-    if is_result:
-        return copy | {"area": width * height, "score": value, "iscrowd": 0}
-    return copy | {"area": value, "iscrowd": int(is_crowd(row, number))}
-
-
 def _precision_and_recall(
-    known: Mapping[str, Mapping[int, int]], truth: Sequence[Json], found: Sequence[Json], max_detections: int
+    ground_truth: GroundTruth, predictions: Predictions, max_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); -1 where there is no ground-truth box.
+    """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); NaN where there is no ground-truth box.
 
     T = 10 IoU thresholds, R = 101 recalls, K = categories, A = `AREAS`.
     """
-    images, categories = ([{"id": i} for i in known[field].values()] for field in ("image_id", "category_id"))
-    content = {"images": images, "categories": categories}
-    sets = [COCO(content | {"annotations": rows}) for rows in (truth, found)]
+    # The evaluator holds ids as float64, which has no place for all integers above 2^53: it gets positions instead.
+    # They count from 1, as it takes a match with id 0 for no match.
+    content = {
+        "images": [{"id": i} for i in range(1, len(ground_truth.image_ids) + 1)],
+        "categories": [{"id": k} for k in range(1, len(ground_truth.category_ids) + 1)],
+    }
+    objects = _rows(ground_truth, ground_truth.areas, iscrowd=ground_truth.crowd.astype(int))
+    found = _rows(predictions, predictions.boxes[:, 2:].prod(axis=1), score=predictions.scores)
+    sets = [COCO(content | {"annotations": rows}) for rows in (objects, found)]
     evaluation = COCOeval_faster(*sets, "bbox", print_function=lambda *_: None)
     evaluation.params.maxDets = [max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+    precision, recall = evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+    return np.where(precision > -1, precision, np.nan), np.where(recall > -1, recall, np.nan)
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    """The mean of the entries that are there, not COCO's -1."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else None
-
-
-def _percent(value: float | None) -> str:
-    return "    -" if value is None else f"{100 * value:5.1f}"
+def _rows(boxes: GroundTruth | Predictions, areas: Floats, **columns: NDArray[Any]) -> list[dict[str, Any]]:
+    """The evaluator's own annotations, which it writes its marks into."""
+    table = {
+        "id": range(1, len(areas) + 1),
+        "image_id": (boxes.images + 1).tolist(),
+        "category_id": (boxes.labels + 1).tolist(),
+        "bbox": boxes.boxes.tolist(),
+        "area": areas.tolist(),
+        "iscrowd": [0] * len(areas),
+    }
+    table |= {name: column.tolist() for name, column in columns.items()}
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

@@ -75,11 +75,11 @@ def fddb_curves(
     Raises:
         UserError: if there is no face at all, or a region or score is not finite or of another shape.
     """
-    faces = sum(len(truth) for truth in ellipses)
+    faces = sum(len(annotated) for annotated in ellipses)
     if faces == 0:
         raise UserError("there are no annotated faces to compare with; check which folds were read")
     steps = []
-    for number, (truth, found, score, size) in enumerate(zip(ellipses, regions, scores, sizes, strict=True), 1):
+    for number, (annotated, found, score, size) in enumerate(zip(ellipses, regions, scores, sizes, strict=True), 1):
         found, score = np.asarray(found, np.float64), np.asarray(score, np.float64)
         known_shape = score.ndim == 1 and found.shape in ((len(score), 4), (len(score), 5))
         if not (known_shape and np.isfinite(found).all() and np.isfinite(score).all()):
@@ -87,7 +87,7 @@ def fddb_curves(
                 f"image {number} has regions of shape {found.shape} and scores of shape {score.shape}, or numbers "
                 "that are not finite; give (D, 4) boxes or (D, 5) ellipses and (D,) scores"
             )
-        ious = region_ious(drawn(np.asarray(truth, np.float64)), drawn(found), size)
+        ious = region_ious(drawn(np.asarray(annotated, np.float64)), drawn(found), size)
         steps.append(_steps(ious, score))
     step = np.concatenate(steps)
     step = step[np.argsort(-step[:, 0], kind="stable")]

@@ -1,46 +1,112 @@
-"""The oracle's ladder as an image."""
+"""The ladder: what AP would be if one output at a time were the truth, and how well the numbers tell the true IoU."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from tightbox.errors import missing_extra
-from tightbox.evaluation.oracle import OracleStudy
-from tightbox.files import atomic_path
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tightbox.calibration import IOUS
+from tightbox.evaluation.average_precision import AveragePrecision, average_precisions
+from tightbox.evaluation.figures import difference
+from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.evaluation.matching import match
+from tightbox.evaluation.reliability import Correlation, correlation
+
+ON_OBJECT = 0.5  # IoU from which a box is taken to be on an object; correlations are of boxes above it, as in IoU-Net
+
+# The oracle variants, by what is replaced. Not every study has all of them.
+AS_PREDICTED = "as predicted"
+TRUE_CENTERNESS = "centerness := true centerness"
+CENTERNESS_IOU = "centerness := true IoU"
+TRUE_PREDICTED_IOU = "predicted IoU := true IoU"
+NEAREST_IOU = "every predicted IoU := IoU with the nearest object"
+TRUE_BOX = "box := ground-truth box"
+CLASS_SCORE_ONE = "class score := 1"
+TRUE_IOU_SCORE = "class score := true IoU"
 
 
-def draw_ladder(study: OracleStudy, path: Path) -> None:
-    """AP of every rung as bars, without and with the detector's localisation estimate, as a PNG.
+@dataclass(frozen=True)
+class OracleVariant:
+    """AP with one output replaced by the truth; None where a replacement cannot change it.
 
-    Raises:
-        UserError: if the extra `viz` is missing, or the disk refuses.
+    Attributes:
+        name: what is replaced.
+        alone: ranked by the class score alone, greedy suppression; of final boxes, as they are.
+        with_estimate: by the detector's own rules, with its localisation estimate; None without one.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "viz") from error
-    columns = {
-        "class score alone, greedy NMS": [rung.alone for rung in study.rungs],
-        "with the localisation estimate": [rung.with_estimate for rung in study.rungs],
+
+    name: str
+    alone: AveragePrecision | None
+    with_estimate: AveragePrecision | None
+
+    @property
+    def own(self) -> AveragePrecision | None:
+        """By the detector's own rules, whichever they are."""
+        return self.with_estimate or self.alone
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All oracle variants of a study.
+
+    Attributes:
+        variants: what is replaced, and what comes of it; `AS_PREDICTED` is the first.
+        correlations: by "score" and "predicted IoU", how well they tell the true IoU.
+    """
+
+    variants: tuple[OracleVariant, ...]
+    correlations: dict[str, Correlation]
+
+    def __getitem__(self, name: str) -> OracleVariant:
+        """The variant of this name; KeyError if the study has none such."""
+        return {variant.name: variant for variant in self.variants}[name]
+
+    @property
+    def lost_to_ranking(self) -> float | None:
+        """AP with the class score replaced by the true IoU, minus the AP as it is."""
+        ideal, now = self[TRUE_IOU_SCORE].alone, self[AS_PREDICTED].own
+        return None if ideal is None or now is None else difference(ideal.ap, now.ap)
+
+
+def results_ladder(
+    ground_truth: GroundTruth, predictions: Predictions, done: Callable[[], None] = lambda: None
+) -> Ladder:
+    """That of any tool's final boxes; a box stands for the object of its class that it overlaps most, from 0.5 on.
+
+    What was suppressed is not in such a file. So nothing can take the place of a box whose score is lowered, objects
+    without a box stay missed, and second boxes on an object stay false: this studies the ranking of these boxes only.
+
+    Args:
+        ground_truth: what is in the images.
+        predictions: what was found there.
+        done: called after each variant.
+    """
+    # Of all boxes, also of those beyond the hundredth of an image, which a better score would bring forward.
+    matches = match(ground_truth, predictions, (), max_detections=None)
+    best, target = np.zeros(len(predictions)), np.full(len(predictions), -1)
+    best[matches.rows], target[matches.rows] = matches.best_iou, matches.best_gt
+    on = best >= ON_OBJECT
+    boxes = predictions.boxes.copy()
+    boxes[on] = ground_truth.boxes[target[on]]
+    replaced = {
+        AS_PREDICTED: predictions,
+        TRUE_BOX: replace(predictions, boxes=boxes),
+        CLASS_SCORE_ONE: replace(predictions, scores=np.where(on, 1.0, predictions.scores)),
+        TRUE_IOU_SCORE: replace(predictions, scores=np.where(on, best, predictions.scores)),
     }
-    columns = {label: values for label, values in columns.items() if any(values)}
-    figure = Figure(figsize=(9, 1.2 + 0.55 * len(study.rungs)), layout="constrained")
-    axes = figure.add_subplot()
-    thickness = 0.8 / len(columns)
-    for number, (label, values) in enumerate(columns.items()):
-        axes.barh(0, 0, color=f"C{number}", label=label)  # for the legend, even if there is no AP
-        for place, metrics in enumerate(values):
-            if metrics is None or metrics.ap is None:
-                continue
-            y = place - 0.4 + (number + 0.5) * thickness
-            axes.barh(y, metrics.ap, thickness, color=f"C{number}")
-            axes.text(metrics.ap + 0.005, y, f"{100 * metrics.ap:.1f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(study.rungs)), [rung.name for rung in study.rungs])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.05)
-    axes.set_xlabel("COCO AP")
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(columns) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    variants = []
+    for name, changed in replaced.items():
+        variants.append(OracleVariant(name, average_precisions(match(ground_truth, changed, IOUS)), None))
+        done()
+    pairs = {"score": (predictions.scores, best)} if len(predictions) else {}
+    if len(predictions) and not np.isnan(predictions.ious).any():
+        pairs["predicted IoU"] = (predictions.ious, best)
+    return Ladder(tuple(variants), correlations(pairs))
+
+
+def correlations(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> dict[str, Correlation]:
+    """Those of each name's predictions with true IoUs, (N,) each, over the boxes on an object."""
+    return {name: correlation(predicted, true_ious, above=ON_OBJECT) for name, (predicted, true_ious) in pairs.items()}

@@ -6,11 +6,12 @@ Metric to Measure them All", TPAMI 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from tightbox.evaluation.figures import mean
 from tightbox.evaluation.matching import Matches
 
 
@@ -65,7 +66,7 @@ def lrp(matches: Matches, score_threshold: float = 0.0, iou_threshold: float = 0
 def _report(matches: Matches, iou_threshold: float, score_threshold: float | None) -> LrpReport:
     outcome = matches.at(iou_threshold)
     per_class = {}
-    for label, positives in enumerate(matches.truth.positives.tolist()):
+    for label, positives in enumerate(matches.ground_truth.positives.tolist()):
         part = matches.of_class(label)
         counted = ~outcome.ignored[part]
         scores = matches.scores[part][counted]
@@ -79,7 +80,7 @@ def _report(matches: Matches, iou_threshold: float, score_threshold: float | Non
         error = (loose[ends] / (1 - iou_threshold) + ends + 1 - 2 * hits[ends] + positives) / np.maximum(
             ends + 1 - hits[ends] + positives, 1
         )
-        category = matches.truth.category_ids[label]
+        category = matches.ground_truth.category_ids[label]
         if not positives:
             per_class[category] = Lrp(None, None, None, None)
         elif not len(ends) or (score_threshold is None and not hits[-1]):
@@ -98,8 +99,6 @@ def _report(matches: Matches, iou_threshold: float, score_threshold: float | Non
     return LrpReport(_mean(per_class.values()), per_class)
 
 
-def _mean(classes: Iterable[Lrp]) -> Lrp:
-    rows = list(classes)
+def _mean(classes: Collection[Lrp]) -> Lrp:
     columns = ("error", "localisation", "false_positives", "false_negatives")
-    values = {name: [v for row in rows if (v := getattr(row, name)) is not None] for name in columns}
-    return Lrp(**{name: float(np.mean(column)) if column else None for name, column in values.items()})
+    return Lrp(**{name: mean(getattr(row, name) for row in classes) for name in columns})

@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-PAIRS_AT_ONCE = 1 << 18  # pairs of boxes whose IoUs are held in memory together
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """The ground-truth boxes of a data set as columns, in the order of its annotations.
-
-    Attributes:
-        image_ids: the data set's own ids, ascending; `images` holds positions in it.
-        category_ids: likewise for `labels`.
-        sizes: (I, 2) width and height of each image, NaN where the data set does not say.
-        images: (G,) image of each box.
-        labels: (G,) class of each.
-        boxes: (G, 4) as [x, y, width, height].
-        crowd: (G,) regions that are neither object nor background.
-    """
-
-    image_ids: tuple[int, ...]
-    category_ids: tuple[int, ...]
-    sizes: Floats
-    images: Ints
-    labels: Ints
-    boxes: Floats
-    crowd: Bools
-
-    @property
-    def positives(self) -> Ints:
-        """(K,) how many boxes of each class there are to find, crowds not counted."""
-        return np.bincount(self.labels[~self.crowd], minlength=len(self.category_ids))
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Detections as columns, in the order of the result file.
-
-    Attributes:
-        images: (N,) positions in `Truth.image_ids`.
-        labels: (N,) positions in `Truth.category_ids`.
-        boxes: (N, 4) as [x, y, width, height].
-        scores: (N,) what they are ranked by.
-        ious: (N,) the detector's own estimate of each box's IoU; NaN where it makes none.
-    """
-
-    images: Ints
-    labels: Ints
-    boxes: Floats
-    scores: Floats
-    ious: Floats
+from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.evaluation.overlaps import overlapping_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +18,24 @@ class Outcome:
     """What became of each detection at one IoU threshold.
 
     Attributes:
-        truth: (N,) the ground-truth box it was matched to, -1 for none.
+        matched: (N,) the ground-truth box it was matched to, -1 for none.
         ious: (N,) its IoU with that box, 0 for none.
         ignored: (N,) matched to a crowd, hence neither right nor wrong.
     """
 
-    truth: Ints
+    matched: Ints
     ious: Floats
     ignored: Bools
 
     @property
     def hit(self) -> Bools:
         """(N,) the true positives."""
-        return (self.truth >= 0) & ~self.ignored
+        return (self.matched >= 0) & ~self.ignored
 
     @property
     def wrong(self) -> Bools:
         """(N,) the false positives."""
-        return self.truth < 0
+        return self.matched < 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,25 +45,27 @@ class Matches:
     Equal scores stand in the order of images, then of the result file, as in pycocotools.
 
     Attributes:
-        truth: the ground-truth boxes.
+        ground_truth: the ground-truth boxes.
         rows: (N,) where each detection stands in the result file.
-        images: (N,) image of each; likewise `labels`, `scores` and `ious` (its own estimate, NaN for none).
-        best_truth: (N,) the ground-truth box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
+        images: (N,) image of each; likewise `labels`, `scores` and `ious` (the predicted IoUs, NaN for none).
+        boxes: (N, 4) as [x, y, width, height].
+        best_gt: (N,) the ground-truth box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
         best_iou: (N,) its IoU with that; 0 if none.
-        other_truth: (N,) the same among the ground-truth boxes of all other classes; likewise `other_iou`.
+        other_gt: (N,) the same among the ground-truth boxes of all other classes; likewise `other_iou`.
         thresholds: the T IoU thresholds of the matching.
         outcomes: what became of each detection at each of them.
     """
 
-    truth: Truth
+    ground_truth: GroundTruth
     rows: Ints
     images: Ints
+    boxes: Floats
     labels: Ints
     scores: Floats
     ious: Floats
-    best_truth: Ints
+    best_gt: Ints
     best_iou: Floats
-    other_truth: Ints
+    other_gt: Ints
     other_iou: Floats
     thresholds: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
@@ -139,7 +91,10 @@ class Matches:
 
 
 def match(
-    truth: Truth, found: Found, thresholds: Sequence[float] = (0.5,), max_detections: int | None = 100
+    ground_truth: GroundTruth,
+    predictions: Predictions,
+    thresholds: Sequence[float] = (0.5,),
+    max_detections: int | None = 100,
 ) -> Matches:
     """Give each detection, best score first, the free ground-truth box of its class that it overlaps most.
 
@@ -148,21 +103,21 @@ def match(
     Boxes that do not overlap never match, whatever the threshold.
 
     Args:
-        truth: the ground-truth boxes.
-        found: the detections; no NaN among boxes and scores.
+        ground_truth: the ground-truth boxes.
+        predictions: the detections.
         thresholds: IoU thresholds, each matched for itself.
         max_detections: how many detections of one class count in an image, best scores first; None for all.
     """
-    rows = np.lexsort((found.images, -found.scores, found.labels))
+    rows = np.lexsort((predictions.images, -predictions.scores, predictions.labels))
     if max_detections is not None:
-        rows = rows[_rank(_groups(found.images, found.labels)[rows]) < max_detections]
-    images, labels = found.images[rows], found.labels[rows]
+        rows = rows[_rank(_groups(predictions.images, predictions.labels)[rows]) < max_detections]
+    images, boxes, labels = predictions.images[rows], predictions.boxes[rows], predictions.labels[rows]
 
     best, best_iou = np.full((2, len(rows)), -1), np.zeros((2, len(rows)))
     lowest = min(1 - 1e-10, *thresholds) if thresholds else np.inf
     close: list[tuple[Ints, Ints, Floats]] = []
-    for detection, target, overlap in overlapping_pairs(images, found.boxes[rows], truth):
-        same, crowd = labels[detection] == truth.labels[target], truth.crowd[target]
+    for detection, target, overlap in overlapping_pairs(images, boxes, ground_truth):
+        same, crowd = labels[detection] == ground_truth.labels[target], ground_truth.crowd[target]
         for side, wanted in enumerate((same & ~crowd, ~same & ~crowd)):
             which, at = _largest_of_each(detection[wanted], overlap[wanted])
             best[side, which], best_iou[side, which] = target[wanted][at], overlap[wanted][at]
@@ -170,60 +125,26 @@ def match(
         close.append((detection[enough], target[enough], overlap[enough]))
     detection, target, overlap = (np.concatenate(parts) for parts in zip(*close, strict=True))
     matched, matched_iou = _match_greedily(
-        np.array(thresholds), _groups(images, labels), truth.crowd, detection, target, overlap
+        np.array(thresholds), _groups(images, labels), ground_truth.crowd, detection, target, overlap
     )
     return Matches(
-        truth=truth,
+        ground_truth=ground_truth,
         rows=rows,
         images=images,
+        boxes=boxes,
         labels=labels,
-        scores=found.scores[rows],
-        ious=found.ious[rows],
-        best_truth=best[0],
+        scores=predictions.scores[rows],
+        ious=predictions.ious[rows],
+        best_gt=best[0],
         best_iou=best_iou[0],
-        other_truth=best[1],
+        other_gt=best[1],
         other_iou=best_iou[1],
         thresholds=tuple(thresholds),
         outcomes=tuple(
-            Outcome(to, iou, (to >= 0) & np.append(truth.crowd, False)[to])
+            Outcome(to, iou, (to >= 0) & np.append(ground_truth.crowd, False)[to])
             for to, iou in zip(matched, matched_iou, strict=True)
         ),
     )
-
-
-def overlaps(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
-    """(P,) IoU of each box with the other beside it; where that is a crowd, the fraction of the box inside it.
-
-    Args:
-        boxes: (P, 4) as [x, y, width, height].
-        others: (P, 4) likewise.
-        crowd: (P,) which of the others are crowds.
-    """
-    # The order of operations is pycocotools', so that a pair falls on the same side of a threshold.
-    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]) - np.maximum(
-        boxes[:, :2], others[:, :2]
-    )
-    shared = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    own = boxes[:, 2] * boxes[:, 3]
-    whole = np.where(crowd, own, own + others[:, 2] * others[:, 3] - shared)
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=(shared > 0) & (whole > 0))
-
-
-def overlapping_pairs(images: Ints, boxes: Floats, truth: Truth) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Detection, ground-truth box and overlap of all overlapping pairs; detections ascend, a few at a time."""
-    by_image = np.argsort(truth.images, kind="stable")
-    starts, stops = (np.searchsorted(truth.images[by_image], images, side) for side in ("left", "right"))
-    counts = stops - starts
-    ends = np.cumsum(counts)
-    cuts = np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, ends[-1] if len(ends) else 0, PAIRS_AT_ONCE))
-    for part in np.split(np.arange(len(images)), cuts):
-        detection = np.repeat(part, counts[part])
-        first = np.cumsum(counts[part]) - counts[part]
-        within = np.arange(len(detection)) - np.repeat(first, counts[part])
-        target = by_image[starts[detection] + within]
-        overlap = overlaps(boxes[detection], truth.boxes[target], truth.crowd[target])
-        there = overlap > 0
-        yield detection[there], target[there], overlap[there]
 
 
 def _largest_of_each(groups: Ints, values: Floats) -> tuple[Ints, Ints]:

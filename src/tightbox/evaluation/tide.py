@@ -5,14 +5,13 @@ Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tightbox.evaluation.matching import Bools, Floats, Ints, Matches
-
-RECALLS = np.linspace(0, 1, 101)
+from tightbox.evaluation.average_precision import class_average_precisions
+from tightbox.evaluation.figures import Bools, Floats, Ints, mean, number
+from tightbox.evaluation.matching import Matches
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class TideReport(ClassErrors):
 def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0.1) -> Ints:
     """(N,) position in `KINDS` of the error each detection makes; -1 for hits and for detections in a crowd.
 
-    Crowds are no objects: a detection is compared with the other boxes only. A detection whose class and place could both be to blame is blamed for its place, as in TIDE's own code.
+    Crowds are no objects: a detection is compared with the other boxes only. A detection whose class and place could
+    both be to blame is blamed for its place, as in TIDE's own code.
     """
     own, other = matches.best_iou, matches.other_iou
     kind = np.select(
@@ -89,24 +89,24 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
         iou_threshold: the IoU from which a detection counts as right.
         background_iou: up to this IoU a detection is on no object.
     """
-    truth, outcome = matches.truth, matches.at(iou_threshold)
+    ground_truth, outcome = matches.ground_truth, matches.at(iou_threshold)
     kind = error_kinds(matches, iou_threshold, background_iou)
     wrong_class, loose = (kind == KINDS.index(name) for name in ("classification", "localisation"))
-    object_of = np.select([wrong_class, loose], [matches.other_truth, matches.best_truth], -1)
-    used = np.zeros(len(truth.labels), dtype=bool)
-    used[outcome.truth[outcome.hit]] = True
+    object_of = np.select([wrong_class, loose], [matches.other_gt, matches.best_gt], -1)
+    used = np.zeros(len(ground_truth.labels), dtype=bool)
+    used[outcome.matched[outcome.hit]] = True
     reachable = np.zeros_like(used)
     reachable[object_of[object_of >= 0]] = True
-    missed = ~used & ~reachable & ~truth.crowd
+    missed = ~used & ~reachable & ~ground_truth.crowd
     repairable = _best_for_object(object_of, matches, used)
 
-    classes = len(truth.category_ids)
-    positives = truth.positives
+    classes = len(ground_truth.category_ids)
+    positives = ground_truth.positives
     base = _average_precisions(matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives)
     better, counts = [], []
     for i, name in enumerate(KINDS):
         if name == "missed":
-            counts.append(np.bincount(truth.labels[missed], minlength=classes))
+            counts.append(np.bincount(ground_truth.labels[missed], minlength=classes))
             better.append(
                 _average_precisions(
                     matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives - counts[-1]
@@ -115,22 +115,22 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
         else:
             counts.append(np.bincount(matches.labels[kind == i], minlength=classes))
             changed = repairable & (kind == i)
-            labels = np.where(changed, truth.labels[object_of] if len(used) else 0, matches.labels)
+            labels = np.where(changed, ground_truth.labels[object_of] if len(used) else 0, matches.labels)
             kept = ~outcome.ignored & (kind != i) | changed
             better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, positives))
-    aps = [_mean(ap) for ap in better]
-    whole = _mean(base)
+    aps = [mean(ap) for ap in better]
+    whole = mean(base)
     return TideReport(
         ap=whole,
         gain=Errors(*(None if whole is None or ap is None else ap - whole for ap in aps)),
         count=Errors(*(int(count.sum()) for count in counts)),
         per_class={
             category: ClassErrors(
-                ap=_number(base[k]),
-                gain=Errors(*(_number(ap[k] - base[k]) for ap in better)),
+                ap=number(base[k]),
+                gain=Errors(*(number(ap[k] - base[k]) for ap in better)),
                 count=Errors(*(int(count[k]) for count in counts)),
             )
-            for k, category in enumerate(truth.category_ids)
+            for k, category in enumerate(ground_truth.category_ids)
         },
     )
 
@@ -152,32 +152,6 @@ def _best_for_object(object_of: Ints, matches: Matches, used: Bools) -> Bools:
 
 
 def _average_precisions(labels: Ints, scores: Floats, hit: Bools, kept: Bools, positives: Ints) -> Floats:
-    """(K,) COCO's AP of each class from its kept detections, at 101 recalls; NaN where there is no ground-truth box."""
+    """(K,) COCO's AP of each class from its kept detections."""
     order = np.lexsort((-scores[kept], labels[kept]))
-    labels, hit = labels[kept][order], hit[kept][order]
-    starts = np.searchsorted(labels, np.arange(len(positives) + 1))
-    return np.array(
-        [
-            average_precision(hit[start:stop], n)
-            for start, stop, n in zip(starts[:-1], starts[1:], positives.tolist(), strict=True)
-        ]
-    )
-
-
-def average_precision(hit: Bools, positives: int) -> float:
-    """COCO's AP at 101 recalls, of detections by falling score; NaN where there is no ground-truth box."""
-    if not positives:
-        return float("nan")
-    hits = np.cumsum(hit)
-    precision = hits / np.arange(1, len(hit) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return float(envelope[np.searchsorted(hits / positives, RECALLS)].mean())
-
-
-def _mean(aps: Sequence[float] | Floats) -> float | None:
-    there = np.asarray(aps)[~np.isnan(aps)]
-    return float(there.mean()) if len(there) else None
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return class_average_precisions(labels[kept][order], hit[kept][order], positives)

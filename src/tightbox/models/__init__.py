@@ -1,101 +1,21 @@
-"""The detectors, and the two functions that build any of them: anew, or from a checkpoint."""
+"""The detectors, and the functions that make any of them."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
-
-from tightbox.calibration import Calibration
-from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights
-from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
+from tightbox.models.build import create_model, load, start_from
 from tightbox.models.detector import Detector
 from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
 from tightbox.models.iou_net import IoUNet
-from tightbox.models.skip_init import SkipInit
 from tightbox.models.unitbox import UnitBox
 from tightbox.models.vfnet import VFNet
-from tightbox.options import BackboneOptions, Preprocess
 
-__all__ = ["Backbone", "Detector", "IoUAwareRetinaNet", "IoUNet", "UnitBox", "VFNet", "create_model", "load"]
-
-DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet, IoUNet, UnitBox)}
-
-
-def create_model(
-    name: str,
-    *,
-    num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
-    backbone: str | BackboneOptions | Backbone | None = None,
-    pretrained_backbone: bool = True,
-    preprocess: Preprocess | None = None,
-    **options: Any,
-) -> Detector:
-    """A new detector.
-
-    Args:
-        name: "vfnet", "iou_aware_retinanet", "iou_net" or "unitbox".
-        num_classes: how many classes; without `class_names` they are called "0", "1", ...
-        class_names: the classes, in the order of their labels.
-        backbone: a timm name, its full options, or a backbone that is already built; the published one if not given.
-        pretrained_backbone: start from timm's published weights (only where `backbone` is a name or not given).
-        preprocess: how images are resized.
-        options: fields of the model's own options, such as `channels=64`.
-
-    Raises:
-        UserError: if the name or an option is unknown or makes no sense, or the classes are not such.
-
-    >>> create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False, channels=32).class_names
-    ('0', '1', '2')
-    """
-    if name not in DETECTORS:
-        raise UserError(f"there is no model named {name!r}; there is: {', '.join(DETECTORS)}")
-    kind = DETECTORS[name]
-    if class_names is None and num_classes is None:
-        raise UserError("say how many classes there are (num_classes) or what they are called (class_names)")
-    if isinstance(class_names, str):
-        raise UserError(f"class_names is the text {class_names!r}; give a list of names, such as [{class_names!r}]")
-    if num_classes is not None and not isinstance(num_classes, int):
-        raise UserError(f"num_classes is {num_classes!r}; it must be a whole number")
-    names = [str(i) for i in range(num_classes or 0)] if class_names is None else list(class_names)
-    if num_classes is not None and num_classes != len(names):
-        raise UserError(f"num_classes is {num_classes} but {len(names)} class names are given")
-    known = {field.name for field in fields(kind.Options)}
-    if unknown := sorted(set(options) - known):
-        raise UserError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    if backbone is None or isinstance(backbone, str):
-        backbone = BackboneOptions(name=backbone or kind.default_backbone, pretrained=pretrained_backbone)
-    chosen = kind.Options(**options)
-    if isinstance(backbone, BackboneOptions):
-        backbone = Backbone(backbone, kind.strides(chosen))
-    return kind(backbone=backbone, class_names=names, options=chosen, preprocess=preprocess or Preprocess())
-
-
-def load(path: str | Path) -> Detector:
-    """A detector from the folder it was saved in, in evaluation mode, on the CPU.
-
-    Raises:
-        UserError: if the folder holds no checkpoint, or card and weights do not fit each other.
-    """
-    folder = Path(path)
-    card = read_card(folder)
-    try:
-        backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
-        with SkipInit():
-            model = create_model(
-                card["model"],
-                class_names=card["class_names"],
-                backbone=backbone,
-                preprocess=Preprocess(**card["preprocess"]),
-                **card["options"],
-            )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
-    load_weights(model, read_weights(folder), str(folder / WEIGHTS))
-    model.metrics = card.get("metrics", {})
-    if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
-        model.calibration = Calibration.from_json(card["calibration"])
-    return model.eval()
+__all__ = [
+    "Backbone",
+    "Detector",
+    "IoUAwareRetinaNet",
+    "IoUNet",
+    "UnitBox",
+    "VFNet",
+    "create_model",
+    "load",
+    "start_from",
+]

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from tightbox.calibration import Calibration
-from tightbox.checkpoint import save
+from tightbox.checkpoint import save_checkpoint
 from tightbox.errors import UserError
-from tightbox.images import open_image, to_rgb
 from tightbox.models.backbone import Backbone
+from tightbox.models.prediction import ImageLike, predict_images
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 from tightbox.suppress import Suppress, greedy_nms
 
 Images = ImageBatch | Sequence[Tensor]
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+Some = TypeVar("Some", bound=ImageLike)
 
 
 class Detector(nn.Module, ABC):
@@ -76,17 +74,16 @@ class Detector(nn.Module, ABC):
         """Strides of the backbone's features that a model with these options is built on."""
         return (8, 16, 32)
 
+    @abstractmethod
     def candidates(self, images: Images) -> list[Candidates]:
         """Every box that may be ranked, image by image, in pixels of the given images."""
-        return [candidates for candidates, _ in self.assigned_candidates(images)]
 
     @abstractmethod
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
-        """The candidates, and for each the index (K,) of the object that it would learn in training, or -1.
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Candidates, and for each the index (K,) of the object that it would learn in training, or -1.
 
-        With targets, every candidate that learns an object is among them, however low its score.
+        For studies that ask what AP would be if a detector knew (`tightbox.inference.oracle`). Every candidate that
+        learns an object is among them, however low its score; the others are those of `candidates`.
         """
 
     @abstractmethod
@@ -122,42 +119,69 @@ class Detector(nn.Module, ABC):
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
-        """The same as the paper has it, with raw estimates."""
+        """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
-    @torch.no_grad()
-    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Any:
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 8) -> Detections: ...
+
+    @overload
+    def predict(self, images: list[Some] | tuple[Some, ...], *, batch_size: int = 8) -> list[Detections]: ...
+
+    @overload
+    def predict(self, images: Iterator[ImageLike], *, batch_size: int = 8) -> Iterator[Detections]: ...
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 8
+    ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detections in anything a person has, in pixels of the original images.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array, a (3, H, W) tensor (uint8, or float in [0, 1]),
-                or a list of these.
+            images: a path, a PIL image, an (H, W, 3) uint8 array, or a (3, H, W) tensor (uint8, or float in [0, 1]);
+                a list or tuple of these; or anything else that gives them one after another, of any length.
+            batch_size: images that the network sees together; the results are those of one by one.
 
         Returns:
-            Detections for one image, a list of Detections for a list.
+            Detections for one image, a list of them for a list, else an iterator, which reads as it goes.
 
         Raises:
             UserError: if an image cannot be read or has an unusable shape; the sentence names it.
         """
-        if isinstance(images, (list, tuple)):
-            return [self._predict_one(image) for image in images]
-        return self._predict_one(images)  # type: ignore[arg-type]
+        if isinstance(images, ImageLike) or not isinstance(images, Iterable):  # what is neither is refused there
+            return next(predict_images(self._detect_here, [images], self.preprocess, batch_size=1))
+        found = predict_images(self._detect_here, images, self.preprocess, batch_size)
+        return list(found) if isinstance(images, (list, tuple)) else found
 
-    def _predict_one(self, image: ImageLike) -> Detections:
-        pixels = as_pixels(image)
-        height, width = pixels.shape[-2:]
+    def _detect_here(self, images: ImageBatch) -> list[Detections]:
+        """`detect` on the model's device and in evaluation mode, which is left again; the detections are on the CPU."""
         training = self.training
         self.eval()
         try:
-            resized = resize(pixels, self.preprocess).to(self.backbone.mean.device)
-            found = self.detect([resized])[0].to("cpu")
+            return [found.to("cpu") for found in self.detect(images.to(self.device))]
         finally:
             self.train(training)
-        return found.resized((resized.shape[-2], resized.shape[-1]), (height, width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.backbone.mean.device
 
     def save(self, path: str | Path) -> Path:
-        """Write the checkpoint folder `path`: weights in safetensors and a readable card."""
-        return save(self, Path(path))
+        """Write the checkpoint folder `path`: weights in safetensors and a readable card.
+
+        Raises:
+            UserError: if the disk refuses.
+        """
+        card = {
+            "model": self.name,
+            "class_names": list(self.class_names),
+            "backbone": asdict(self.backbone.options),
+            "options": asdict(self.options),
+            "preprocess": asdict(self.preprocess),
+            "metrics": self.metrics,
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+        }
+        return save_checkpoint(Path(path), self.state_dict(), card)
 
     def _normalise(self, images: Images) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
         """Pixels by the backbone's statistics, the padding exactly zero, in channels-last layout (fast on CPU)."""
@@ -167,35 +191,3 @@ class Detector(nn.Module, ABC):
             image[:, height:] = 0
             image[:, :, width:] = 0
         return pixels.contiguous(memory_format=torch.channels_last), batch.sizes
-
-
-def as_pixels(image: ImageLike) -> Tensor:
-    """A (3, H, W) float tensor in [0, 1] from a path, PIL image, array or tensor.
-
-    Raises:
-        UserError: if it is none of these, or has an unusable shape.
-    """
-    if isinstance(image, (str, Path)):
-        image = open_image(Path(image))
-    if isinstance(image, Image.Image):
-        image = np.asarray(to_rgb(image))
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if not isinstance(image, Tensor):
-        raise UserError(f"cannot make an image of a {type(image).__name__}; give a path, PIL image, array or tensor")
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise UserError(f"an image tensor must be (3, H, W), not {tuple(image.shape)}")
-    if not image.is_floating_point() and image.dtype != torch.uint8:
-        raise UserError(f"an image tensor must be uint8, or float in [0, 1], not {image.dtype}")
-    return image.float() if image.is_floating_point() else image.float() / 255
-
-
-def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Pixels (3, H, W) resized into the model's size, keeping their shape."""
-    height, width = pixels.shape[-2:]
-    scale = preprocess.scale(width, height)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    resized: Tensor = TF.resize(pixels, size, antialias=True)
-    return resized

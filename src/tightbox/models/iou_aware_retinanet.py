@@ -87,36 +87,36 @@ class IoUAwareRetinaNet(Detector):
             [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        truth, labels = matched_objects(targets, image, matched[image, place])
+        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
         # As in the released code, an image without positives counts as one.
         positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
 
         class_target = torch.zeros_like(output.logits)
         class_target[image, place, labels] = 1
         deltas = output.deltas[image, place]
-        encoded = encode_deltas(anchors[place], truth)
+        encoded = encode_deltas(anchors[place], gt_boxes)
         losses = {
             "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
             "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
         }
         if output.ious is not None:
-            quality = iou(decode_deltas(anchors[place], deltas), truth)
+            quality = iou(decode_deltas(anchors[place], deltas), gt_boxes)
             losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
         return losses
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The boxes that are among the best `top_k` of their level by one of `ALPHAS`; `ious` is the IoU head's u."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        anchors = self._anchors(output)
+        _, _, everything = self._every_anchor(images)
+        return [candidates[self._best(candidates)] for candidates, _ in everything]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and every anchor's that learns an object."""
+        output, anchors, everything = self._every_anchor(images)
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-            if targets is not None:
-                matched = self._assign(output, anchors, size, targets[i]).matched
-            found.append(self._image_candidates(output, i, anchors, size, matched))
+        for (candidates, size), target in zip(everything, targets, strict=True):
+            matched = self._assign(output, anchors, size, target).matched
+            keep = self._best(candidates) | (matched >= 0)
+            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -149,24 +149,32 @@ class IoUAwareRetinaNet(Detector):
         difference = logits.sigmoid() - quality
         return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
 
-    def _image_candidates(
-        self, output: AnchorOutput, i: int, anchors: Tensor, size: tuple[int, int], matched: Tensor
-    ) -> tuple[Candidates, Tensor]:
-        scores = output.logits[i].sigmoid()
-        ious = None if output.ious is None else output.ious[i].sigmoid()
-        levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes).repeat_interleave(ANCHORS)
-        best = scores.amax(dim=1)
-        keep = (matched >= 0) | best_rows(best, levels, self.options.top_k)
+    def _every_anchor(self, images: Images) -> tuple[AnchorOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
+        """Raw outputs, their N anchors, and of each image the candidates of all anchors, and its size."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        anchors = self._anchors(output)
+        levels = per_point(torch.arange(len(STRIDES), device=anchors.device), output.sizes)
+        everything = [
+            Candidates(
+                boxes=clip_boxes(decode_deltas(anchors, output.deltas[i]), size),
+                class_scores=output.logits[i].sigmoid(),
+                ious=None if output.ious is None else output.ious[i].sigmoid(),
+                levels=levels.repeat_interleave(ANCHORS),
+            )
+            for i, size in enumerate(sizes)
+        ]
+        return output, anchors, list(zip(everything, sizes, strict=True))
+
+    def _best(self, candidates: Candidates) -> Tensor:
+        """(N,) mask of those among the best `top_k` of their level by one of `ALPHAS`."""
+        assert candidates.levels is not None  # `_every_anchor` gives them
+        scores, ious = candidates.class_scores.amax(dim=1), candidates.ious
+        keep = best_rows(scores, candidates.levels, self.options.top_k)
         if ious is not None:
             for alpha in {self.options.alpha, *ALPHAS} - {1.0}:
-                keep |= best_rows(best**alpha * ious ** (1 - alpha), levels, self.options.top_k)
-        candidates = Candidates(
-            boxes=clip_boxes(decode_deltas(anchors[keep], output.deltas[i, keep]), size),
-            class_scores=scores[keep],
-            ious=None if ious is None else ious[keep],
-            levels=levels[keep],
-        )
-        return candidates, matched[keep].clamp(min=BACKGROUND)
+                keep |= best_rows(scores**alpha * ious ** (1 - alpha), candidates.levels, self.options.top_k)
+        return keep
 
 
 class IoUAwareRetinaNetHead(nn.Module):

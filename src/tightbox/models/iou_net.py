@@ -89,15 +89,34 @@ class IoUNet(Detector):
             losses["iou"] = self._iou_loss(self.iou_head, pyramid, targets)
         return losses
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
-        """One candidate for each proposal and class above `score_threshold`; what its proposal learns is its object.
+    def candidates(self, images: Images) -> list[Candidates]:
+        """One candidate for each proposal and class above `score_threshold`.
 
         Raises:
             UserError: from a standalone IoU head.
         """
-        return self._candidates(self.features(images), targets)
+        return self._candidates(self.features(images))
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and one for each proposal that learns an object, in the object's class; every one learns what it does.
+
+        Raises:
+            UserError: from a standalone IoU head.
+        """
+        pyramid = self.features(images)
+        proposed = self._proposed(pyramid)
+        matched = [
+            max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False).matched
+            for (rois, _, _), target in zip(proposed, targets, strict=True)
+        ]
+        chosen = []
+        for (_, scores, _), of_proposal, target in zip(proposed, matched, targets, strict=True):
+            pairs = self._scored_pairs(scores)
+            learning = (of_proposal >= 0).nonzero().squeeze(1)
+            pairs[learning, target.labels[of_proposal[learning]]] = True
+            chosen.append(pairs)
+        read = self._read(pyramid, proposed, chosen)
+        return [(candidates, of_proposal[rows]) for (candidates, rows), of_proposal in zip(read, matched, strict=True)]
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The class score."""
@@ -123,7 +142,7 @@ class IoUNet(Detector):
     def _detect(self, images: Images) -> list[Detections]:
         """Suppressed, then refined, from one forward pass."""
         pyramid = self.features(images)
-        return self.refine(pyramid, [self.select(candidates) for candidates, _ in self._candidates(pyramid)])
+        return self.refine(pyramid, [self.select(candidates) for candidates in self._candidates(pyramid)])
 
     @torch.no_grad()
     def predict_ious(self, images: Images, detections: Sequence[Detections]) -> list[Tensor]:
@@ -234,54 +253,60 @@ class IoUNet(Detector):
         """Over jittered ground-truth boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
         for target, size in zip(targets, pyramid.sizes, strict=True):
-            solid = area(clip_boxes(target.boxes, size)) > 0  # a sliver may have been rounded away in augmentation
-            each = max(1, self.options.jittered_boxes // max(1, int(solid.sum())))
-            jittered, overlaps = jitter_boxes(target.boxes[solid], each, size)
+            non_degenerate = (
+                area(clip_boxes(target.boxes, size)) > 0
+            )  # a sliver may have been rounded away in augmentation
+            each = max(1, self.options.jittered_boxes // max(1, int(non_degenerate.sum())))
+            jittered, overlaps = jitter_boxes(target.boxes[non_degenerate], each, size)
             boxes.append(jittered)
             ious.append(overlaps)
-            labels.append(target.labels[solid].repeat_interleave(each))
+            labels.append(target.labels[non_degenerate].repeat_interleave(each))
         outputs = head(pyramid.pool(boxes), torch.cat(labels))
         total = mean_over_processes(outputs.new_tensor(len(outputs))).clamp(min=1)
         loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
         return loss
 
-    def _candidates(
-        self, pyramid: Pyramid, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def _candidates(self, pyramid: Pyramid) -> list[Candidates]:
+        proposed = self._proposed(pyramid)
+        chosen = [self._scored_pairs(scores) for _, scores, _ in proposed]
+        return [candidates for candidates, _ in self._read(pyramid, proposed, chosen)]
+
+    def _proposed(self, pyramid: Pyramid) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each image the proposals (K, 4), their class scores (K, C), and the deltas (K, C, 4) of each class."""
         head = self._box_head()
         assert self.rpn is not None  # it comes with the head
-        proposals = self.rpn.proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
-        logits, deltas = head(pyramid.pool(proposals))
-        counts = [len(part) for part in proposals]
-        per_image = zip(
-            proposals, torch.split(logits.softmax(dim=1)[:, :-1], counts), torch.split(deltas, counts), strict=True
-        )
-        rows, labels, boxes, objects = [], [], [], []
-        for i, (rois, scores, moves) in enumerate(per_image):
-            matched, chosen = self._pairs(rois, scores, None if targets is None else targets[i])
-            row, label = (chosen & moves.isfinite().all(dim=2)).nonzero().unbind(1)
-            boxes.append(clip_boxes(decode(rois[row], moves[row, label]), pyramid.sizes[i]))
-            rows.append(scores[row] * F.one_hot(label, scores.shape[1]))
-            labels.append(label)
-            objects.append(matched[row])
-        ious: Sequence[Tensor | None] = [None] * len(boxes)
-        if self.iou_head is not None:
-            ious = self._ious(pyramid, boxes, labels)
-        parts = zip(boxes, rows, ious, objects, strict=True)
-        return [(Candidates(box, scores, predicted), matched) for box, scores, predicted, matched in parts]
+        rois = self.rpn.proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
+        logits, deltas = head(pyramid.pool(rois))
+        counts = [len(part) for part in rois]
+        scores = logits.softmax(dim=1)[:, :-1]
+        return list(zip(rois, torch.split(scores, counts), torch.split(deltas, counts), strict=True))
 
-    def _pairs(self, rois: Tensor, scores: Tensor, target: Targets | None) -> tuple[Tensor, Tensor]:
-        """The object (K,) that each proposal learns, or -1, and a mask (K, C) of the classes it is a candidate for."""
+    def _scored_pairs(self, scores: Tensor) -> Tensor:
+        """(K, C) mask of the (proposal, class) pairs that are considered for their scores (K, C)."""
         floor = self.options.score_threshold
         if scores.numel() > self.options.top_k:
             floor = max(floor, float(scores.detach().flatten().topk(self.options.top_k + 1).values[-1]))
-        chosen = scores > floor
-        if target is None:
-            return torch.full((len(rois),), -1, device=rois.device), chosen
-        matched = max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False).matched
-        learns = (matched >= 0).nonzero().squeeze(1)
-        chosen[learns, target.labels[matched[learns]]] = True
-        return matched, chosen
+        considered: Tensor = scores > floor
+        return considered
+
+    def _read(
+        self, pyramid: Pyramid, proposed: Sequence[tuple[Tensor, Tensor, Tensor]], chosen: Sequence[Tensor]
+    ) -> list[tuple[Candidates, Tensor]]:
+        """The candidates of each image's chosen pairs (K, C), and the proposal that each came from."""
+        boxes, class_scores, labels, origins = [], [], [], []
+        for (rois, scores, deltas), pairs, size in zip(proposed, chosen, pyramid.sizes, strict=True):
+            row, label = (pairs & deltas.isfinite().all(dim=2)).nonzero().unbind(1)
+            boxes.append(clip_boxes(decode(rois[row], deltas[row, label]), size))
+            class_scores.append(scores[row] * F.one_hot(label, scores.shape[1]))
+            labels.append(label)
+            origins.append(row)
+        ious: Sequence[Tensor | None] = [None] * len(boxes)
+        if self.iou_head is not None:
+            ious = self._ious(pyramid, boxes, labels)
+        return [
+            (Candidates(box, scores, predicted), rows)
+            for box, scores, predicted, rows in zip(boxes, class_scores, ious, origins, strict=True)
+        ]
 
     def _ious(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
         """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each image; 0 for one without area."""

@@ -88,8 +88,8 @@ class RPN(nn.Module):
             inside = self._inside(output, size)
             keep = (best_rows(logits.masked_fill(~inside, -torch.inf), levels, count) & inside).nonzero().squeeze(1)
             boxes = clip_boxes(decode_deltas(output.anchors[keep], deltas[keep]), size)
-            solid = (boxes[:, 2:] - boxes[:, :2] > 1e-3).all(dim=1)
-            boxes, keep = boxes[solid], keep[solid]
+            non_degenerate = (boxes[:, 2:] - boxes[:, :2] > 1e-3).all(dim=1)
+            boxes, keep = boxes[non_degenerate], keep[non_degenerate]
             found.append(boxes[batched_nms(boxes, logits[keep], levels[keep], NMS_IOU)[:count]])
         return found
 

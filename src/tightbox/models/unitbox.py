@@ -148,34 +148,36 @@ class UnitBox(Detector):
         output = self(pixels)
         return [self._read_regions(output, i, size) for i, size in enumerate(sizes)]
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The dense reading: the boxes of the `top_k` most confident pixels, of every `dense_stride`-th each way.
 
         Neighbours say nearly the same, as both maps were enlarged many times over; a grid keeps the pixels of one large
-        object from crowding out all others. An object that no pixel of the grid learns has no candidate to learn it.
+        object from crowding out all others.
         """
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
+        return [candidates[self._best(candidates)] for candidates, _ in self._every_pixel(images)]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those, and every pixel of the grid that learns an object; one that no such pixel learns has no candidate."""
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full(size, BACKGROUND, device=pixels.device)
-            if targets is not None:
-                matched = pixel_regions(size, targets[i], len(self.class_names), self.options.region).matched
-            found.append(self._read_pixels(output, i, matched))
+        for (candidates, size), target in zip(self._every_pixel(images), targets, strict=True):
+            assert candidates.points is not None  # `_every_pixel` gives them
+            x, y = candidates.points.long().unbind(1)
+            matched = pixel_regions(size, target, len(self.class_names), self.options.region).matched[y, x]
+            keep = matched >= 0
+            keep[self._best(candidates)] = True
+            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The confidence."""
         return by_class_score(candidates)
 
-    def _box_loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
+    def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""
         if self.options.loss == "iou":
-            return unitbox_iou_loss(predicted, truth, reduction="sum")
+            return unitbox_iou_loss(predicted, target, reduction="sum")
         unit = self.options.distance_unit
-        return l2_distance_loss(predicted / unit, truth / unit, reduction="sum")
+        return l2_distance_loss(predicted / unit, target / unit, reduction="sum")
 
     def _read_regions(self, output: PixelOutput, i: int, size: tuple[int, int]) -> Candidates:
         height, width = size
@@ -202,20 +204,26 @@ class UnitBox(Detector):
             max_detections=self.options.max_detections,
         )
 
-    def _read_pixels(self, output: PixelOutput, i: int, matched: Tensor) -> tuple[Candidates, Tensor]:
-        """The candidates of the grid in an image whose pixels learn the objects `matched` (h, w)."""
-        (height, width), step = matched.shape, self.options.dense_stride
-        # The middle of every step × step block; of an image that is smaller, its own middle.
-        y = torch.arange(min(step, height) // 2, height, step, device=matched.device)
-        x = torch.arange(min(step, width) // 2, width, step, device=matched.device)
-        y, x = (grid.flatten() for grid in torch.meshgrid(y, x, indexing="ij"))
-        scores, learns = output.logits[i, :, y, x].T.sigmoid(), matched[y, x]
-        keep = learns >= 0
-        keep[scores.amax(dim=1).topk(min(self.options.top_k, len(scores))).indices] = True
-        x, y = x[keep], y[keep]
-        points = torch.stack([x, y], dim=1) + 0.5
-        boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
-        return Candidates(boxes, scores[keep], points=points), learns[keep].clamp(min=BACKGROUND)
+    def _every_pixel(self, images: Images) -> list[tuple[Candidates, tuple[int, int]]]:
+        """Of each image the box of every `dense_stride`-th pixel each way, and the image's size."""
+        pixels, sizes = self._normalise(images)
+        output, step = self(pixels), self.options.dense_stride
+        everything = []
+        for i, (height, width) in enumerate(sizes):
+            # The middle of every step × step block; of a smaller image, its own middle.
+            rows = torch.arange(min(step, height) // 2, height, step, device=pixels.device)
+            columns = torch.arange(min(step, width) // 2, width, step, device=pixels.device)
+            y, x = (grid.flatten() for grid in torch.meshgrid(rows, columns, indexing="ij"))
+            points = torch.stack([x, y], dim=1) + 0.5
+            boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
+            candidates = Candidates(boxes, output.logits[i, :, y, x].T.sigmoid(), points=points)
+            everything.append((candidates, (height, width)))
+        return everything
+
+    def _best(self, candidates: Candidates) -> Tensor:
+        """The `top_k` most confident ones, in their order."""
+        confidence = candidates.class_scores.amax(dim=1)
+        return confidence.topk(min(self.options.top_k, len(confidence))).indices.sort().values
 
 
 class UnitBoxHead(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -95,15 +95,15 @@ class VFNet(Detector):
             [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
         )
         image, place = (matched >= 0).nonzero(as_tuple=True)
-        truth, labels = matched_objects(targets, image, matched[image, place])
+        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
         positives = mean_over_processes(points.new_tensor(float(len(labels)))).clamp(min=1)
 
         boxes = decode_distances(points[place], output.distances[image, place])
-        quality = iou(boxes, truth).detach().clamp(min=MIN_IOU)
+        quality = iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU)
         losses: dict[str, Tensor] = {}
         if self.options.centerness:
             assert output.centerness is not None
-            centerness_target = centerness(points[place], truth)
+            centerness_target = centerness(points[place], gt_boxes)
             predicted = output.centerness[image, place]
             losses["centerness"] = (
                 F.binary_cross_entropy_with_logits(predicted, centerness_target, reduction="sum") / positives
@@ -111,12 +111,12 @@ class VFNet(Detector):
             weight = centerness_target
         else:
             weight = quality
-        losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, truth, weight, positives)
+        losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
             initial = decode_distances(points[place], output.initial[image, place])
             if self.options.normaliser == "iou_sum":
-                weight = iou(initial, truth).detach().clamp(min=MIN_IOU)
-            losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, truth, weight, positives)
+                weight = iou(initial, gt_boxes).detach().clamp(min=MIN_IOU)
+            losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
         class_target = torch.zeros_like(output.logits)
         if self.options.varifocal:
@@ -130,19 +130,22 @@ class VFNet(Detector):
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
 
-    def assigned_candidates(
-        self, images: Images, targets: Sequence[Targets] | None = None
-    ) -> list[tuple[Candidates, Tensor]]:
+    def candidates(self, images: Images) -> list[Candidates]:
         """The best `top_k` of every level; `ious` is the IACS itself, or None for a baseline without it."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        points = self._points(output)
+        _, _, everything = self._every_point(images)
+        return [self._chosen(candidates, *self._best(candidates)) for candidates, _ in everything]
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """Those of points that learn nothing, and with all its scores every point that learns an object."""
+        output, points, everything = self._every_point(images)
         found = []
-        for i, size in enumerate(sizes):
-            matched = torch.full((len(points),), BACKGROUND, device=points.device)
-            if targets is not None:
-                matched = self._assign(output, points, self._inside(output, size), targets[i]).matched
-            found.append(self._image_candidates(output, i, points, size, matched))
+        for (candidates, size), target in zip(everything, targets, strict=True):
+            matched = self._assign(output, points, self._inside(output, size), target).matched
+            rows, scores = self._best(candidates)
+            others, learning = matched[rows] < 0, (matched >= 0).nonzero().squeeze(1)
+            rows = torch.cat([rows[others], learning])
+            scores = torch.cat([scores[others], candidates.class_scores[learning]])
+            found.append((self._chosen(candidates, rows, scores), matched[rows].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -168,45 +171,48 @@ class VFNet(Detector):
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
-    def _box_loss(self, boxes: Tensor, truth: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
+    def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         by_weight = self.options.normaliser == "iou_sum"
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
-        return (giou_loss(boxes, truth) * weight).sum() / divisor
+        return (giou_loss(boxes, gt_boxes) * weight).sum() / divisor
 
-    def _image_candidates(
-        self, output: DenseOutput, i: int, points: Tensor, size: tuple[int, int], matched: Tensor
-    ) -> tuple[Candidates, Tensor]:
-        scores = output.logits[i].sigmoid()
-        centerness = None if output.centerness is None else output.centerness[i].sigmoid()
-        ranking = scores if centerness is None else scores * centerness[:, None]
-        levels = per_point(torch.arange(len(STRIDES), device=scores.device), output.sizes)
-        if self.options.top_k_of == "locations":
-            best = best_rows(ranking.amax(dim=1), levels, self.options.top_k)
-            kept = (best | (matched >= 0)).nonzero().squeeze(1)
-            class_scores = scores[kept]
-        else:
-            kept, class_scores = self._best_pairs(scores, ranking, levels, matched)
-        candidates = Candidates(
-            boxes=clip_boxes(decode_distances(points[kept], output.distances[i, kept]), size),
-            class_scores=class_scores,
-            ious=class_scores if self.options.varifocal else None,
-            centerness=None if centerness is None else centerness[kept],
-            levels=levels[kept],
-            points=points[kept],
-        )
-        return candidates, matched[kept].clamp(min=BACKGROUND)
+    def _every_point(self, images: Images) -> tuple[DenseOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
+        """Raw outputs, their N points, and of each image the candidates of all points, and its size."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        points = self._points(output)
+        everything = []
+        for i, size in enumerate(sizes):
+            scores = output.logits[i].sigmoid()
+            candidates = Candidates(
+                boxes=clip_boxes(decode_distances(points, output.distances[i]), size),
+                class_scores=scores,
+                ious=scores if self.options.varifocal else None,
+                centerness=None if output.centerness is None else output.centerness[i].sigmoid(),
+                levels=per_point(torch.arange(len(STRIDES), device=points.device), output.sizes),
+                points=points,
+            )
+            everything.append((candidates, size))
+        return output, points, everything
 
-    def _best_pairs(self, scores: Tensor, ranking: Tensor, levels: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and scores of each level's best (location, class) pairs above the threshold, a row for each pair.
+    def _best(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """The best `top_k` of each level: which points (K,), and their scores (K, C).
 
-        Locations that learn an object come after them, each with all its scores.
+        Of (location, class) pairs, each above the score threshold has a row of its own, with that score only.
         """
-        row, label = ((ranking > self.options.score_threshold) & (matched < 0)[:, None]).nonzero(as_tuple=True)
-        best = best_rows(ranking[row, label], levels[row], self.options.top_k)
-        row, label = row[best], label[best]
-        single = scores[row] * F.one_hot(label, scores.shape[1])
-        learning = (matched >= 0).nonzero().squeeze(1)
-        return torch.cat([row, learning]), torch.cat([single, scores[learning]])
+        assert candidates.levels is not None  # `_every_point` gives them
+        ranking = self.rank(candidates)
+        if self.options.top_k_of == "locations":
+            rows = best_rows(ranking.amax(dim=1), candidates.levels, self.options.top_k).nonzero().squeeze(1)
+            return rows, candidates.class_scores[rows]
+        rows, labels = (ranking > self.options.score_threshold).nonzero(as_tuple=True)
+        best = best_rows(ranking[rows, labels], candidates.levels[rows], self.options.top_k)
+        rows, labels = rows[best], labels[best]
+        return rows, candidates.class_scores[rows] * F.one_hot(labels, ranking.shape[1])
+
+    def _chosen(self, candidates: Candidates, rows: Tensor, scores: Tensor) -> Candidates:
+        """The candidates `rows` (K,) with these class scores (K, C), which are their IoU estimates too."""
+        return replace(candidates[rows], class_scores=scores, ious=scores if self.options.varifocal else None)
 
 
 class VFNetHead(nn.Module):

@@ -1,4 +1,4 @@
-"""ReLU for distances that lets no pixel die."""
+"""ReLU for distances, whose gradient does not vanish for good below its floor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def floored_relu(raw: Tensor, floor: float = 0.5) -> Tensor:
 
     UnitBox has ReLU here. A pixel whose distances it all cuts to 0 learns no more: ReLU's gradient is 0, and so is that
     of the intersection, as to one side it is the length of the other. With a floor of half a pixel a box always holds
-    its own pixel, so that −ln IoU is finite and pulls, and a distance below the floor follows the pull with a gradient
-    of 1, however far below it is. Above the floor this is ReLU. A bias that starts at a typical distance spares most
-    pixels the way.
+    its own pixel, so that −ln IoU is finite and has a gradient. A distance below the floor gets that unchanged where
+    descent would raise it, however far below it is. Above the floor this is ReLU. With a bias that starts at a typical
+    distance, most pixels are above the floor from the first step on.
 
     Args:
         raw: (...) outputs of a convolution.

@@ -103,7 +103,7 @@ def _first_cover(boxes: Tensor, keep: Tensor, rest: Tensor, iou_threshold: float
     row_corners, row_area = corners[:, None, rows], area[rows]
 
     # IoU > t needs IoU > t of the extents in x alone, and so middles at most (1 - t) / 2t of either width apart. In
-    # order of the middles, only a few kept boxes are near a block of rows. 1 % and the second term are for rounding.
+    # order of the middles, only a few kept boxes are near a chunk of rows. 1 % and the second term are for rounding.
     t = 0.99 * iou_threshold
     reach = width[rows] * ((1 - t) / t if t > 0 else math.inf) + row_middle.abs() * (4 * torch.finfo(boxes.dtype).eps)
     # Many rows share the fixed cost of PyTorch's calls, few have few kept boxes near all of them. Measured on a CPU.
@@ -119,13 +119,13 @@ def _first_cover(boxes: Tensor, keep: Tensor, rest: Tensor, iou_threshold: float
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if start == end:
             continue
-        near, block = slice(start, end), slice(number * size, (number + 1) * size)
-        sides = torch.maximum(kept_corners[:, near], row_corners[:, :, block])
+        near, chunk = slice(start, end), slice(number * size, (number + 1) * size)
+        sides = torch.maximum(kept_corners[:, near], row_corners[:, :, chunk])
         negative_sides = (sides[:2] + sides[2:]).clamp_(max=0)
         intersection = negative_sides[0].mul_(negative_sides[1])
-        union = (kept_area[near] + row_area[block]).sub_(intersection)
+        union = (kept_area[near] + row_area[chunk]).sub_(intersection)
         covers = intersection.div_(union).gt_(limit)
-        found[block] = covers.mul_(from_last[near]).amax(dim=0)
+        found[chunk] = covers.mul_(from_last[near]).amax(dim=0)
     first = torch.empty_like(rest)
     first[order] = len(keep) - found.long()
     return first

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (DCNv2): the features say where every tap looks, and how much it counts.
+"""Modulated deformable convolution (DCNv2): the features predict an offset and a weight for every tap.
 
 Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019, section 3.2.
 """

@@ -1,14 +1,39 @@
 """Precise RoI pooling (IoU-Net, ECCV 2018): the exact mean of the interpolated features over each bin of a box.
 
-The integral of bilinear interpolation is separable: the weight of a pixel in a bin is the weight of its row times the
-weight of its column, and the gradient reaches the box through these.
+Bilinear interpolation weighs the pixel at p with the hat function max(0, 1 − |t − p|) along each axis. In the mean over
+a bin, the weight of a pixel along an axis is the mean of its hat over the bin, and its weight in the map is the product
+of those along y and along x. So pooling is a sparse matrix, with a row for each bin and a column for each pixel, times
+the features of the pixels. The weights along the axes are sparse matrices too; their product for each box, a Kronecker
+product, is that matrix. The gradient reaches the boxes through the weights.
+
+An example: on a map of 2×3 pixels, a box has one bin along y, from 0 to 1, and two along x, from 0.5 to 1.5 and from
+1.5 to 2.5. A hat has the area 1, and every bin here the length 1, so that a pixel's weight is the part of the area of
+its hat that lies over the bin. From 0 to 1 along y this is 1/2 for the pixels 0 and 1. From 0.5 to 1.5 along x it is
+3/4 for pixel 1 and 1/8 for the two beside it. From 1.5 to 2.5 it is the same around pixel 2, but there is no pixel 3:
+outside the map its 1/8 counts as zero.
+
+>>> y_edges, x_edges = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 1.5, 2.5]])
+>>> y, y_weights = _axis_matrix(y_edges, 2, torch.float32)
+>>> x, x_weights = _axis_matrix(x_edges, 3, torch.float32)
+>>> y.indptr.tolist(), y.indices.tolist(), y_weights.tolist()
+([0, 2], [0, 1], [0.5, 0.5])
+>>> x.indptr.tolist(), x.indices.tolist(), x_weights.tolist()
+([0, 3, 5], [0, 1, 2, 1, 2], [0.125, 0.75, 0.125, 0.125, 0.75])
+
+The pixels of the map are numbered row by row: 0, 1, 2 and 3, 4, 5. The first bin has weights for all six and the
+second for the four on the right. Each weight is the product of one along y and one along x, whose places are returned.
+
+>>> bins, y_entries, x_entries = _kronecker(y, x, torch.tensor([0]), slice(0, 1), (2, 3))
+>>> bins.indptr.tolist(), bins.indices.tolist()
+([0, 6, 10], [0, 1, 2, 3, 4, 5, 1, 2, 4, 5])
+>>> (y_weights[y_entries] * x_weights[x_entries]).tolist()
+[0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.375]
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,11 +42,11 @@ from torch.nn.functional import pad
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.ops.row_bag import Bags, add_rows_gradient, bag_sum, weights_gradient
+from tightbox.ops.csr import CSRPattern
 
-# Boxes are processed in chunks, whose lists of reads then stay small beside the features and the output. A GPU has the
-# memory for larger ones, and each block costs it a wait.
-_BLOCK, _BLOCK_ON_GPU = 64, 2048
+# Boxes are pooled in chunks, whose sparse matrices then stay small beside the features and the output. A GPU has the
+# memory for larger ones, and has to wait in each chunk until the number of entries is known.
+_BOXES_PER_CHUNK, _BOXES_PER_CHUNK_ON_GPU = 64, 2048
 
 
 def prroi_pool(
@@ -121,123 +146,125 @@ def _edges(start: Tensor, end: Tensor, bins: int) -> Tensor:
     return start[:, None] + (end - start)[:, None] * fractions
 
 
-def _weights(edges: Tensor, size: int) -> Tensor:
-    """(K, bins, size): weight of each pixel along one axis in the mean over each bin; zero for a bin of no length."""
-    # A pixel's fraction of [a, b] is G(b) − G(a), with G the antiderivative of the hat function max(0, 1 − |t|).
-    beyond = (edges[:, :, None] - torch.arange(size, device=edges.device)).clamp(-1, 1)
-    return _per_length((beyond * (1 - beyond.abs() / 2)).diff(dim=1), edges)
+def _weights(start: Tensor, end: Tensor, pixel: Tensor) -> Tensor:
+    """Weight of a pixel along one axis in the mean over the bin from `start` to `end`; 0 if the bin has no length.
 
-
-def _per_length(values: Tensor, edges: Tensor) -> Tensor:
-    """`values` (K, bins, size) by the length of each bin; 0 where that is 0, less, or not a number."""
-    lengths = edges.diff(dim=1)[:, :, None]
-    return torch.where(lengths > 0, values / lengths, 0)
-
-
-def _edges_gradient(edges: Tensor, weights: Tensor, to_weights: Tensor) -> Tensor:
-    """The gradient (K, bins + 1) of the edges for that of the `weights` (K, bins, size).
-
-    A bin whose end moves on takes in the features there, and what it had counts less in the mean.
+    The three broadcast with one another, and the weights have their common shape.
     """
-    hats = (1 - (edges[:, :, None] - torch.arange(weights.shape[2], device=edges.device)).abs()).clamp(min=0)
-    to_weights = _per_length(to_weights, edges)
-    to_starts = ((weights - hats[:, :-1]) * to_weights).sum(2)
-    to_ends = ((hats[:, 1:] - weights) * to_weights).sum(2)
-    return pad(to_starts, (0, 1)) + pad(to_ends, (1, 0))
+    length = end - start
+    return torch.where(length > 0, (_hat_integral(end - pixel) - _hat_integral(start - pixel)) / length, 0)
 
 
-def _pool_whole_maps(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> Tensor:
-    """`_pool_bins` as dense matrix products, whose shapes do not depend on the boxes; for exporters."""
+def _hat_integral(t: Tensor) -> Tensor:
+    """The integral of `_hat` from 0 to each of `t` (...)."""
+    t = t.clamp(-1, 1)
+    return t * (1 - t.abs() / 2)
+
+
+def _hat(t: Tensor) -> Tensor:
+    """max(0, 1 − |t|) of each of `t` (...)."""
+    return (1 - t.abs()).clamp(min=0)
+
+
+def _pool_whole_maps(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
+    """`_pool_bins` with dense matrices, whose shapes do not depend on the boxes; for exporters."""
     batch, channels, height, width = features.shape
-    own = images[:, None] == torch.arange(batch, device=images.device)
-    rows, columns = (
-        _weights(edges, size).to(features.dtype) for edges, size in ((row_edges, height), (column_edges, width))
+    y, x = (
+        _weights(edges[:, :-1, None], edges[:, 1:, None], torch.arange(size, device=edges.device)).to(features.dtype)
+        for edges, size in ((y_edges, height), (x_edges, width))
     )
-    rows = (rows[:, :, None] * own[:, None, :, None]).flatten(2)  # (K, row of bins, N·H)
+    own = images[:, None] == torch.arange(batch, device=images.device)
+    y = (y[:, :, None] * own[:, None, :, None]).flatten(2)  # (K, rows, N·H): zero in the images of other boxes
     table = features.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
-    # One row of bins at a time, to hold one line of the map for each box and no more.
-    lines = [columns @ (row @ table).view(-1, width, channels) for row in rows.unbind(1)]
-    return torch.stack(lines, dim=1)
+    # One row of bins at a time, so that for each box only one row of pixels is held, and not one for each row of bins.
+    pooled = [x @ (y_row @ table).view(-1, width, channels) for y_row in y.unbind(1)]
+    return torch.stack(pooled, dim=1)
 
 
 # Custom operators rather than an autograd function, so that torch.compile takes them as they are.
 @torch.library.custom_op("tightbox::prroi_pool", mutates_args=())
-def _pool_bins(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> Tensor:
-    """The mean over each bin as a weighted bag of the pixels it reads.
+def _pool_bins(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
+    """The mean over each bin, as a sparse matrix times the pixels.
 
     Args:
         features: (N, C, H, W).
-        row_edges: (K, rows + 1), where the rows of bins of each box meet, in pixels of the map.
-        column_edges: (K, columns + 1), where its columns meet.
+        y_edges: (K, rows + 1), where the bins of each box meet along y, in pixels of the map.
+        x_edges: (K, columns + 1), where they meet along x.
         images: (K,), the index of each box's image.
 
     Returns:
         (K, rows, columns, C).
     """
-    _check_values(row_edges, column_edges, images, len(features))
-    table = _pixels(features)
-    pooled = _pooled(features, row_edges, column_edges)
-    for block, reads in _blocks(features, row_edges, column_edges, images):
-        pooled[block] = bag_sum(table, reads.bags, reads.weights).view_as(pooled[block])
+    _check_values(y_edges, x_edges, images, len(features))
+    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
+    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
+    table, pooled = _pixel_table(features), _empty_pooled(features, y_edges, x_edges)
+    for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
+        weights = y_weights.index_select(0, y_entries) * x_weights.index_select(0, x_entries)
+        pooled[boxes] = bins.matmul(weights, table).view_as(pooled[boxes])
     return pooled
 
 
-@torch.library.custom_op("tightbox::prroi_pool_to_features", mutates_args=())
-def _to_features(gradient: Tensor, features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> Tensor:
+@torch.library.custom_op("tightbox::prroi_pool_features_gradient", mutates_args=())
+def _features_gradient(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """The gradient of the features for the `gradient` of what `_pool_bins` returns."""
-    to_features = _channels_last(features).zero_()
-    for block, reads in _blocks(features, row_edges, column_edges, images):
-        add_rows_gradient(_pixels(to_features), gradient[block].flatten(0, 2), reads.bags, reads.weights)
+    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
+    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
+    to_features = _empty_channels_last(features).zero_()
+    table = _pixel_table(to_features)  # a view
+    for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
+        weights = y_weights.index_select(0, y_entries) * x_weights.index_select(0, x_entries)
+        bins.add_transposed_matmul(table, weights, gradient[boxes].flatten(0, 2))
     return to_features
 
 
-@torch.library.custom_op("tightbox::prroi_pool_to_edges", mutates_args=())
-def _to_edges(
-    gradient: Tensor, features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor
+@torch.library.custom_op("tightbox::prroi_pool_edges_gradient", mutates_args=())
+def _edges_gradient(
+    gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the edges."""
-    table = _pixels(features)
-    to_row_edges, to_column_edges = torch.empty_like(row_edges), torch.empty_like(column_edges)
-    for block, reads in _blocks(features, row_edges, column_edges, images):
-        to_weights = weights_gradient(gradient[block].flatten(0, 2), table, reads.bags)
-        to_rows, to_columns = torch.zeros_like(reads.row_weights), torch.zeros_like(reads.column_weights)
-        to_rows.view(-1).index_add_(0, reads.rows, to_weights * reads.of_columns)
-        to_columns.view(-1).index_add_(0, reads.columns, to_weights * reads.of_rows)
-        to_row_edges[block] = _edges_gradient(row_edges[block], reads.row_weights, to_rows)
-        to_column_edges[block] = _edges_gradient(column_edges[block], reads.column_weights, to_columns)
-    return to_row_edges, to_column_edges
+    """The gradients of the edges along y and along x."""
+    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
+    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
+    table, to_y_weights, to_x_weights = _pixel_table(features), torch.zeros_like(y_weights), torch.zeros_like(x_weights)
+    for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
+        to_weights = bins.sampled_matmul(gradient[boxes].flatten(0, 2), table)
+        # The product rule: a weight is one along y times one along x, and each of these is a factor of several weights.
+        to_y_weights.index_add_(0, y_entries, to_weights * x_weights.index_select(0, x_entries))
+        to_x_weights.index_add_(0, x_entries, to_weights * y_weights.index_select(0, y_entries))
+    return (
+        _axis_edges_gradient(y_edges, y, y_weights, to_y_weights),
+        _axis_edges_gradient(x_edges, x, x_weights, to_x_weights),
+    )
 
 
-def _pooled(features: Tensor, row_edges: Tensor, column_edges: Tensor) -> Tensor:
+def _empty_pooled(features: Tensor, y_edges: Tensor, x_edges: Tensor) -> Tensor:
     """Room for what `_pool_bins` returns."""
-    return features.new_empty(len(row_edges), row_edges.shape[1] - 1, column_edges.shape[1] - 1, features.shape[1])
+    return features.new_empty(len(y_edges), y_edges.shape[1] - 1, x_edges.shape[1] - 1, features.shape[1])
 
 
-def _channels_last(features: Tensor) -> Tensor:
+def _empty_channels_last(features: Tensor) -> Tensor:
     """Room for as many features, in channels_last memory format whatever their shape."""
     return torch.empty_like(features.permute(0, 2, 3, 1), memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
-def _pixels(features: Tensor) -> Tensor:
+def _pixel_table(features: Tensor) -> Tensor:
     """(N·H·W, C): features (N, C, H, W) with a row for each pixel, a view if they are channels_last."""
     return features.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
 
 
 @_pool_bins.register_fake
-def _(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> Tensor:
-    return _pooled(features, row_edges, column_edges)
+def _(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
+    return _empty_pooled(features, y_edges, x_edges)
 
 
-@_to_features.register_fake
-def _(gradient: Tensor, features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> Tensor:
-    return _channels_last(features)
+@_features_gradient.register_fake
+def _(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
+    return _empty_channels_last(features)
 
 
-@_to_edges.register_fake
-def _(
-    gradient: Tensor, features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(row_edges), torch.empty_like(column_edges)
+@_edges_gradient.register_fake
+def _(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(y_edges), torch.empty_like(x_edges)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -245,20 +272,20 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    to_features = to_row_edges = to_column_edges = None
+    to_features = to_y_edges = to_x_edges = None
     if ctx.needs_input_grad[0]:
-        to_features = _to_features(gradient, *ctx.saved_tensors)
+        to_features = _features_gradient(gradient, *ctx.saved_tensors)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        to_row_edges, to_column_edges = _to_edges(gradient, *ctx.saved_tensors)
-    return to_features, to_row_edges, to_column_edges, None
+        to_y_edges, to_x_edges = _edges_gradient(gradient, *ctx.saved_tensors)
+    return to_features, to_y_edges, to_x_edges, None
 
 
 _pool_bins.register_autograd(_gradients, setup_context=_save)
 
 
-def _check_values(row_edges: Tensor, column_edges: Tensor, images: Tensor, batch: int) -> None:
-    """Raises UserError for a box that is not finite or of no image; waits for the device, as listing reads does too."""
-    finite = row_edges.isfinite().all(1) & column_edges.isfinite().all(1)
+def _check_values(y_edges: Tensor, x_edges: Tensor, images: Tensor, batch: int) -> None:
+    """Raises UserError for a box that is not finite or of no image; waits for the device, as the sparse matrices do."""
+    finite = y_edges.isfinite().all(1) & x_edges.isfinite().all(1)
     known = (images[:, None] == torch.arange(batch, device=images.device)).any(1)
     if (finite & known).all():
         return
@@ -268,95 +295,83 @@ def _check_values(row_edges: Tensor, column_edges: Tensor, images: Tensor, batch
     raise UserError(f"box {number} is of image {float(images[number]):g}, which is not in the batch of {batch}")
 
 
-@dataclass(frozen=True, eq=False)
-class _Reads:
-    """Which pixels the bins of a block of boxes read, and their weights.
+def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> tuple[CSRPattern, Tensor]:
+    """The weights of the pixels along one axis in each bin, as a sparse matrix (K·bins, size).
 
-    Attributes:
-        bags: for each bin its pixels, line by line.
-        row_weights: (K, rows of bins, H).
-        column_weights: (K, columns of bins, W).
-        rows: (T,) int32, the place of each read's weight in the flattened weights of rows.
-        columns: (T,) int32, its place in those of columns.
+    Args:
+        edges: (K, bins + 1), where the bins of each box meet along the axis.
+        size: number of pixels along the axis.
+        dtype: of the weights, which are computed in that of the edges.
+
+    Returns:
+        The pattern of the matrix and the weights (T,) of its entries.
     """
-
-    bags: Bags
-    row_weights: Tensor
-    column_weights: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    @property
-    def of_rows(self) -> Tensor:
-        """(T,): the weight of each read's row."""
-        return self.row_weights.flatten().index_select(0, self.rows)
-
-    @property
-    def of_columns(self) -> Tensor:
-        """(T,): the weight of each read's column."""
-        return self.column_weights.flatten().index_select(0, self.columns)
-
-    @property
-    def weights(self) -> Tensor:
-        """(T,): the weight of each read."""
-        return self.of_rows * self.of_columns
+    start, end = edges[:, :-1].flatten(), edges[:, 1:].flatten()
+    # The hat of pixel p reaches from p − 1 to p + 1: into the bin from a to b if floor(a) ≤ p ≤ ceil(b).
+    first = start.floor().clamp(0, size).int()
+    last = end.ceil().clamp(-1, size - 1).int()
+    counts = (last + 1 - first).clamp(min=0) * (end - start > 0)
+    pattern = CSRPattern.of_ranges(first, counts)
+    bins = pattern.row_of_entry
+    weights = _weights(start.index_select(0, bins), end.index_select(0, bins), pattern.indices)
+    return pattern, weights.to(dtype)
 
 
-def _blocks(
-    features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor
-) -> Iterator[tuple[slice, _Reads]]:
-    """Blocks of boxes and what they read."""
-    size = _BLOCK if features.device.type == "cpu" else _BLOCK_ON_GPU
+def _axis_edges_gradient(edges: Tensor, axis: CSRPattern, weights: Tensor, to_weights: Tensor) -> Tensor:
+    """The gradient of the `edges` (K, bins + 1) that `_axis_matrix` was given, for that of its weights (T,).
+
+    A weight is the integral of a hat from a to b, divided by b − a. Its derivative is (hat(b) − weight) / (b − a) with
+    respect to b, and (weight − hat(a)) / (b − a) with respect to a.
+    """
+    # Number of the edge that each entry's bin starts at, which is not the bin's: a box has one edge more than bins.
+    starts = axis.row_of_entry + axis.row_of_entry // (edges.shape[1] - 1)
+    start, end = edges.flatten().index_select(0, starts), edges.flatten().index_select(0, starts + 1)
+    to_integral = to_weights / (end - start)  # bins without length have no entries
+    to_edges = to_integral.new_zeros(edges.numel())
+    to_edges.index_add_(0, starts, (weights - _hat(start - axis.indices)) * to_integral)
+    to_edges.index_add_(0, starts + 1, (_hat(end - axis.indices) - weights) * to_integral)
+    return to_edges.view_as(edges).to(edges.dtype)
+
+
+def _chunks(
+    features: Tensor, y: CSRPattern, x: CSRPattern, images: Tensor
+) -> Iterator[tuple[slice, CSRPattern, Tensor, Tensor]]:
+    """For each chunk of boxes which ones these are, and what `_kronecker` returns for them."""
+    size = _BOXES_PER_CHUNK if features.device.type == "cpu" else _BOXES_PER_CHUNK_ON_GPU
     for start in range(0, len(images), size):
-        block = slice(start, start + size)
-        yield block, _reads(features, row_edges[block], column_edges[block], images[block])
+        boxes = slice(start, min(start + size, len(images)))
+        yield boxes, *_kronecker(y, x, images, boxes, features.shape[2:])
 
 
-def _reads(features: Tensor, row_edges: Tensor, column_edges: Tensor, images: Tensor) -> _Reads:
-    """All reads, bin by bin, line by line, pixel by pixel; the arguments are those of `_pool_bins`."""
-    height, width = features.shape[2:]
-    first_row, row_counts = _spans(row_edges, height)
-    first_column, column_counts = _spans(column_edges, width)
-    first_pixel = (images.int()[:, None, None] * height + first_row[:, :, None]) * width + first_column[:, None]
+def _kronecker(
+    y: CSRPattern, x: CSRPattern, images: Tensor, boxes: slice, map_size: Sequence[int]
+) -> tuple[CSRPattern, Tensor, Tensor]:
+    """The sparse matrix of the bins of some boxes: of each box the Kronecker product of its matrices along y and x.
 
-    def of_bins(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        shape = first_pixel.shape  # (K, rows of bins, columns of bins)
-        return rows[:, :, None].expand(shape).flatten(), columns[:, None].expand(shape).flatten()
+    Args:
+        y: pattern (K·rows, H) of all boxes along y.
+        x: pattern (K·columns, W) of all boxes along x.
+        images: (K,), the index of each box's image.
+        boxes: k of the K boxes.
+        map_size: H and W.
 
-    lines, line_sizes = of_bins(row_counts, column_counts)
-    row_places, column_places = of_bins(_places(first_row, height), _places(first_column, width))
-    bin_of_line, y = _expand(lines)
-    line_of_read, x = _expand(line_sizes.index_select(0, bin_of_line))
-
-    def of_reads(first: Tensor, step: int) -> Tensor:
-        """What begins as `first` in each bin and grows by `step` from line to line, for all reads."""
-        of_lines = first.index_select(0, bin_of_line) + step * y
-        return of_lines.index_select(0, line_of_read)
-
-    return _Reads(
-        Bags.of_sizes(of_reads(first_pixel.flatten(), width) + x, lines * line_sizes),
-        _weights(row_edges, height).to(features.dtype),
-        _weights(column_edges, width).to(features.dtype),
-        of_reads(row_places, 1),
-        of_reads(column_places, 0) + x,
+    Returns:
+        The pattern (k·rows·columns, N·H·W), and for each entry the number of the entry of `y` and of that of `x` whose
+        weights' product is its weight, (T,) int32 each.
+    """
+    height, width = map_size
+    rows, columns = len(y.counts) // len(images), len(x.counts) // len(images)
+    bins = torch.arange(
+        boxes.start * rows * columns, boxes.stop * rows * columns, dtype=torch.int32, device=images.device
     )
-
-
-def _spans(edges: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First pixel that has weight in each bin, and the number of pixels that have, (K, bins) int32 each."""
-    first = edges[:, :-1].floor().clamp(0, size).int()
-    last = edges[:, 1:].ceil().clamp(-1, size - 1).int()
-    return first, (last + 1 - first).clamp(min=0) * (edges.diff(dim=1) > 0)
-
-
-def _places(pixels: Tensor, size: int) -> Tensor:
-    """The places of the weights of `pixels` (K, bins) in the flattened weights (K, bins, size)."""
-    return torch.arange(pixels.numel(), dtype=torch.int32, device=pixels.device).view_as(pixels) * size + pixels
-
-
-def _expand(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The owner of each item of lists of these `sizes` (M,), one list after another, and its place in its list."""
-    lists = torch.arange(len(sizes), dtype=torch.int32, device=sizes.device)
-    owners = lists.repeat_interleave(sizes)
-    starts = sizes.cumsum(0, dtype=torch.int32) - sizes
-    return owners, torch.arange(len(owners), dtype=torch.int32, device=sizes.device) - starts.index_select(0, owners)
+    box = bins // (rows * columns)
+    y_rows, x_rows = bins // columns, box * columns + bins % columns  # of the patterns y and x: one of each for a bin
+    # A run is the pixels of a bin that lie side by side in one row of the map. Entries are listed in two steps, runs
+    # and then their pixels, because what is the same along a run is then computed once for it.
+    bin_of_run, y_of_run = y.entries_of(y_rows)
+    run_of_entry, x_entries = x.entries_of(x_rows.index_select(0, bin_of_run))
+    image_of_run = images.index_select(0, box).int().index_select(0, bin_of_run)
+    run_starts = (image_of_run * height + y.indices.index_select(0, y_of_run)) * width
+    indices = run_starts.index_select(0, run_of_entry) + x.indices.index_select(0, x_entries)
+    counts = y.counts.index_select(0, y_rows) * x.counts.index_select(0, x_rows)
+    return CSRPattern.of_counts(counts, indices), y_of_run.index_select(0, run_of_entry), x_entries

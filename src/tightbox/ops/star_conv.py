@@ -14,18 +14,20 @@ from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_weight
 from torchvision.ops import deform_conv2d
 
+from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.ops.row_bag import Bags, add_rows_gradient, bag_sum, weights_gradient
+from tightbox.ops.csr import CSRPattern
 
-# Along each axis a star reads five pixels: two around its first edge, its own, two around its last edge. The 5×5
+# Along each axis a star needs five pixels: two around its first edge, its own, two around its last edge. The 5×5
 # pixels are all that bilinear interpolation of the nine taps needs: 4 for a corner, 2 for an edge, 1 for the centre.
+# Pixels and taps are numbered row by row.
 _TAP_OF_PIXEL = [3 * row + column for row in (0, 0, 1, 2, 2) for column in (0, 0, 1, 2, 2)]
 _PIXELS_BY_TAP = sorted(range(25), key=_TAP_OF_PIXEL.__getitem__)
 _PIXELS_PER_TAP = [_TAP_OF_PIXEL.count(tap) for tap in range(9)]
 
 # Locations are processed in chunks whose samples (9·C numbers each) stay small enough for malloc to hand the same
-# memory out again, and whose 25 reads each are enough (32768) for torch.sort to take its fast parallel path.
-_BLOCK = 1536
+# memory out again, and whose entries (25 each) are enough (32768) for torch.sort to take its fast parallel path.
+_LOCATIONS_PER_CHUNK = 1536
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,26 +45,30 @@ class StarSampling:
     @property
     def offsets(self) -> Tensor:
         """`star_offsets`, in float32 at least."""
-        return star_offsets(_at_least_float32(self.distances), self.stride)
+        return star_offsets(at_least_float32(self.distances), self.stride)
 
     @cached_property
-    def reads(self) -> tuple[list[Bags], Tensor]:
-        """The bags of B·H·W·9 taps in blocks of locations, and the (B·H·W, 25) weights of their reads."""
-        distances = _at_least_float32(self.distances)
+    def matrix(self) -> tuple[list[CSRPattern], Tensor]:
+        """The sparse matrix whose rows are the taps of all locations and whose columns are the pixels.
+
+        Cut into chunks of n locations: a pattern (9·n, B·H·W) for each. The weights are (B·H·W, 25), the entries of
+        each location sorted by tap.
+        """
+        distances = at_least_float32(self.distances)
         batch, _, height, width = distances.shape
         left, top, right, bottom = distances.transpose(0, 1) / self.stride
-        rows, row_weights = _five_pixels(torch.arange(height).to(top).view(-1, 1), top, bottom)
-        columns, column_weights = _five_pixels(torch.arange(width).to(left), left, right)
+        y, y_weights = _five_pixels(torch.arange(height).to(top).view(-1, 1), top, bottom)
+        x, x_weights = _five_pixels(torch.arange(width).to(left), left, right)
 
         image = torch.arange(batch, dtype=torch.int32).repeat_interleave(height * width)
-        rows = (image * height + rows) * width
+        row_starts = (image * height + y) * width
         # Pixels first and locations last up to here: these small products are fast along the long axis only.
         by_tap = torch.tensor(_PIXELS_BY_TAP)
-        indices = (rows[:, None] + columns).flatten(0, 1).index_select(0, by_tap).T.contiguous()
-        weights = (row_weights[:, None] * column_weights).flatten(0, 1).index_select(0, by_tap).T.contiguous()
-        sizes = torch.tensor(_PIXELS_PER_TAP)
-        blocks = torch.split(indices, _BLOCK)
-        return [Bags.of_sizes(block.flatten(), sizes.repeat(len(block))) for block in blocks], weights
+        indices = (row_starts[:, None] + x).flatten(0, 1).index_select(0, by_tap).T.contiguous()
+        weights = (y_weights[:, None] * x_weights).flatten(0, 1).index_select(0, by_tap).T.contiguous()
+        counts = torch.tensor(_PIXELS_PER_TAP)
+        chunks = torch.split(indices, _LOCATIONS_PER_CHUNK)
+        return [CSRPattern.of_counts(counts.repeat(len(chunk)), chunk.flatten()) for chunk in chunks], weights
 
 
 def star_offsets(distances: Tensor, stride: float) -> Tensor:
@@ -86,7 +92,7 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
     """3×3 convolution whose taps lie on the box of each location (VarifocalNet, section 3.2).
 
     Equals `torchvision.ops.deform_conv2d(input, star.offsets, weight, padding=1)`, many times faster on a CPU, where
-    it is sampling as weighted bags of rows followed by one matrix product. Computes in float32 at least.
+    it is one sparse matrix product, for the samples, and one dense one. Computes in float32 at least.
 
     Args:
         input: (B, C, H, W); fastest in channels_last memory format.
@@ -111,21 +117,17 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
             f"a weight of shape {tuple(weight.shape)} does not fit {channels} channels; "
             f"it must be (O, {channels}, 3, 3)"
         )
-    features = _at_least_float32(input)
+    features = at_least_float32(input)
     weight = weight.to(features.dtype)
-    # Bags are the fast way on a CPU only, and no exporter can trace them.
+    # The sparse matrix is the fast way on a CPU only, and no exporter can trace it.
     if input.device.type != "cpu" or torch.compiler.is_compiling():
         output = deform_conv2d(features, star.offsets.to(features.dtype), weight, padding=1)
         return cast(Tensor, output).to(input.dtype)
-    bags, read_weights = star.reads
-    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    patterns, entry_weights = star.matrix
+    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
     taps = weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels)
-    output = _StarConv.apply(rows, taps, bags, read_weights.to(features.dtype))
+    output = _StarConv.apply(pixels, taps, patterns, entry_weights.to(features.dtype))
     return cast(Tensor, output).view(batch, height, width, len(weight)).permute(0, 3, 1, 2).to(input.dtype)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _five_pixels(own: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +142,7 @@ def _five_pixels(own: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Te
         (5, B·H·W) int32 coordinates, clamped to the map, and (5, B·H·W) weights, 0 for pixels outside the map.
     """
     size = own.numel()
-    # Nothing is read beyond one step outside; the clamp only keeps huge distances within what an integer holds.
+    # Beyond one step outside no pixel has weight; the clamp only keeps huge distances within what an integer holds.
     edges = torch.stack((own - before, own + after)).clamp(-2, size)
     low = edges.detach().floor()
     fraction = edges - low
@@ -168,59 +170,61 @@ def _multiply(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 class _StarConv(torch.autograd.Function):
-    """Bags of rows, then one matrix product, block by block; the samples are computed again for the gradients.
+    """A sparse matrix product for the samples and a dense one with the taps' weights, in chunks of locations.
 
-    Keeping them would cost nine feature maps for each convolution, and new memory is dearer than the sampling.
+    The samples are computed again for the gradients: keeping them would cost nine feature maps for each convolution,
+    and new memory is dearer than the sampling.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, taps: Tensor, bags: list[Bags], weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, taps, weights)
-        ctx.bags = bags
-        output = rows.new_empty(len(weights), len(taps))
-        for locations, block, block_weights in _blocks(bags, weights):
-            output[locations] = _multiply(_samples(rows, block, block_weights), taps)
+    def forward(ctx: Any, pixels: Tensor, taps: Tensor, patterns: list[CSRPattern], weights: Tensor) -> Tensor:
+        ctx.save_for_backward(pixels, taps, weights)
+        ctx.patterns = patterns
+        output = pixels.new_empty(len(weights), len(taps))
+        for locations, pattern, chunk_weights in _chunks(patterns, weights):
+            output[locations] = _multiply(_samples(pixels, pattern, chunk_weights), taps)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
-        rows, taps, weights = ctx.saved_tensors
-        rows_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
+        pixels, taps, weights = ctx.saved_tensors
+        pixels_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
         gradient = gradient.contiguous()
-        to_rows, to_taps, to_weights = torch.zeros_like(rows), torch.zeros_like(taps), torch.empty_like(weights)
+        to_pixels, to_taps, to_weights = torch.zeros_like(pixels), torch.zeros_like(taps), torch.empty_like(weights)
         tap_rows = taps.T.contiguous()
-        for locations, block, block_weights in _blocks(ctx.bags, weights):
-            if rows_needed or weights_needed:
-                to_samples = _multiply(gradient[locations], tap_rows).reshape(-1, rows.shape[1])
-                if rows_needed:
-                    add_rows_gradient(to_rows, to_samples, block, block_weights)
+        for locations, pattern, chunk_weights in _chunks(ctx.patterns, weights):
+            if pixels_needed or weights_needed:
+                to_samples = _multiply(gradient[locations], tap_rows).reshape(-1, pixels.shape[1])
+                if pixels_needed:
+                    pattern.add_transposed_matmul(to_pixels, chunk_weights, to_samples)
                 if weights_needed:
-                    to_weights[locations] = weights_gradient(to_samples, rows, block).view(-1, 25)
+                    to_weights[locations] = pattern.sampled_matmul(to_samples, pixels).view(-1, 25)
                 del to_samples  # before the samples, so that they take its place in memory
             if taps_needed:
-                samples = _samples(rows, block, block_weights)
+                samples = _samples(pixels, pattern, chunk_weights)
                 to_taps += _product_over_locations(gradient[locations], samples)
                 del samples
         return (
-            to_rows if rows_needed else None,
+            to_pixels if pixels_needed else None,
             to_taps if taps_needed else None,
             None,
             to_weights if weights_needed else None,
         )
 
 
-def _blocks(bags: list[Bags], weights: Tensor) -> Iterator[tuple[slice, Bags, Tensor]]:
-    """The locations, bags and flat weights of each block that has any location."""
-    for number, block_weights in enumerate(torch.split(weights, _BLOCK)):
-        if len(block_weights):
-            start = number * _BLOCK
-            yield slice(start, start + len(block_weights)), bags[number], block_weights.flatten()
+def _chunks(patterns: list[CSRPattern], weights: Tensor) -> Iterator[tuple[slice, CSRPattern, Tensor]]:
+    """The locations, the pattern and the flat weights of each chunk that has any location."""
+    start = 0
+    for pattern, chunk_weights in zip(patterns, torch.split(weights, _LOCATIONS_PER_CHUNK), strict=True):
+        if len(chunk_weights):  # torch.split makes one chunk of a tensor without any row
+            yield slice(start, start + len(chunk_weights)), pattern, chunk_weights.flatten()
+        start += len(chunk_weights)
 
 
-def _samples(rows: Tensor, bags: Bags, weights: Tensor) -> Tensor:
-    """(N, 9·C): the nine samples of each location side by side."""
-    return bag_sum(rows, bags, weights).view(-1, 9 * rows.shape[1])
+def _samples(pixels: Tensor, pattern: CSRPattern, weights: Tensor) -> Tensor:
+    """(n, 9·C): the nine samples of each of n locations side by side."""
+    return pattern.matmul(weights, pixels).view(-1, 9 * pixels.shape[1])
 
 
 def _product_over_locations(gradient: Tensor, samples: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from tightbox.checkpoint import save
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
 from tightbox.distributed import mean_over_processes, new_accelerator
 from tightbox.errors import UserError, missing_extra
-from tightbox.evaluation.run import evaluate_model
 from tightbox.files import atomic_path
+from tightbox.inference.batches import Loading
+from tightbox.inference.detect import evaluate_model
 from tightbox.models import Detector
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.structures import ImageBatch, Targets
@@ -171,13 +171,8 @@ def fit(
             position.epoch, position.batch, position.loss_sums = position.epoch + 1, 0, {}
             row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(bar.rate(), 2)}
             if val is not None and (position.epoch % options.eval_every == 0 or position.epoch == options.epochs):
-                figures = evaluate_model(
-                    result,
-                    val,
-                    accelerator,
-                    batch_size=options.batch_size,
-                    skip_unreadable=options.skip_unreadable,
-                ).to_dict()
+                loading = Loading(options.batch_size, options.workers, options.skip_unreadable)
+                figures = evaluate_model(result, val, accelerator=accelerator, loading=loading).to_dict()
                 result.metrics = {"epoch": position.epoch, "train_seconds": row["train_seconds"], **figures}
                 row |= {name: value for name, value in figures.items() if name != "per_class"}
                 if options.keep_all:
@@ -245,7 +240,7 @@ def _loader(
 
 def _save(accelerator: Accelerator, model: Detector, folder: Path) -> None:
     if accelerator.is_main_process:
-        save(model, folder)
+        model.save(folder)
 
 
 def _diverged(position: _Position, losses: dict[str, Tensor]) -> str:

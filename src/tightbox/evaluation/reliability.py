@@ -1,0 +1,180 @@
+"""How reliable a score or a predicted IoU is: what it predicts against what is actually there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tightbox.errors import UserError
+from tightbox.evaluation.figures import Bools, Floats, mean
+from tightbox.evaluation.matching import Matches
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What was predicted against what is there, in bins (edge, next edge] of the prediction, the first one with 0.
+
+    Attributes:
+        edges: the B + 1 edges from 0 to 1.
+        counts: how many predictions fall into each bin.
+        predicted: their mean, None in an empty bin.
+        actual: the mean of what was there, None in an empty bin.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    predicted: tuple[float | None, ...]
+    actual: tuple[float | None, ...]
+
+    @property
+    def error(self) -> float | None:
+        """Expected calibration error: the mean |predicted - actual| of the bins, weighted by their counts."""
+        return self._average(absolute=True)
+
+    @property
+    def bias(self) -> float | None:
+        """The same with its sign: positive where the predictions are too high."""
+        return self._average(absolute=False)
+
+    @property
+    def worst(self) -> float | None:
+        """Maximum calibration error: the largest |predicted - actual| of any bin."""
+        return max((abs(gap) for _, gap in self._gaps()), default=None)
+
+    def _gaps(self) -> list[tuple[int, float]]:
+        rows = zip(self.counts, self.predicted, self.actual, strict=True)
+        return [
+            (n, predicted - actual) for n, predicted, actual in rows if predicted is not None and actual is not None
+        ]
+
+    def _average(self, *, absolute: bool) -> float | None:
+        gaps = self._gaps()
+        total = sum(n for n, _ in gaps)
+        return sum(n * (abs(gap) if absolute else gap) for n, gap in gaps) / total if total else None
+
+
+def reliability(predicted: ArrayLike, actual: ArrayLike, bins: int = 20) -> Reliability:
+    """The reliability table of predictions in [0, 1] in bins of equal width; a pair is left out unless both are finite.
+
+    Raises:
+        UserError: if a prediction lies outside [0, 1].
+    """
+    predicted, actual = finite_pairs(predicted, actual)
+    outside = predicted[(predicted < 0) | (predicted > 1)]
+    if len(outside):
+        raise UserError(f"calibration needs scores and predicted IoUs in [0, 1], but one is {outside[0]:g}")
+    edges = np.linspace(0, 1, bins + 1)
+    at = np.maximum(np.searchsorted(edges, predicted, side="left") - 1, 0)
+    counts = np.bincount(at, minlength=bins)
+    sums = (np.bincount(at, weights=values, minlength=bins) for values in (predicted, actual))
+    means = (tuple(float(s / n) if n else None for s, n in zip(sum_, counts, strict=True)) for sum_ in sums)
+    return Reliability(tuple(edges.tolist()), tuple(counts.tolist()), *means)
+
+
+@dataclass(frozen=True)
+class LaEce:
+    """The mean localisation-aware calibration error of the classes, and their reliability by category id.
+
+    A class counts if it has ground-truth boxes and detections; None if no class has.
+    """
+
+    error: float | None
+    per_class: dict[int, Reliability]
+
+
+def localisation_aware_reliability(matches: Matches, iou_threshold: float, bins: int = 25) -> Reliability:
+    """Scores of all classes against IoU for hits and 0 for false positives, which LaECE compares."""
+    outcome = matches.at(iou_threshold)
+    return reliability(matches.scores[~outcome.ignored], _earned(matches, iou_threshold)[~outcome.ignored], bins)
+
+
+def laece(matches: Matches, iou_threshold: float = 0.1, bins: int = 25) -> LaEce:
+    """Localisation-aware expected calibration error: |mean score - precision × mean IoU of the hits| over score bins.
+
+    Oksuz et al., "Towards Building Self-Aware Object Detectors via Reliable Uncertainty Quantification and
+    Calibration", CVPR 2023, with τ = 0.1; Kuzucu et al., "On Calibration of Object Detectors: Pitfalls,
+    Evaluation and Baselines", ECCV 2024, argue for τ = 0. Both use 25 bins.
+
+    Args:
+        matches: matched at `iou_threshold` at least.
+        iou_threshold: τ, the IoU from which a detection counts as right.
+        bins: bins of equal width, of each class for itself.
+    """
+    counted = ~matches.at(iou_threshold).ignored
+    earned = _earned(matches, iou_threshold)
+    per_class = {}
+    for label, (category, positives) in enumerate(
+        zip(matches.ground_truth.category_ids, matches.ground_truth.positives.tolist(), strict=True)
+    ):
+        part = matches.of_class(label)
+        kept = counted[part]
+        if positives and kept.any():
+            per_class[category] = reliability(matches.scores[part][kept], earned[part][kept], bins)
+    return LaEce(mean(table.error for table in per_class.values()), per_class)
+
+
+def _earned(matches: Matches, iou_threshold: float) -> Floats:
+    """(N,) the IoU of hits and 0 of others: its mean in a bin is precision × mean IoU of the hits."""
+    outcome = matches.at(iou_threshold)
+    return np.where(outcome.hit, outcome.ious, 0.0)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's coefficients and the number of pairs; None with fewer than 2 or all alike."""
+
+    pearson: float | None
+    spearman: float | None
+    pairs: int
+
+
+def correlation(predicted: ArrayLike, true_ious: ArrayLike, above: float = 0.5) -> Correlation:
+    """How well predictions track true IoUs greater than `above`; a pair is left out unless both are finite."""
+    predicted, true_ious = finite_pairs(predicted, true_ious)
+    predicted, true_ious = predicted[true_ious > above], true_ious[true_ious > above]
+    if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(true_ious) == 0:
+        return Correlation(None, None, len(predicted))
+    pearson, spearman = (
+        float(np.corrcoef(*pair)[0, 1]) for pair in ((predicted, true_ious), (_ranks(predicted), _ranks(true_ious)))
+    )
+    return Correlation(pearson, spearman, len(predicted))
+
+
+def _ranks(values: Floats) -> Floats:
+    """(N,) rank of each value, equal ones sharing the mean of theirs (scipy.stats takes a second to import)."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[group]
+    return ranks
+
+
+def threshold_for_precision(
+    scores: ArrayLike, true_ious: ArrayLike, precision: float = 0.95, at_iou: float = 0.75
+) -> float | None:
+    """The lowest score from which on at least this fraction of the detections has at least this true IoU.
+
+    All detections with the threshold's score or more are counted; one with a NaN score is not, one with a NaN IoU is
+    wrong. None if no threshold reaches the precision. It was chosen on these detections and flatters itself on them a
+    little, the more the fewer they are.
+
+    Args:
+        scores: (N,) scores.
+        true_ious: (N,) `Matches.best_iou`, or `Outcome.ious` if duplicates are to be wrong.
+        precision: the fraction asked for.
+        at_iou: the IoU a right detection has at least.
+    """
+    scores, true_ious = (np.asarray(values, dtype=np.float64) for values in (scores, true_ious))
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    scores, good = scores[order], true_ious[order] >= at_iou
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))
+    # 19 of 20 are 95 per cent, whatever 0.95 × 20 is rounded to.
+    enough = ends[np.cumsum(good)[ends] >= precision * (ends + 1) - 1e-9]
+    return float(scores[enough[-1]]) if len(enough) else None
+
+
+def finite_pairs(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    """Both as flat arrays, without the places where either is not finite."""
+    pair = np.asarray(first, dtype=np.float64).ravel(), np.asarray(second, dtype=np.float64).ravel()
+    there: Bools = np.isfinite(pair[0]) & np.isfinite(pair[1])
+    return pair[0][there], pair[1][there]

@@ -1,0 +1,185 @@
+"""What only a detector's candidates can tell: which boxes were there, and what suppression made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tightbox.boxes import pairwise_iou
+from tightbox.data.records import DetectionData, ImageRecord
+from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.figures import Floats
+from tightbox.evaluation.ladder import ON_OBJECT, Ladder
+from tightbox.inference.candidates import AssignedCandidates, ImageCandidates, iterate_assigned
+from tightbox.inference.detect import evaluate_detections
+from tightbox.inference.oracle import OracleStudy
+from tightbox.models import Detector
+from tightbox.rank import best_of_levels
+from tightbox.structures import Candidates, Detections, Targets
+from tightbox.suppress import Suppress
+
+
+@dataclass(frozen=True, eq=False)
+class BestCandidates:
+    """The tightest candidate of each ground-truth box, in the order of the data set's annotations.
+
+    Attributes:
+        ious: (G,) its IoU, of the candidates of the object's class that score above the threshold; 0 for none.
+        boxes: (G, 4) it, as [x, y, width, height] in the original image.
+        scores: (G,) its score.
+        predicted_ious: (G,) its predicted IoU, calibrated if the detector is; NaN for none.
+        any_ious: (G,) IoU of the tightest candidate of whatever score and class.
+    """
+
+    ious: Floats
+    boxes: Floats
+    scores: Floats
+    predicted_ious: Floats
+    any_ious: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class BeforeSuppression:
+    """What was there before suppression.
+
+    Attributes:
+        best: the tightest candidate of each ground-truth box.
+        ladder: AP with outputs replaced by the truth.
+        as_it_is: AP by the detector's own rules, from the same candidates.
+        well_suppressed: AP with `true_suppression` instead of the detector's own.
+    """
+
+    best: BestCandidates
+    ladder: Ladder
+    as_it_is: AveragePrecision
+    well_suppressed: AveragePrecision
+
+
+@torch.inference_mode()
+def look_before_suppression(
+    model: Detector, data: DetectionData, images: Iterable[AssignedCandidates] | None = None
+) -> BeforeSuppression:
+    """What `tightbox.diagnosis` cannot see in the detections of the records.
+
+    Args:
+        model: the detector.
+        data: the records, with its classes.
+        images: their assigned candidates; without them, the network is run.
+    """
+    study = OracleStudy(model, data)
+    best: dict[int, Tensor] = {}
+    own: dict[int, Detections] = {}
+    better: dict[int, Detections] = {}
+    for image in iterate_assigned(model, data) if images is None else images:
+        study.add(image)
+        record = data.records[image.index]
+        targets = _all_boxes(record, image.size)
+        best[image.index] = _best_candidates(model, image, targets, record)
+        objects = torch.from_numpy(~record.crowd)
+        suppress = partial(
+            true_suppression,
+            own=model.suppress,
+            targets=replace(targets, boxes=targets.boxes[objects], labels=targets.labels[objects]),
+            score_threshold=model.options.score_threshold,
+        )
+        own[image.index] = model.select(image.candidates).resized(image.size, record.size)
+        better[image.index] = model.select(image.candidates, suppress=suppress).resized(image.size, record.size)
+
+    columns = torch.cat([best[index] for index in sorted(best)]).double().numpy().reshape(-1, 8)
+    predicted = columns[:, 6] if model.calibration is None else model.calibration.ious(columns[:, 6])
+    as_it_is, well_suppressed = (
+        AveragePrecision.of_coco(evaluate_detections(dict(sorted(found.items())), data)) for found in (own, better)
+    )
+    return BeforeSuppression(
+        BestCandidates(columns[:, 0], columns[:, 1:5], columns[:, 5], predicted, columns[:, 7]),
+        study.result(),
+        as_it_is,
+        well_suppressed,
+    )
+
+
+def true_suppression(
+    candidates: Candidates, scores: Tensor, *, own: Suppress, targets: Targets, score_threshold: float
+) -> Detections:
+    """Suppression that knows the objects: of the candidates on one, the tightest is left, with their best score.
+
+    A candidate is on the object of its class that it overlaps most, if by an IoU of 0.5; every object gets its box, no
+    object gets two, and other boxes are what the detector's own suppression leaves. This is IoU-guided suppression
+    (https://arxiv.org/abs/1807.11590) with true IoUs: the score of an object stays what it was, so nothing but the
+    choice of the box is improved.
+
+    Args:
+        candidates: K of them.
+        scores: (K, C) what they are ranked by.
+        own: the detector's own suppression.
+        targets: the objects, without crowds.
+        score_threshold: scores must be above this.
+    """
+    found = own(candidates, scores)
+    left = _on_objects(found.boxes, found.labels, targets) < 0
+    boxes, tops, labels, predicted = [found.boxes[left]], [found.scores[left]], [found.labels[left]], []
+    if found.ious is not None:
+        predicted.append(found.ious[left])
+    row, label = (scores > score_threshold).nonzero().unbind(1)
+    on = _on_objects(candidates.boxes[row], label, targets)
+    for number in sorted(set(on[on >= 0].tolist())):
+        there = row[on == number]
+        overlaps = pairwise_iou(candidates.boxes[there], targets.boxes[number : number + 1])[:, 0]
+        tightest, label = there[overlaps.argmax()], targets.labels[number]
+        boxes.append(candidates.boxes[tightest][None])
+        tops.append(scores[there, label].max()[None])
+        labels.append(label[None])
+        if candidates.ious is not None:
+            predicted.append(_predicted_iou(candidates, tightest, label)[None])
+    together = Detections(
+        torch.cat(boxes), torch.cat(tops), torch.cat(labels), torch.cat(predicted) if predicted else None
+    )
+    return together[together.scores.argsort(descending=True, stable=True)]
+
+
+def _on_objects(boxes: Tensor, labels: Tensor, targets: Targets) -> Tensor:
+    """(N,) the object of its own class that each box is on, -1 for none."""
+    if len(targets) == 0:
+        return labels.new_full(labels.shape, -1)
+    overlaps = pairwise_iou(boxes, targets.boxes) * (labels[:, None] == targets.labels)
+    best, number = overlaps.max(dim=1)
+    return torch.where(best >= ON_OBJECT, number, -1)
+
+
+def _all_boxes(record: ImageRecord, size: tuple[int, int]) -> Targets:
+    """The record's ground-truth boxes, crowds among them, in the image resized to (height, width) `size`."""
+    scale = torch.tensor([size[1] / record.width, size[0] / record.height] * 2)
+    return Targets.of(torch.from_numpy(record.boxes) * scale, torch.from_numpy(record.labels))
+
+
+def _best_candidates(model: Detector, image: ImageCandidates, targets: Targets, record: ImageRecord) -> Tensor:
+    """(G, 8) the row of each object in the columns of `BestCandidates`: IoU, box, score, predicted IoU, any IoU."""
+    rows = torch.zeros(len(targets), 8)
+    if len(image.candidates) == 0:
+        return rows
+    anything = pairwise_iou(image.candidates.boxes, targets.boxes)
+    kept, scores = best_of_levels(image.candidates, model.rank(image.candidates), model.options.top_k)
+    overlaps = pairwise_iou(kept.boxes, targets.boxes)
+    scale = torch.tensor([record.width / image.size[1], record.height / image.size[0]] * 2)
+    for number, label in enumerate(targets.labels):
+        rows[number, 7] = anything[:, number].max()
+        above = (scores[:, label] > model.options.score_threshold).nonzero().squeeze(1)
+        if len(above) == 0:
+            continue
+        tightest = above[overlaps[above, number].argmax()]
+        box = kept.boxes[tightest] * scale
+        rows[number, 0] = overlaps[tightest, number]
+        rows[number, 1:5] = torch.cat([box[:2], box[2:] - box[:2]])
+        rows[number, 5] = scores[tightest, label]
+        rows[number, 6] = np.nan if kept.ious is None else _predicted_iou(kept, tightest, label)
+    return rows
+
+
+def _predicted_iou(candidates: Candidates, row: Tensor, label: Tensor) -> Tensor:
+    assert candidates.ious is not None  # whoever asks has looked
+    return candidates.ious[row] if candidates.ious.dim() == 1 else candidates.ious[row, label]

@@ -1,0 +1,173 @@
+"""Candidates of a whole data set, kept on disk, so that ranking and suppression can be studied without the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tightbox.checkpoint import WEIGHTS
+from tightbox.data.records import DetectionData
+from tightbox.files import atomic_path, write_json
+from tightbox.inference.batches import LOADING, Loading, Progress, batches
+from tightbox.models import Detector
+from tightbox.structures import Candidates, Detections, Targets
+from tightbox.version import __version__
+
+IMAGES_PER_FILE = 64
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCandidates:
+    """What a detector considers in one image.
+
+    Attributes:
+        index: of the record in its data set.
+        candidates: in pixels of the resized image.
+        size: (height, width) of that.
+    """
+
+    index: int
+    candidates: Candidates
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class AssignedCandidates(ImageCandidates):
+    """The same with the objects they learn; every candidate that learns one is among them.
+
+    Attributes:
+        matched: (K,) index of the object that each candidate learns, or -1.
+        targets: those objects, in the resized image.
+    """
+
+    matched: Tensor
+    targets: Targets
+
+
+@torch.inference_mode()
+def iterate_candidates(
+    model: Detector,
+    data: DetectionData,
+    *,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
+) -> Iterator[ImageCandidates]:
+    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
+    for images, _, indices in batches(model, data, loading=loading, progress=progress):
+        for index, size, candidates in zip(indices, images.sizes, model.candidates(images), strict=True):
+            yield ImageCandidates(index, candidates.to("cpu"), size)
+
+
+@torch.inference_mode()
+def iterate_assigned(
+    model: Detector,
+    data: DetectionData,
+    *,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
+) -> Iterator[AssignedCandidates]:
+    """The same with the objects that candidates learn."""
+    for images, targets, indices in batches(model, data, loading=loading, progress=progress):
+        assigned = model.assigned_candidates(images, targets)
+        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, assigned, strict=True):
+            yield AssignedCandidates(index, candidates.to("cpu"), size, matched.cpu(), target.to("cpu"))
+
+
+def cache_candidates(
+    model: Detector,
+    checkpoint: Path,
+    data: DetectionData,
+    *,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
+
+    The network runs only if they are not there yet for the same weights, options and images. Those of other weights,
+    which the checkpoint had before, are removed.
+
+    Raises:
+        UserError: if an image cannot be read or the disk refuses.
+    """
+    weights, choices = _fingerprints(model, checkpoint, data)
+    folder = checkpoint / "candidates" / f"{weights}-{choices}"
+    if not (folder / INDEX).is_file():
+        others = [path for path in folder.parent.glob("*") if not path.name.startswith(f"{weights}-")]
+        for path in (folder, *others):  # the folder itself is there if a run was cut off
+            shutil.rmtree(path, ignore_errors=True)
+        _write(folder, iterate_candidates(model, data, loading=loading, progress=progress))
+    return folder
+
+
+def read_candidates(folder: Path) -> Iterator[ImageCandidates]:
+    """Those of every record, from a folder of `cache_candidates`."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for file, images in enumerate(index):
+        tensors = safetensors.torch.load_file(folder / f"{file:05d}.safetensors")
+        if "ious" in tensors and len(tensors["ious"]) == 0:
+            tensors["ious"] = tensors["class_scores"]
+        together, start = Candidates(**tensors), 0
+        for image in images:
+            rows = slice(start, start + image["count"])
+            yield ImageCandidates(image["index"], together[rows], tuple(image["size"]))
+            start += image["count"]
+
+
+def select_all(
+    images: Iterable[ImageCandidates], data: DetectionData, select: Callable[[Candidates], Detections]
+) -> dict[int, Detections]:
+    """What `select` makes of every record's candidates, by its index, in pixels of the original images."""
+    found = {
+        image.index: select(image.candidates).resized(image.size, data.records[image.index].size) for image in images
+    }
+    return dict(sorted(found.items()))
+
+
+def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
+    index: list[list[dict[str, object]]] = []
+    waiting: list[ImageCandidates] = []
+
+    def flush() -> None:
+        tensors: dict[str, Tensor] = {}
+        for field in fields(Candidates):
+            values = [getattr(image.candidates, field.name) for image in waiting]
+            if values[0] is None:
+                continue
+            if field.name == "ious" and values[0] is waiting[0].candidates.class_scores:
+                tensors["ious"] = torch.zeros(0)  # VFNet's class scores are its estimate: once is enough
+            else:
+                tensors[field.name] = torch.cat(values).contiguous()
+        with atomic_path(folder / f"{len(index):05d}.safetensors") as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors))
+        index.append([{"index": i.index, "size": i.size, "count": len(i.candidates)} for i in waiting])
+        waiting.clear()
+
+    for image in images:
+        waiting.append(image)
+        if len(waiting) == IMAGES_PER_FILE:
+            flush()
+    if waiting:
+        flush()
+    write_json(folder / INDEX, index)  # last: without it the folder counts as unfinished
+
+
+def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tuple[str, str]:
+    """Of the weights; and of the options and the images."""
+    images = []
+    for record in data.records:
+        state = record.path.stat() if record.path.exists() else None
+        images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
+    choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
+    choices += [asdict(model.preprocess), images]
+    weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
+    return weights.hexdigest()[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

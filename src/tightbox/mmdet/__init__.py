@@ -1,5 +1,0 @@
-"""VFNet checkpoints of mmdetection, in and out, without mmdetection."""
-
-from tightbox.mmdet.convert import export_state, import_checkpoint, load_published
-
-__all__ = ["export_state", "import_checkpoint", "load_published"]
