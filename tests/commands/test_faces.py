@@ -6,13 +6,12 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.helpers.commands import TINY
-from tests.helpers.data import WIDER_FACES, fddb, wider_face
+from tests.helpers.data import WIDER_FACES, fddb, noise_image, wider_face
 from tests.helpers.models import tiny_unitbox
 from tightbox.cli import main
 
@@ -62,9 +61,8 @@ def test_fddb_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: 
 
 def test_trained_on_wider_face_it_is_tested_on_fddb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = wider_face(tmp_path, val=WIDER_FACES), tmp_path / "run"
-    rng = np.random.default_rng(0)
-    for path in tmp_path.rglob("*.jpg"):
-        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    for seed, path in enumerate(sorted(tmp_path.rglob("*.jpg"))):
+        noise_image(path, 40, 30, seed)
     tiny = [*TINY, "--batch-size", "3", "--mosaic", "0"]
     assert main(["train", "--model", "unitbox", "--data", str(data), "--out", str(out), *tiny]) == 0
     assert "found WIDER FACE" in capsys.readouterr().out

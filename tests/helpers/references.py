@@ -108,26 +108,29 @@ class Slice(Golden):
         self.path = path
         with np.load(path) as file:
             self.arrays: dict[str, NDArray[Any]] = dict(file)
-        self.metadata = json.loads(str(self.arrays["metadata"]))
+        index = json.loads(str(self.arrays.pop("index")))
+        self.metadata = index["metadata"]
+        self.shapes: dict[str, list[int]] = index["shapes"]
+        self.places: dict[str, list[float]] = index["places"]
 
     def __repr__(self) -> str:
         return f"slice {self.path.stem}"
 
     def names(self) -> list[str]:
-        return list(dict.fromkeys(key.partition(":")[0] for key in self.arrays if key != "metadata"))
+        return list(self.arrays)
 
     def recorded(self, name: str) -> Recorded:
-        if name in self.arrays:
-            array = self.arrays[name]
+        array = self.arrays[name]
+        if name not in self.shapes:
             values = torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array.copy())
             return Recorded(values, tuple(values.shape), None)
-        shape = tuple(self.arrays[f"{name}:shape"].tolist())
-        if f"{name}:sample" in self.arrays:
-            sample = torch.from_numpy(self.arrays[f"{name}:sample"].copy())
-            return Recorded(sample, shape, torch.from_numpy(choice(name, int(np.prod(shape)), len(sample))))
-        kind, seed, start, scale = self.arrays[f"{name}:place"].tolist()
-        place = Place(int(kind), int(seed), int(start), scale)
-        return Recorded(torch.from_numpy(decode(self.arrays[f"{name}:rest"], place, shape)), shape, None)
+        shape = tuple(self.shapes[name])
+        if name in self.places:
+            kind, seed, start, scale = self.places[name]
+            place = Place(int(kind), int(seed), int(start), scale)
+            return Recorded(torch.from_numpy(decode(array, place, shape)), shape, None)
+        chosen = choice(name, int(np.prod(shape)), len(array))
+        return Recorded(torch.from_numpy(array.copy()), shape, torch.from_numpy(chosen))
 
 
 def choice(name: str, count: int, size: int) -> NDArray[np.int64]:

@@ -3,10 +3,10 @@
     python tests/references/cut.py SHARED            writes the slices anew
     python tests/references/cut.py --check SHARED    says whether they are what would be written; writes nothing
 
-A slice of a safetensors file is an .npz of the same tensors. `NAME` is a complete one, integers in the smallest type.
-`NAME:shape` with `NAME:sample` is a random choice of its values (`choice` in `tests/helpers/references.py`), and with
-`NAME:place` and `NAME:rest` a complete tensor that PyTorch's generator drew (`tests/helpers/drawn.py`). `metadata` is
-the file's own. Nothing is rounded anywhere.
+A slice of a safetensors file is an .npz of arrays of the same names, integers in the smallest type, and of `index`,
+which is JSON: the file's metadata; `places` of tensors that PyTorch's generator drew, of which the array says what
+rounding changed (`tests/helpers/drawn.py`); and `shapes` of those and of tensors of which the array is a random choice
+of values (`choice` in `tests/helpers/references.py`). Nothing is rounded anywhere.
 """
 
 from __future__ import annotations
@@ -43,112 +43,118 @@ IMAGES = 60  # of a validation set
 PHOTOGRAPHS = 6  # of BCCD's training set, whose files are kept; the other sets keep annotations alone
 
 
-def whole(name: str, array: NDArray[Any]) -> Arrays:
-    if array.dtype.kind == "i":
-        smallest = [np.int8, np.int16, np.int32, np.int64]
-        array = array.astype(next(kind for kind in smallest if np.array_equal(array.astype(kind), array)))
-    return {name: array}
+class Kept:
+    """What is kept of one file."""
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = {}
+        self.shapes: dict[str, list[int]] = {}
+        self.places: dict[str, list[float]] = {}
+
+    def whole(self, name: str, array: NDArray[Any]) -> None:
+        if array.dtype.kind == "i":
+            smallest = [np.int8, np.int16, np.int32, np.int64]
+            array = array.astype(next(kind for kind in smallest if np.array_equal(array.astype(kind), array)))
+        self.arrays[name] = array
+
+    def sample(self, name: str, array: NDArray[Any], size: int) -> None:
+        """`size` values of a tensor; all of them, if it has no more."""
+        if array.size <= size:
+            return self.whole(name, array)
+        self.arrays[name] = array.ravel()[choice(name, array.size, size)]
+        self.shapes[name] = list(array.shape)
+        return None
+
+    def drawn(self, name: str, array: NDArray[Any], place: Place | None) -> None:
+        """A complete tensor by its place in a generator's stream; as it is, if it has none."""
+        if place is None or array.dtype != np.float32:
+            return self.whole(name, array)
+        rest = encode(array, place)
+        if not np.array_equal(decode(rest, place, array.shape).view(np.int32), array.view(np.int32)):
+            raise ValueError(f"{name} is not what is read again")
+        self.arrays[name] = rest
+        self.shapes[name], self.places[name] = list(array.shape), list(place)
+        return None
+
+    def write(self, path: Path, metadata: dict[str, str]) -> None:
+        index = {"metadata": metadata, "shapes": self.shapes, "places": self.places}
+        text = np.array(json.dumps(index, sort_keys=True))
+        np.savez_compressed(path, index=text, **dict(sorted(self.arrays.items())))
 
 
-def sample(name: str, array: NDArray[Any], size: int) -> Arrays:
-    """`size` values of a tensor; all of them, if it has no more."""
-    if array.size <= size:
-        return whole(name, array)
-    shape = np.array(array.shape, np.int32)
-    return {f"{name}:sample": array.ravel()[choice(name, array.size, size)], f"{name}:shape": shape}
-
-
-def drawn(name: str, array: NDArray[Any], place: Place | None) -> Arrays:
-    if place is None or array.dtype != np.float32:
-        return whole(name, array)
-    rest = encode(array, place)
-    if not np.array_equal(decode(rest, place, array.shape).view(np.int32), array.view(np.int32)):
-        raise ValueError(f"{name} is not what is read again")
-    shape = np.array(array.shape, np.int32)
-    return {f"{name}:place": np.array(place, np.float64), f"{name}:rest": rest, f"{name}:shape": shape}
-
-
-def tiny_weights(tensors: Arrays) -> Arrays:
-    kept: Arrays = {}
+def tiny_weights(kept: Kept, tensors: Arrays) -> None:
     for name, array in tensors.items():
-        kept |= drawn(name, array, find(array, GENERATOR["weights"], WORDS) if array.ndim == 4 else None)
-    return kept
+        kept.drawn(name, array, find(array, GENERATOR["weights"], WORDS) if array.ndim == 4 else None)
 
 
-def tiny_io(tensors: Arrays) -> Arrays:
+def tiny_io(kept: Kept, tensors: Arrays) -> None:
     sizes = {"raw/cls_score": 2000, "raw/bbox_pred_refine": 2000, "grad/full": 128}
     levels = range(5)
     positive = np.concatenate([tensors[f"targets/labels_{level}"] for level in levels]) < 20
     distances = np.concatenate([tensors[f"targets/bbox_targets_{level}"] for level in levels])
-    kept = whole("targets/positives", distances[positive])  # of the other points they mean nothing
+    kept.whole("targets/positives", distances[positive])  # of the other points they mean nothing
     for name, array in tensors.items():
         size = next((size for prefix, size in sizes.items() if name.startswith(prefix)), None)
         if name == "input/image":
-            kept |= drawn(name, array, Place(OCTAVES, GENERATOR["image"], 0, 1))
+            kept.drawn(name, array, Place(OCTAVES, GENERATOR["image"], 0, 1))
         elif name.startswith(("points/", "targets/bbox_")):
             continue  # a regular grid; see above, and ones and zeros that say the same
+        elif size is None:
+            kept.whole(name, array)
         else:
-            kept |= whole(name, array) if size is None else sample(name, array, size)
-    return kept
+            kept.sample(name, array, size)
 
 
-def tiny_features(tensors: Arrays) -> Arrays:
-    return {key: array for name, values in tensors.items() for key, array in sample(name, values, 2000).items()}
+def tiny_features(kept: Kept, tensors: Arrays) -> None:
+    for name, array in tensors.items():
+        kept.sample(name, array, 2000)
 
 
-def published(tensors: Arrays) -> Arrays:
+def published(kept: Kept, tensors: Arrays) -> None:
     """One of four variants; the image, which all have, is kept with the first."""
-    kept: Arrays = {}
     for name, array in tensors.items():
         if name == "input/image":
-            kept |= drawn(name, array, Place(OCTAVES, GENERATOR["published image"], 0, 1))
+            kept.drawn(name, array, Place(OCTAVES, GENERATOR["published image"], 0, 1))
+        elif name.startswith("raw/"):
+            kept.sample(name, array, 1000)
         else:
-            kept |= sample(name, array, 1000) if name.startswith("raw/") else whole(name, array)
-    return kept
+            kept.whole(name, array)
 
 
-def losses(tensors: Arrays) -> Arrays:
-    kept: Arrays = {}
+def losses(kept: Kept, tensors: Arrays) -> None:
     for name, array in tensors.items():
         family, _, kind = name.partition("/")
-        if family in LOSSES:
-            kept |= {} if "weighted" in kind else whole(name, array)
-        elif family in ("boxes", "edge"):
-            kept |= {} if "weight" in kind or "factor" in kind else whole(name, array)
-        elif name in ("vfl/pred", "vfl/target", "focal/labels") or name.endswith("/avg_factor75"):
-            kept |= whole(name, array)
+        inputs = name in ("vfl/pred", "vfl/target", "focal/labels") or name.endswith("/avg_factor75")
+        if inputs or (family in (*LOSSES, "boxes", "edge") and "weight" not in kind and "factor" not in kind):
+            kept.whole(name, array)
         elif family in ("vfl", "focal") and kind != "weight" and "weighted_" not in kind:
-            kept |= sample(name, array, 1000)
-    return kept
+            kept.sample(name, array, 1000)
 
 
-def everything(tensors: Arrays) -> Arrays:
-    return {key: kept for name, array in tensors.items() for key, kept in whole(name, array).items()}
+def everything(kept: Kept, tensors: Arrays) -> None:
+    for name, array in tensors.items():
+        kept.whole(name, array)
 
 
-def star(tensors: Arrays) -> Arrays:
+def star(kept: Kept, tensors: Arrays) -> None:
     """100 locations of every stride: nothing that is computed at one looks at another."""
-    kept: Arrays = {}
     for name, array in tensors.items():
         stride = name.partition("/")[0]
         rows = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1])
         rows = rows[choice(stride, len(rows), min(100, len(rows)))]
-        kept[name] = np.ascontiguousarray(rows.T)[None, :, None]
-    return kept
+        kept.whole(name, np.ascontiguousarray(rows.T)[None, :, None])
 
 
-def dcn(tensors: Arrays) -> Arrays:
-    kept: Arrays = {}
+def dcn(kept: Kept, tensors: Arrays) -> None:
     for name, array in tensors.items():
         leaf = name.rsplit("/", 1)[-1]
         if leaf == "y" or leaf.startswith("grad_"):
-            kept |= sample(name, array, 1000)
+            kept.sample(name, array, 1000)
         else:
-            kept |= drawn(name, array, find(array, GENERATOR["dcn"], 200_000))
-    return kept
+            kept.drawn(name, array, find(array, GENERATOR["dcn"], 200_000))
 
 
-CUTS: dict[str, Callable[[Arrays], Arrays]] = {
+CUTS: dict[str, Callable[[Kept, Arrays], None]] = {
     "vfnet_tiny_weights_seed0": tiny_weights,
     "vfnet_tiny_io_seed0": tiny_io,
     "vfnet_tiny_feats_seed0": tiny_features,
@@ -170,9 +176,10 @@ def cut_goldens(source: Path, out: Path) -> None:
             images.append(tensors["input/image"])
             if len(images) > 1 and not np.array_equal(tensors.pop("input/image"), images[0]):
                 raise ValueError(f"{path} has an image of its own")
+        kept = Kept()
+        cut(kept, tensors)
         with safe_open(path, "np") as file:
-            metadata = json.dumps(dict(sorted(file.metadata().items())))
-        np.savez_compressed(out / f"{name}.npz", metadata=np.array(metadata), **dict(sorted(cut(tensors).items())))
+            kept.write(out / f"{name}.npz", file.metadata())
     layouts = json.loads((source / "zoo_layouts.json").read_text(encoding="utf-8"))
     text = json.dumps(layouts, separators=(",", ":"))
     (out / "zoo_layouts.json.xz").write_bytes(lzma.compress(text.encode(), preset=9))
