@@ -32,8 +32,8 @@ def test_diagnose_a_checkpoint(
 
 
 def test_diagnose_a_result_file(tmp_path: Path) -> None:
-    truth, results = example()
-    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    ground_truth, results = example()
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth))
     (tmp_path / "dt.json").write_text(json.dumps(results))
     files = ["--gt", str(tmp_path / "gt.json"), "--dt", str(tmp_path / "dt.json")]
     assert status(["diagnose", *files, "--out", str(tmp_path / "plain")]) == 0
@@ -41,7 +41,7 @@ def test_diagnose_a_result_file(tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," not in page
     assert "boxes are shown as outlines" in page
 
-    for row in truth["images"]:
+    for row in ground_truth["images"]:
         plain_image(tmp_path / "images" / row["file_name"], 640, 480)
     images = ["--images", str(tmp_path / "images")]
     assert status(["diagnose", *files, *images, "--out", str(tmp_path / "shown")]) == 0

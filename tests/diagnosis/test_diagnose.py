@@ -22,8 +22,8 @@ from tightbox.evaluation.matching import match
 from tightbox.inference.before_suppression import BestCandidates
 
 
-def diagnosed(truth: Any, results: Any) -> Diagnosis:
-    return diagnose_results(*from_coco(truth, results), title="an example")
+def diagnosed(ground_truth: Any, results: Any) -> Diagnosis:
+    return diagnose_results(*from_coco(ground_truth, results), title="an example")
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_cards_of_candidates() -> None:
 @pytest.mark.parametrize("nearest", [0.4995, 0.3])
 def test_a_suppressed_box_is_one_in_the_counts_and_on_its_card(nearest: float) -> None:
     """Also where it is hardly tighter than the nearest detection, which is not on the object."""
-    truth, results = example()
+    ground_truth, results = example()
     results[3]["bbox"][2] = 50 * nearest  # the detection of object 3, as high as it
-    matches = match(*from_coco(truth, results), (0.5,))
+    matches = match(*from_coco(ground_truth, results), (0.5,))
     columns = np.full((5, 4), 0.5)
     evidence = gather_evidence(matches, BestCandidates(columns[0], columns[:4], columns[1], columns[2], columns[3]))
     card = next(c for c in pick_cards(evidence) if c.kind == "miss" and c.size == "medium")
@@ -169,11 +169,11 @@ def test_a_suppressed_box_is_one_in_the_counts_and_on_its_card(nearest: float) -
 
 def test_no_class_or_size_is_crowded_out() -> None:
     """100 large false positives of high scores, and 3 small ones of another class: the small ones are all shown."""
-    truth, _ = example()
+    ground_truth, _ = example()
     rows = [
         {"image_id": 2, "category_id": 1, "bbox": [300, 200, 120, 120], "score": 0.9 - 0.001 * i} for i in range(100)
     ] + [{"image_id": 2, "category_id": 3, "bbox": [500, 20, 9, 9 + i], "score": 0.1} for i in range(3)]
-    wrong = [card for card in diagnosed(truth, rows).gallery if card.kind == "false_positive"]
+    wrong = [card for card in diagnosed(ground_truth, rows).gallery if card.kind == "false_positive"]
     assert len(wrong) == 48
     assert [card.class_name for card in wrong].count("emu") == 3
     assert [card.severity for card in wrong] == sorted((card.severity for card in wrong), reverse=True)
@@ -194,10 +194,10 @@ def test_sentences(diagnosis: Diagnosis) -> None:
 
 def test_the_ladder_is_the_evaluators_of_changed_results() -> None:
     """Which are made here row by row: a box on an object of its class gets that object's box, 1, or the true IoU."""
-    truth, results = many(4)
+    ground_truth, results = many(4)
     changed: dict[str, list[dict[str, Any]]] = {"as predicted": results}
     for row in results:
-        objects = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) == _place(row)]
+        objects = [a for a in ground_truth["annotations"] if (a["image_id"], a["category_id"]) == _place(row)]
         iou, nearest = max(((_iou(row["bbox"], a["bbox"]), a["bbox"]) for a in objects), default=(0.0, []))
         for name, on_object in (
             ("box := ground-truth box", {"bbox": nearest}),
@@ -205,10 +205,10 @@ def test_the_ladder_is_the_evaluators_of_changed_results() -> None:
             ("class score := true IoU", {"score": iou}),
         ):
             changed.setdefault(name, []).append(row | on_object if iou >= 0.5 else row)
-    ladder = {variant.name: variant.alone for variant in diagnosed(truth, results).ladder}
+    ladder = {variant.name: variant.alone for variant in diagnosed(ground_truth, results).ladder}
     assert set(ladder) == set(changed)
     for name, rows in changed.items():
-        ours, theirs = ladder[name], AveragePrecision.of_coco(evaluate(*from_coco(truth, rows)))
+        ours, theirs = ladder[name], AveragePrecision.of_coco(evaluate(*from_coco(ground_truth, rows)))
         assert ours is not None
         assert ours.ap == pytest.approx(theirs.ap, abs=1e-6), name
         assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-6), name
@@ -243,14 +243,14 @@ def test_average_precision_is_the_evaluators(seed: int) -> None:
             for i in range(count)
         ]
 
-    truth = {"images": images, "categories": categories, "annotations": boxes(60)}
+    ground_truth = {"images": images, "categories": categories, "annotations": boxes(60)}
     results = [
-        row | {"bbox": [v + rng.normal() for v in row["bbox"]]} for row in truth["annotations"] for _ in range(2)
+        row | {"bbox": [v + rng.normal() for v in row["bbox"]]} for row in ground_truth["annotations"] for _ in range(2)
     ]
     results = [row | {"score": float(rng.random())} for row in results] + boxes(60)
-    ground_truth, predictions = from_coco(truth, results)
-    ours = average_precisions(match(ground_truth, predictions, IOUS))
-    theirs = AveragePrecision.of_coco(evaluate(ground_truth, predictions))
+    columns = from_coco(ground_truth, results)
+    ours = average_precisions(match(*columns, IOUS))
+    theirs = AveragePrecision.of_coco(evaluate(*columns))
     assert ours.ap == pytest.approx(theirs.ap, abs=1e-9)
     assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-9)
     assert ours.by_class == pytest.approx(theirs.by_class, abs=1e-9)
@@ -268,24 +268,24 @@ def test_json_is_plain(diagnosis: Diagnosis) -> None:
 # Bad input
 
 
-def _unknown_image(truth: Any, results: Any) -> None:
+def _unknown_image(ground_truth: Any, results: Any) -> None:
     results[1]["image_id"] = 77
 
 
-def _unknown_class(truth: Any, results: Any) -> None:
+def _unknown_class(ground_truth: Any, results: Any) -> None:
     results[1]["category_id"] = 77
 
 
-def _nan(truth: Any, results: Any) -> None:
+def _nan(ground_truth: Any, results: Any) -> None:
     results[2]["score"] = float("nan")
 
 
-def _logit(truth: Any, results: Any) -> None:
+def _logit(ground_truth: Any, results: Any) -> None:
     results[2]["score"] = 3.5
 
 
-def _nameless(truth: Any, results: Any) -> None:
-    del truth["categories"][0]["name"]
+def _nameless(ground_truth: Any, results: Any) -> None:
+    del ground_truth["categories"][0]["name"]
 
 
 @pytest.mark.parametrize(
@@ -299,26 +299,26 @@ def _nameless(truth: Any, results: Any) -> None:
     ],
 )
 def test_bad_rows(change: Any, message: str) -> None:
-    truth, results = example()
-    change(truth, results)
+    ground_truth, results = example()
+    change(ground_truth, results)
     with pytest.raises(UserError, match=message):
-        diagnosed(truth, results)
+        diagnosed(ground_truth, results)
 
 
 def test_corners_are_recognised() -> None:
-    truth, results = many(10)
-    for row in truth["annotations"]:
+    ground_truth, results = many(10)
+    for row in ground_truth["annotations"]:
         row["bbox"][1] += 200
     for row in results:
         x, y, width, height = row["bbox"]
         row["bbox"] = [x, y + 200, x + width, y + 200 + height]
     with pytest.raises(UserError, match="look like corners"):
-        diagnosed(truth, results)
+        diagnosed(ground_truth, results)
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    truth, _ = example()
-    empty = diagnosed(truth, [])
+    ground_truth, _ = example()
+    empty = diagnosed(ground_truth, [])
     assert empty.aps.ap == 0
     assert empty.all.mean_iou is None
     assert empty.predicted_iou is None
@@ -333,41 +333,41 @@ def test_no_detections(tmp_path: Path) -> None:
 
 
 def test_sentences_of_one_class_and_of_a_tie() -> None:
-    truth, results = example()
-    one = truth | {"annotations": truth["annotations"][:1]}
+    ground_truth, results = example()
+    one = ground_truth | {"annotations": ground_truth["annotations"][:1]}
     assert sentences(diagnosed(one, []))["lost"] == "The only object is missed, so AP is 0.0."
     assert sentences(diagnosed(one, results))["groups"].startswith("There is one class with objects")
     # Both large objects are found as they are: every class has AP 1.
-    large = truth | {"annotations": truth["annotations"][:2]}
+    large = ground_truth | {"annotations": ground_truth["annotations"][:2]}
     found = [row | {"score": 0.9} for row in large["annotations"]]
     said = sentences(diagnosed(large, found))
     assert said["groups"] == "All 2 classes with objects have the same AP, 100.0."
     assert said["lost"] == "AP is 100.0, and none of the stages costs any."
-    said = sentences(diagnosed(truth, [row for row in found if row["category_id"] == 1]))
+    said = sentences(diagnosed(ground_truth, [row for row in found if row["category_id"] == 1]))
     assert "cat does best" in said["groups"]
     assert "dog worst (0.0)" in said["groups"]
 
 
 def test_large_ids_change_nothing_but_themselves() -> None:
-    truth, results = example()
-    expected = diagnosed(truth, results)
-    for row in (*truth["annotations"], *results):
+    ground_truth, results = example()
+    expected = diagnosed(ground_truth, results)
+    for row in (*ground_truth["annotations"], *results):
         row["image_id"] += 2**53
         row["category_id"] += 10**30
     for key, first in (("images", 2**53), ("categories", 10**30)):
-        for row in truth[key]:
+        for row in ground_truth[key]:
             row["id"] += first
-    found = diagnosed(truth, results)
+    found = diagnosed(ground_truth, results)
     assert (found.coco, found.lost, found.errors) == (expected.coco, expected.lost, expected.errors)
     assert {card.image.id for card in found.gallery} == {2**53 + card.image.id for card in expected.gallery}
 
 
 def test_no_objects() -> None:
-    truth, results = example()
-    nothing = diagnosed(truth | {"annotations": []}, results)
+    ground_truth, results = example()
+    nothing = diagnosed(ground_truth | {"annotations": []}, results)
     assert nothing.aps.ap is None
     assert {card.kind for card in nothing.gallery} == {"false_positive"}
-    assert sentences(nothing)["lost"] == "There is no object in the truth, so there is no AP to lose."
+    assert sentences(nothing)["lost"] == "There is no object in the ground_truth, so there is no AP to lose."
     assert sentences(nothing)["kinds"] == "There is no object, so there is no AP50 for mistakes to cost."
     assert sentences(nothing)["groups"] == "There is no class with objects, so there is nothing to compare."
     json.dumps(nothing.to_json(), allow_nan=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.browser import running_chromium
-from tests.helpers.results import NASTY, many, nasty_example
+from tests.helpers.results import NASTY, eighty_classes, many, nasty_example
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.page import write_page
@@ -246,6 +247,97 @@ def test_it_is_readable(browser: Any, file: Path, width: int, scheme: str) -> No
     visit.context.close()
 
 
+@pytest.fixture(scope="module")
+def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 80 classes."""
+    path = tmp_path_factory.mktemp("wide") / "diagnosis.html"
+    write_page(diagnose_results(*from_coco(*eighty_classes()), title="80 classes"), {}, path)
+    return path
+
+
+@pytest.mark.parametrize("classes", [3, 80])
+@pytest.mark.parametrize("width", [1280, 1265])  # and 1280 less a scroll bar
+def test_every_column_is_in_sight(browser: Any, file: Path, wide_file: Path, width: int, classes: int) -> None:
+    visit = Visit(browser, file if classes == 3 else wide_file, width)
+    page = visit.page
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("table").count() == 5
+    rows = page.locator(".scroll").filter(has_text="Mistakes by class").locator("tbody tr").count()
+    assert rows == classes
+    for table in page.locator("table").all():
+        name = table.inner_text()[:20]
+        place = table.locator("..")
+        assert place.evaluate("e => e.scrollWidth <= e.clientWidth"), name
+        right = place.evaluate("e => e.getBoundingClientRect().right")
+        ends = table.locator("tr > :last-child").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+        assert max(ends) <= right <= width, name
+    assert not any(hint.is_visible() for hint in page.locator(".more-columns").all())
+    assert page.locator(".scroll.more, .scroll[tabindex]").count() == 0
+    visit.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("classes", [3, 80])
+def test_a_table_that_goes_on_says_so(browser: Any, file: Path, wide_file: Path, classes: int, scheme: str) -> None:
+    visit = Visit(browser, file if classes == 3 else wide_file, 390, scheme)
+    page = visit.page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator(".scroll").count() == page.locator(".more-columns").count() == 4
+    names = []
+    for place, hint in zip(page.locator(".scroll").all(), page.locator(".more-columns").all(), strict=True):
+        name = place.get_attribute("aria-label") or ""
+        hidden = place.evaluate("e => e.scrollWidth - e.clientWidth")
+        assert hint.is_visible() == (hidden > 0), name
+        assert place.get_attribute("tabindex") == ("0" if hidden > 0 else None), name
+        if not hidden:
+            assert not _edge_is_shaded(place), name
+            continue
+        names.append(name)
+        assert "scroll sideways" in hint.inner_text()
+        assert _edge_is_shaded(place), name
+        heads = place.locator("tbody th").first
+        left = heads.bounding_box()["x"]
+        place.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("e => e.scrollLeft > 0", arg=place.element_handle())
+        assert hint.is_visible(), name
+        place.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+        page.wait_for_function("e => !e.classList.contains('more')", arg=place.element_handle())
+        assert not hint.is_visible(), name
+        assert not _edge_is_shaded(place), name
+        room, last = place.bounding_box(), place.locator("tbody td:last-child").last.bounding_box()
+        assert last["x"] + last["width"] <= room["x"] + room["width"], name
+        # The row heads stay, and leave most of the width to the figures.
+        box = heads.bounding_box()
+        assert box["x"] == left, name
+        assert box["width"] < room["width"] / 2, name
+        place.evaluate("e => e.scrollTo(0, 0)")
+        page.wait_for_function("e => e.classList.contains('more')", arg=place.element_handle())
+        assert hint.is_visible(), name
+    assert names == ["By size", "By class", "Mistakes by class"]
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_a_wider_window_takes_the_hint_away(browser: Any, file: Path) -> None:
+    visit = Visit(browser, file, 390)
+    hint = visit.page.locator(".more-columns").last
+    assert hint.is_visible()
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
+    hint.wait_for(state="hidden")
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    hint.wait_for(state="visible")
+    visit.context.close()
+
+
+def _edge_is_shaded(place: Any) -> bool:
+    """Whether a table's caption, where nothing is written, is of another brightness at the right edge than before."""
+    place.scroll_into_view_if_needed()
+    pixels = Image.open(io.BytesIO(place.screenshot())).convert("L")
+    row = [pixels.getpixel((pixels.width - distance, 12)) for distance in (4, 60)]
+    return abs(row[0] - row[1]) >= 20
+
+
 def test_its_figures_are_those_of_the_json_file(visit: Visit, diagnosis: Diagnosis) -> None:
     content = json.loads(json.dumps(diagnosis.to_json()))
     shown = visit.page.locator("data").evaluate_all("all => all.map(e => [e.dataset.at, e.value, e.textContent])")
@@ -278,12 +370,12 @@ def test_names_are_never_html(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["annotations", "results", "everything"])
 def test_a_page_about_nothing(browser: Any, tmp_path: Path, part: str) -> None:
-    truth, results = nasty_example()
+    ground_truth, results = nasty_example()
     if part != "results":
-        truth["annotations"] = []
+        ground_truth["annotations"] = []
     if part != "annotations":
         results = []
-    write_page(diagnose_results(*from_coco(truth, results), title="nothing"), {}, tmp_path / "diagnosis.html")
+    write_page(diagnose_results(*from_coco(ground_truth, results), title="nothing"), {}, tmp_path / "diagnosis.html")
     visit = Visit(browser, tmp_path / "diagnosis.html")
     assert visit.complaints == []
     assert visit.page.locator("dl.headline dd").first.inner_text() in ("–", "0.0")

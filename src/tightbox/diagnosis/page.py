@@ -34,6 +34,7 @@ LRP_COLUMNS: tuple[Column, ...] = (
     ("missed", "lrp/false_negatives", 100, ".1f"),
     ("at score", "lrp/threshold", 1, ".2f"),
 )
+NONE = "–"  # in place of a figure that no box could tell
 DEFINITIONS = {
     "AP": "COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95, in per cent. Objects up to 32² "
     "pixels are small, up to 96² medium.",
@@ -118,16 +119,16 @@ class _Figures:
 
     def value(self, pointer: str) -> Any:
         """What is there by RFC 6901, None if nothing is."""
-        found: Any = self._content
+        value: Any = self._content
         for part in pointer.split("/")[1:]:
-            found = None if found is None else found.get(part.replace("~1", "/").replace("~0", "~"))
-        return found
+            value = None if value is None else value.get(part.replace("~1", "/").replace("~0", "~"))
+        return value
 
     def __call__(self, pointer: str, factor: int = 100, form: str = ".1f") -> str:
-        """The number as HTML; a dash for None."""
+        """The number as HTML; `NONE` for None."""
         value = self.value(pointer)
         if value is None:
-            return "–"
+            return NONE
         text = format(factor * value, form).replace("-", "−")
         return f'<data data-at="{escape(pointer)}" value="{value!r}">{text}</data>'
 
