@@ -155,20 +155,3 @@ def eighty_classes() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         rows.append(place | {"bbox": [10, 10, 60 + number % 40, 100], "score": number / 100, "iou": 0.8})
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}, rows
-
-
-def many(copies: int = 60) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The example again and again, one pixel further to the right each time, for a gallery to look around in."""
-    ground_truth, results = example()
-    images, annotations, rows = [], [], []
-    for number in range(copies):
-        shift, base = number % 20, 3 * number
-        for image in ground_truth["images"]:
-            images.append(image | {"id": base + image["id"], "file_name": f"{base + image['id']}.jpg"})
-        for row in ground_truth["annotations"]:
-            box = [row["bbox"][0] + shift, *row["bbox"][1:]]
-            annotations.append(row | {"id": len(annotations) + 1, "image_id": base + row["image_id"], "bbox": box})
-        for row in results:
-            box = [row["bbox"][0] + shift, row["bbox"][1], row["bbox"][2] - 0.2 * shift, row["bbox"][3]]
-            rows.append(row | {"image_id": base + row["image_id"], "bbox": box, "score": row["score"] - 0.001 * number})
-    return {"images": images, "annotations": annotations, "categories": ground_truth["categories"]}, rows
