@@ -367,7 +367,7 @@ def test_no_objects() -> None:
     nothing = diagnosed(ground_truth | {"annotations": []}, results)
     assert nothing.aps.ap is None
     assert {card.kind for card in nothing.gallery} == {"false_positive"}
-    assert sentences(nothing)["lost"] == "There is no object in the ground_truth, so there is no AP to lose."
+    assert sentences(nothing)["lost"] == "There is no object in the truth, so there is no AP to lose."
     assert sentences(nothing)["kinds"] == "There is no object, so there is no AP50 for mistakes to cost."
     assert sentences(nothing)["groups"] == "There is no class with objects, so there is nothing to compare."
     json.dumps(nothing.to_json(), allow_nan=False)
