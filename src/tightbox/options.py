@@ -69,6 +69,10 @@ class VFNetOptions:
         deformable: the last convolution of each tower is a modulated deformable one (DCNv2).
         varifocal: varifocal loss on the IoU-aware class score; off, focal loss on plain classes.
         star: star-shaped deformable convolution on the initial box; off, a plain convolution.
+        star_norm: a group norm after each star convolution; the published model has none, and from random weights few
+            images are enough only with it.
+        star_init: of the star convolutions' weights: N(0, 0.01) as published for 256 channels, or Kaiming's, which
+            depends on the width and keeps the scale of what passes through.
         refine: a second box branch that scales the initial box.
         centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
@@ -91,6 +95,8 @@ class VFNetOptions:
     deformable: bool = False
     varifocal: bool = True
     star: bool = True
+    star_norm: bool = False
+    star_init: Literal["published", "kaiming"] = "published"
     refine: bool = True
     centerness: bool = False
     iou_weighted: bool = True

@@ -36,6 +36,8 @@ SMALL = {
     "short_side": 320,
     "mosaic": 0.5,
     "vfnet.channels": 64,
+    "vfnet.star_norm": True,
+    "vfnet.star_init": "kaiming",
     "iou_aware_retinanet.channels": 64,
     "iou_aware_retinanet.tower_depth": 3,
     "iou_aware_retinanet.tower_norm": True,

@@ -227,15 +227,17 @@ class VFNetHead(nn.Module):
         self.box = nn.Conv2d(channels, 4, 3, padding=1)
         self.box_scale = nn.Parameter(torch.ones(len(STRIDES)))
         if options.refine:
-            self.refine_conv = StarConvReLU(channels) if options.star else ConvNormReLU(channels)
+            self.refine_conv = _star(options) if options.star else ConvNormReLU(channels)
             self.refine = nn.Conv2d(channels, 4, 3, padding=1)
             self.refine_scale = nn.Parameter(torch.ones(len(STRIDES)))
-        self.class_conv = StarConvReLU(channels) if options.star else ConvNormReLU(channels)
+        self.class_conv = _star(options) if options.star else ConvNormReLU(channels)
         self.classes = nn.Conv2d(channels, num_classes, 3, padding=1)
         if options.centerness:
             self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, StarConvReLU)):
+            if isinstance(module, StarConvReLU) and options.star_init == "kaiming":
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, (nn.Conv2d, StarConvReLU)):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -280,13 +282,13 @@ class VFNetHead(nn.Module):
 
 
 class ConvNormReLU(nn.Module):
-    """3x3 convolution without bias, group norm over 32 groups (of at least two channels), ReLU."""
+    """3x3 convolution without bias, group norm, ReLU."""
 
     def __init__(self, channels: int, deformable: bool = False) -> None:
         super().__init__()
         kind = ModulatedDeformConv2d if deformable else nn.Conv2d
         self.conv = kind(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(min(32, channels // 2), channels)
+        self.norm = _group_norm(channels)
 
     def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
         """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""
@@ -294,17 +296,27 @@ class ConvNormReLU(nn.Module):
 
 
 class StarConvReLU(nn.Module):
-    """3x3 convolution whose taps lie on the initial box of each point, ReLU; neither bias nor norm."""
+    """3x3 convolution without bias whose taps lie on the initial box of each point, a group norm if asked for, ReLU."""
 
     bias: None = None
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.norm = _group_norm(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor, sampling: StarSampling) -> Tensor:
         """(B, C, H, W) to the same shape, sampled where `sampling` says."""
-        return F.relu(star_conv2d(x, sampling, self.weight))
+        return F.relu(self.norm(star_conv2d(x, sampling, self.weight)))
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Over 32 groups, of at least two channels each."""
+    return nn.GroupNorm(min(32, channels // 2), channels)
+
+
+def _star(options: VFNetOptions) -> StarConvReLU:
+    return StarConvReLU(options.channels, norm=options.star_norm)
 
 
 def _tower(options: VFNetOptions) -> nn.Sequential:
