@@ -1,186 +1,102 @@
-"""Train VFNet and torchvision's FCOS from random weights for the same number of minutes, and compare their AP.
+"""Train VFNet and torchvision's FCOS and RetinaNet from random weights on equal budgets, and compare their AP.
 
-Both have a ResNet-18 and 64 channels, and the same images, random changes, batches of 8, AdamW with one cosine over
-the minutes, number format, moving average of weights and evaluator. The two run at the same time, one process and one
-thread each, so that neither has the quieter machine.
+Budgets are CPU minutes on one thread, which tell what a user gets for his time, and images seen, which tell learning
+from speed. The peers train twice: by the optimiser and the group norms that VFNet has, and as torchvision has them (SGD
+at 0.01 for 16 images; norms in FCOS's head, none in RetinaNet's); the better of the two is the one to beat. Everything
+else is the same for all (`budget.py`). Trainings that `equal_minutes.json` holds already are not run again:
+
+    python benchmarks/equal_minutes.py --data DIR [DIR ...] --minutes 4 25 --images 3000 --seeds 0 1 2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import ClassVar, cast
+from statistics import mean, stdev
+from typing import Any
 
-import torch
-import torchvision
+from budget import FIGURES, Training, train
 from machine import measured
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.models.detection import FCOS
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
-from tightbox.data.layout import read_data
-from tightbox.data.transforms import TrainTransform
-from tightbox.files import atomic_path
-from tightbox.inference.detect import evaluate_model
-from tightbox.models import Backbone, Detector, create_model
-from tightbox.models.detector import Images
-from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
-from tightbox.structures import Candidates, Detections, ImageBatch, Targets
-from tightbox.training.fit import choose_precision
-from tightbox.training.optimizer import build_optimizer, moving_average
+from tightbox.files import atomic_path, write_json
 
-FIGURES = ("ap", "ap50", "ap75", "ap90")
-CHANNELS = 64
-NAMES = {"vfnet": "VFNet, tightbox", "fcos": "FCOS, torchvision"}
+HERE = Path(__file__).parent
+BATCH = 4
+OWN = {"optimizer": "sgd", "lr": 0.01 * BATCH / 16, "weight_decay": 1e-4}
+CONTENDERS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "VFNet, tightbox": ("vfnet", {}),
+    "FCOS, our schedule": ("fcos", {}),
+    "FCOS, its own": ("fcos", OWN),
+    "RetinaNet, our schedule": ("retinanet_norm", {}),
+    "RetinaNet, its own": ("retinanet", OWN),
+}
+Record = dict[str, dict[str, float]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of the data set")
-    parser.add_argument("--minutes", type=float, default=25, help="of training, evaluation not counted")
-    parser.add_argument("--size", type=int, default=320, help="longer side of the images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--data", required=True, nargs="+", help="folders of data sets")
+    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="budgets of CPU time")
+    parser.add_argument("--images", type=int, nargs="*", default=[], help="budgets of images seen")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--out", type=Path, default=HERE / "equal_minutes", help="record and table, without suffix")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = {name: Path(folder) / f"{name}.json" for name in NAMES}
-        context = multiprocessing.get_context("spawn")
-        jobs = [
-            context.Process(target=train, args=(name, args.data, args.size, args.minutes, args.seed, path))
-            for name, path in results.items()
-        ]
-        for job in jobs:
-            job.start()
-        for job in jobs:
-            job.join()
-        rows = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in results.items()}
-    lines = [measured(), "", "| detector | AP | AP50 | AP75 | AP90 | images seen |", "|---|---|---|---|---|---|"]
-    for name, row in rows.items():
-        figures = " | ".join(f"{row[figure]:.3f}" for figure in FIGURES)
-        lines.append(f"| {NAMES[name]} | {figures} | {row['images']} |")
-    lines += ["", f"{args.minutes:g} minutes each on {Path(args.data).name}, one thread each, at the same time."]
+    budgets = [{"minutes": m} for m in args.minutes] + [{"images": n} for n in args.images]
+    jobs = {
+        _key(name, data, budget, seed): _training(name, data, budget, seed)
+        for budget in budgets
+        for seed in args.seeds
+        for data in args.data
+        for name in args.contenders
+    }
+    path = args.out.with_suffix(".json")
+    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        running = {pool.submit(train, job): key for key, job in jobs.items() if key not in record}
+        for done in as_completed(running):
+            record[running[done]] = done.result()
+            write_json(path, record)
+            print(running[done], json.dumps(record[running[done]]), flush=True)
+    lines = [measured(), "", *_tables(record)]
     print("\n".join(lines))
-    if args.markdown is not None:
-        with atomic_path(args.markdown) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_path(args.out.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-class TorchvisionFCOS(Detector):
-    """torchvision's FCOS behind our surface, so that both are trained and evaluated by the same lines."""
-
-    name: ClassVar[str] = "torchvision fcos"
-
-    def __init__(self, class_names: Sequence[str], preprocess: Preprocess) -> None:
-        backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False)).requires_grad_(
-            False
-        )  # not used
-        super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
-        layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
-        pyramid = BackboneWithFPN(
-            torchvision.models.resnet18(weights=None),
-            layers,
-            [128, 256, 512],
-            CHANNELS,
-            extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
-        )
-        self.fcos = FCOS(pyramid, num_classes=len(class_names))
-        self.fcos.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.to(memory_format=torch.channels_last)
-
-    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """FCOS's own losses."""
-        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-        return cast(dict[str, Tensor], self.fcos(_unpadded(images), objects))
-
-    def detect(self, images: Images) -> list[Detections]:
-        """FCOS's own detections."""
-        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.fcos(_unpadded(images))]
-
-    def candidates(self, images: Images) -> list[Candidates]:
-        """It does not give any out."""
-        raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
-
-    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
-        """It does not give any out."""
-        raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
-
-    def rank(self, candidates: Candidates) -> Tensor:
-        """It does not take any in."""
-        raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
+def _training(name: str, data: str, budget: Mapping[str, Any], seed: int) -> Training:
+    detector, schedule = CONTENDERS[name]
+    return Training(detector=detector, data=data, seed=seed, schedule={"batch_size": BATCH, **schedule}, **budget)
 
 
-class _NoResize(GeneralizedRCNNTransform):
-    """Our data set has resized the images already."""
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-
-def _unpadded(images: Images) -> list[Tensor]:
-    batch = cast(ImageBatch, images)
-    return [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
+def _key(name: str, data: str, budget: Mapping[str, Any], seed: int) -> str:
+    """What tells a training from all others, for people and for the record."""
+    amount = f"{budget['minutes']:g} CPU minutes" if "minutes" in budget else f"{budget['images']} images"
+    return f"{Path(data).name} | {amount} | {name} | {seed}"
 
 
-def train(name: str, data: str, size: int, minutes: float, seed: int, result: Path) -> None:
-    """Train one detector by the clock, and write its figures on the validation split."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    records = read_data(data, "train")
-    preprocess = Preprocess(long_side=size, short_side=size)
-    model = (
-        TorchvisionFCOS(records.class_names, preprocess)
-        if name == "fcos"
-        else create_model(
-            "vfnet",
-            class_names=records.class_names,
-            backbone="resnet18",
-            pretrained_backbone=False,
-            preprocess=preprocess,
-            channels=CHANNELS,
-        )
-    )
-    transform = TrainTransform(AugmentOptions(vertical_flip=0.5, mosaic=0.5), preprocess)
-    # The clock, not the epoch, tells how far the training is: mosaics go on to the end.
-    dataset = DetectionDataset(records, preprocess, transform=transform, seed=seed, epochs=10**9, cache_mb=2000)
-    batches = EpochBatches(len(dataset), 8, seed)
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
-    options = TrainOptions()
-    optimizer = build_optimizer(model, options)
-    average = moving_average(model, options.ema)
-    half = choose_precision("auto") == "bf16"
-    model.train()
-    images_seen, started, progress = 0, time.monotonic(), 0.0
-    while progress < 1:
-        for images, targets, _ in loader:
-            progress = (time.monotonic() - started) / 60 / minutes
-            if progress >= 1:
-                break
-            factor = min(1.0, 0.1 + progress / options.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * factor
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                losses = model.loss(images, targets)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update_parameters(model)
-            images_seen += len(images)
-        batches.epoch += 1
-    trained = cast(Detector, average.module)
-    metrics = evaluate_model(trained, read_data(data, "val").with_classes(records.class_names))
-    figures = {figure: getattr(metrics, figure) for figure in FIGURES}
-    result.write_text(json.dumps(figures | {"images": images_seen}), encoding="utf-8")
+def _tables(record: Record) -> Iterable[str]:
+    """A table for every data set and budget in the record: mean ± standard deviation over its seeds."""
+    parts = [key.split(" | ") for key in record]
+    for data, budget in sorted({(data, budget) for data, budget, _, _ in parts}):
+        yield from (f"## {data}, {budget}", "", "| detector | AP | AP50 | AP75 | AP90 | images seen | seeds |")
+        yield "|---|---|---|---|---|---|---|"
+        for name in CONTENDERS:
+            rows = [row for key, row in record.items() if key.startswith(f"{data} | {budget} | {name} | ")]
+            if rows:
+                figures = " | ".join(_spread([row[figure] for row in rows]) for figure in FIGURES)
+                yield f"| {name} | {figures} | {mean(row['images'] for row in rows):.0f} | {len(rows)} |"
+        yield ""
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,214 @@
+"""Training a detector, ours or torchvision's, until a budget of CPU minutes or of images is used up.
+
+Every detector gets the same backbone, width, images, random changes, batches, schedule over the budget, moving average
+of weights, number format and evaluator. Minutes are those that the process has computed on its one thread, so that
+trainings that share a machine are compared fairly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from tightbox.commands.train import SMALL
+from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
+from tightbox.data.layout import read_data
+from tightbox.data.transforms import TrainTransform
+from tightbox.inference.detect import evaluate_model
+from tightbox.models import Backbone, Detector, create_model
+from tightbox.models.detector import Images
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
+from tightbox.structures import Candidates, Detections, ImageBatch, Targets
+from tightbox.training.fit import choose_precision
+from tightbox.training.optimizer import build_optimizer, moving_average
+
+FIGURES = ("ap", "ap50", "ap75", "ap90")
+CHANNELS = 64
+Peer = Literal["fcos", "retinanet", "retinanet_norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training: what, on what, for how long.
+
+    Attributes:
+        detector: "vfnet", or one of torchvision's: its FCOS, its RetinaNet, or that with group norms in the head.
+        data: folder of the data set.
+        seed: of weights, order and random changes.
+        minutes: budget of CPU time; or
+        images: budget of images seen.
+        size: longer side of the images.
+        options: of VFNet, where they differ from those of `tightbox train`.
+        schedule: of the training, where it differs from that of `tightbox train`.
+        augment: random changes, where they differ.
+    """
+
+    detector: str
+    data: str
+    seed: int
+    minutes: float | None = None
+    images: int | None = None
+    size: int = 320
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    augment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(job: Training) -> dict[str, float]:
+    """Train on one thread; AP on the validation split, images seen, and CPU seconds."""
+    torch.set_num_threads(1)
+    torch.manual_seed(job.seed)
+    data = read_data(job.data, "train")
+    preprocess = Preprocess(long_side=job.size, short_side=job.size)
+    model = _build(job, data.class_names, preprocess)
+    augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
+    options = TrainOptions(**job.schedule)
+    dataset = DetectionDataset(
+        data, preprocess, transform=TrainTransform(augment, preprocess), seed=job.seed, cache_mb=2000
+    )
+    optimizer = build_optimizer(model, options)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    average = moving_average(model, options.ema)
+    half = choose_precision("auto") == "bf16"
+    model.train()
+    spent = _Spent(job)
+    for images, targets, _ in _endless(dataset, options.batch_size, spent):
+        done = spent.fraction()
+        if done >= 1:
+            break
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, 0.1 + 0.9 * done / options.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = model.loss(images, targets)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(model)
+        spent.images += len(images)
+    seconds = spent.seconds()
+    metrics = evaluate_model(cast(Detector, average.module), read_data(job.data, "val").with_classes(data.class_names))
+    return {
+        **{figure: getattr(metrics, figure) or 0.0 for figure in FIGURES},
+        "images": spent.images,
+        "seconds": seconds,
+    }
+
+
+def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
+    if job.detector != "vfnet":
+        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess)
+    small = {name.removeprefix("vfnet."): value for name, value in SMALL.items() if name.startswith("vfnet.")}
+    return create_model(
+        "vfnet",
+        class_names=class_names,
+        backbone=BackboneOptions(name="resnet18", pretrained=False),
+        preprocess=preprocess,
+        **{**small, **job.options},
+    )
+
+
+class _Spent:
+    """How much of its budget a training has used."""
+
+    def __init__(self, job: Training) -> None:
+        self.job = job
+        self.images = 0
+        self._started = time.process_time()
+
+    def seconds(self) -> float:
+        """CPU time so far."""
+        return time.process_time() - self._started
+
+    def fraction(self) -> float:
+        """Of the budget."""
+        if self.job.images is not None:
+            return self.images / self.job.images
+        return self.seconds() / 60 / cast(float, self.job.minutes)
+
+
+def _endless(dataset: DetectionDataset, batch_size: int, spent: _Spent) -> Iterator[Any]:
+    """Batches of epoch after epoch; the data set's own fraction of the training is that of the budget."""
+    batches = EpochBatches(len(dataset), batch_size, spent.job.seed)
+    loader: DataLoader[Item] = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
+    while True:
+        fraction = spent.fraction()
+        dataset.epochs = max(1, round(batches.epoch / fraction)) if fraction > 0 else 10**9
+        yield from loader
+        batches.epoch += 1
+
+
+class TorchvisionDetector(Detector):
+    """torchvision's FCOS or RetinaNet behind our surface, so that all are trained and evaluated by the same lines."""
+
+    name: ClassVar[str] = "torchvision"
+
+    def __init__(self, peer: Peer, class_names: Sequence[str], preprocess: Preprocess) -> None:
+        backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
+        backbone.requires_grad_(False)  # not used
+        super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
+        pyramid = BackboneWithFPN(
+            torchvision.models.resnet18(weights=None),
+            {"layer2": "0", "layer3": "1", "layer4": "2"},
+            [128, 256, 512],
+            CHANNELS,
+            extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
+        )
+        classes = len(class_names)
+        if peer == "fcos":
+            self.detector: nn.Module = FCOS(pyramid, num_classes=classes)
+        else:
+            anchors = _default_anchorgen()
+            norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
+            per_location = anchors.num_anchors_per_location()[0]
+            head = RetinaNetHead(CHANNELS, per_location, classes, norm_layer=norm)
+            self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
+        self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.to(memory_format=torch.channels_last)
+
+    def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Its own losses."""
+        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        return cast(dict[str, Tensor], self.detector(_unpadded(images), objects))
+
+    def detect(self, images: Images) -> list[Detections]:
+        """Its own detections."""
+        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.detector(_unpadded(images))]
+
+    def candidates(self, images: Images) -> list[Candidates]:
+        """It does not give any out."""
+        raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
+
+    def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
+        """It does not give any out."""
+        raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
+
+    def rank(self, candidates: Candidates) -> Tensor:
+        """It does not take any in."""
+        raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
+
+
+class _NoResize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
+    """Our data set has resized the images already."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+
+def _unpadded(images: Images) -> list[Tensor]:
+    batch = cast(ImageBatch, images)
+    return [pixels[:, :h, :w] for pixels, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
