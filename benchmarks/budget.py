@@ -7,11 +7,16 @@ trainings that share a machine are compared fairly.
 
 from __future__ import annotations
 
+import json
 import math
+import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -28,6 +33,7 @@ from tightbox.commands.train import SMALL
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.transforms import TrainTransform
+from tightbox.files import write_json
 from tightbox.inference.detect import evaluate_model
 from tightbox.models import Backbone, Detector, create_model
 from tightbox.models.detector import Images
@@ -38,6 +44,7 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
+Record = dict[str, dict[str, float]]
 Peer = Literal["fcos", "retinanet", "retinanet_norm"]
 
 
@@ -107,6 +114,23 @@ def train(job: Training) -> dict[str, float]:
         "images": spent.images,
         "seconds": seconds,
     }
+
+
+def train_missing(jobs: Mapping[str, Training], path: Path, workers: int) -> Record:
+    """The figures of these trainings and of all others in the record `path`, where each is kept as it ends."""
+    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(train, job): key for key, job in jobs.items() if key not in record}
+        for done in as_completed(running):
+            record[running[done]] = done.result()
+            write_json(path, record)
+            print(running[done], json.dumps(record[running[done]]), flush=True)
+    return record
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; the value alone if it is the only one."""
+    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):.3f}"
 
 
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:

@@ -11,18 +11,15 @@ else is the same for all (`budget.py`). Trainings that `equal_minutes.json` hold
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from budget import FIGURES, Training, train
+from budget import FIGURES, Record, Training, spread, train_missing
 from machine import measured
 
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_path
 
 HERE = Path(__file__).parent
 BATCH = 4
@@ -34,7 +31,6 @@ CONTENDERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "RetinaNet, our schedule": ("retinanet_norm", {}),
     "RetinaNet, its own": ("retinanet", OWN),
 }
-Record = dict[str, dict[str, float]]
 
 
 def main() -> None:
@@ -55,15 +51,7 @@ def main() -> None:
         for data in args.data
         for name in args.contenders
     }
-    path = args.out.with_suffix(".json")
-    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
-        running = {pool.submit(train, job): key for key, job in jobs.items() if key not in record}
-        for done in as_completed(running):
-            record[running[done]] = done.result()
-            write_json(path, record)
-            print(running[done], json.dumps(record[running[done]]), flush=True)
+    record = train_missing(jobs, args.out.with_suffix(".json"), args.jobs)
     lines = [measured(), "", *_tables(record)]
     print("\n".join(lines))
     with atomic_path(args.out.with_suffix(".md")) as temporary:
@@ -90,13 +78,9 @@ def _tables(record: Record) -> Iterable[str]:
         for name in CONTENDERS:
             rows = [row for key, row in record.items() if key.startswith(f"{data} | {budget} | {name} | ")]
             if rows:
-                figures = " | ".join(_spread([row[figure] for row in rows]) for figure in FIGURES)
+                figures = " | ".join(spread([row[figure] for row in rows]) for figure in FIGURES)
                 yield f"| {name} | {figures} | {mean(row['images'] for row in rows):.0f} | {len(rows)} |"
         yield ""
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):.3f}"
 
 
 if __name__ == "__main__":

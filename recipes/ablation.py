@@ -1,0 +1,96 @@
+"""What helps a small VFNet on few images: each change to the published model alone, and added to those before it.
+
+Trains on one thread until a number of images is seen, so that neither the machine nor its load matters, and writes
+`recipes/ablation.json` and, from it, `ablation.md`; trainings in the record are not run again:
+`python recipes/ablation.py --data DIR [DIR ...] --images 752 --seeds 0 1 2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from training import HERE, machine
+
+from budget import FIGURES, Record, Training, spread, train_missing  # isort: skip - found by way of `training`
+from tightbox.files import atomic_path
+
+PUBLISHED: dict[str, Any] = {"options": {"star_norm": False, "star_init": "published"}, "schedule": {"batch_size": 8}}
+# The first group is cumulative: what `tightbox train` does. The second group adds one more change to all of it.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Kaiming initialisation of the stars": {"options": {"star_init": "kaiming"}},
+    "a norm after each star": {"options": {"star_norm": True}},
+    "batches of 4": {"schedule": {"batch_size": 4}},
+}
+TRIED: dict[str, dict[str, Any]] = {
+    "batches of 2": {"schedule": {"batch_size": 2}},
+    "learning rate 0.002": {"schedule": {"lr": 0.002}},
+    "distances in strides": {"options": {"distance_unit": "stride"}},
+    "positives of weight 1": {"options": {"iou_weighted": False}},
+    "FCOS's assigner, centre sampling": {"options": {"assigner": "fcos", "center_sampling": True}},
+    "towers of 2": {"options": {"tower_depth": 2}},
+    "no mosaics": {"augment": {"mosaic": 0.0}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, nargs="+", help="folders of data sets")
+    parser.add_argument("--images", type=int, default=752, help="seen by each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", metavar="ROW", choices=list(_rows()), default=list(_rows()))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    args = parser.parse_args()
+    rows = _rows()
+    jobs = {
+        f"{Path(data).name} | {args.images} | {row} | {seed}": Training(
+            detector="vfnet", data=data, seed=seed, images=args.images, **rows[row]
+        )
+        for seed in args.seeds
+        for data in args.data
+        for row in args.rows
+    }
+    record = train_missing(jobs, HERE / "ablation.json", args.jobs)
+    text = "\n".join(_page(record))
+    print(text)
+    with atomic_path(HERE / "ablation.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _rows() -> dict[str, dict[str, Any]]:
+    """Every row's difference from the defaults of `tightbox train`."""
+    rows = {"published": PUBLISHED}
+    so_far = PUBLISHED
+    for name, change in DEFAULTS.items():
+        rows[f"{name} alone"] = _with(PUBLISHED, change)
+        so_far = _with(so_far, change)
+        rows[f"+ {name}"] = so_far
+    return rows | {f"all of these, {name}": _with(so_far, change) for name, change in TRIED.items()}
+
+
+def _with(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: {**base.get(part, {}), **change.get(part, {})} for part in {*base, *change}}
+
+
+def _page(record: Record) -> Iterator[str]:
+    yield from ("# Which changes help a small VFNet on few images", "")
+    command = shlex.join(["python", *sys.argv])
+    yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18, 64 channels, 320 pixels."
+    for data, images in sorted({tuple(key.split(" | ")[:2]) for key in record}):
+        yield from ("", f"## {data}, {images} images seen", "")
+        yield from ("| VFNet | AP | AP50 | AP75 | AP90 | CPU seconds | seeds |", "|---|---|---|---|---|---|---|")
+        for name in _rows():
+            found = [row for key, row in record.items() if key.startswith(f"{data} | {images} | {name} | ")]
+            if found:
+                figures = " | ".join(spread([row[figure] for row in found]) for figure in FIGURES)
+                yield f"| {name} | {figures} | {mean(row['seconds'] for row in found):.0f} | {len(found)} |"
+
+
+if __name__ == "__main__":
+    main()
