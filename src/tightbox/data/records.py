@@ -238,12 +238,16 @@ class Parsed:
         """Notes something that a reader must refuse."""
         self.findings.append(Finding(Severity.ERROR, check, str(image), message, fix))
 
+    def refuse(self, check: str, error: UserError, image: Path | str = "") -> None:
+        """Notes a refusal of what lies below as an error."""
+        self.findings.append(Finding.from_error(check, error, str(image)))
+
     def size_of(self, path: Path) -> tuple[int, int]:
         """(width, height) from the image's header, or (0, 0) and an error noted."""
         try:
             return image_size(path)
         except UnreadableImage as error:
-            self.findings.append(Finding.from_error("unreadable-image", error, str(path)))
+            self.refuse("unreadable-image", error, path)
             return 0, 0
 
     def set_classes(self, ids: Iterable[int], names: Iterable[str], source: Path) -> None:
