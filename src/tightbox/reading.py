@@ -28,8 +28,13 @@ LARGEST_NUMBER = 1e15  # refuses NaN and infinity too, and whatever float32 area
 LARGEST_INTEGER = 2**63 - 1  # what NumPy and other readers of the same files can hold
 
 _AGAIN = "copy or export it again"
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"))
-_MARKS += ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 _JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(number for number in range(256) if number not in b"[]{}")
 
@@ -87,12 +92,12 @@ def read_yaml(path: Path) -> Any:
         nesting = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            if self.check_event(yaml.AliasEvent):
                 raise UserError(f"{path} has a reference (*name) to another value; write the value itself there")
             self.nesting += 1
             if self.nesting > DEPTH:
                 raise _too_deep(path)
-            node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            node = super().compose_node(parent, index)
             self.nesting -= 1
             return node
 
@@ -145,15 +150,20 @@ def read_xml(path: Path) -> Element:
     raise _too_deep(path)
 
 
-def numbers(text: str) -> list[float]:
-    """The numbers of a line, between spaces.
+def any_numbers(text: str) -> list[float]:
+    """The numbers of a line, between spaces; NaN and infinity too.
 
     Raises:
-        ValueError: if one of them is no number, or not finite or of no use in pixels.
+        ValueError: if one of them is no number.
     """
     if "_" in text:  # which Python's own numbers may hold
         raise ValueError(text)
-    found = [float(part) for part in text.split()]
+    return [float(part) for part in text.split()]
+
+
+def numbers(text: str) -> list[float]:
+    """The same; raises also if one of them is not finite, or so large that it is of no use in pixels."""
+    found = any_numbers(text)
     if not all(-LARGEST_NUMBER < number < LARGEST_NUMBER for number in found):
         raise ValueError(text)
     return found
@@ -204,7 +214,7 @@ def _content(path: Path, limit: int) -> bytes:
 
 
 def _decoded(path: Path, content: bytes) -> str:
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

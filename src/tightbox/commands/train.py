@@ -20,6 +20,7 @@ from tightbox.options import (
     TrainOptions,
     from_earlier_versions,
 )
+from tightbox.reading import is_file, read_yaml
 
 USAGE = "--data DIR --out DIR [--init CHECKPOINT] [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
@@ -89,12 +90,17 @@ def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--resume", action="store_true")
-    for option in ("--out", "--init", "--config"):
+    for option in ("--out", "--init"):
         first.add_argument(option)
-    named, _ = first.parse_known_args(arguments)
+    first.add_argument("--config", action="append", default=[])
+    try:
+        named, _ = first.parse_known_args(arguments)
+    except SystemExit:  # an option without its value: the parser of all options says so
+        return {}
     if named.resume:
         return {} if named.out is None else _flat(_configuration(Path(named.out)))
-    init = named.init or (_named_in(named.config) if named.config else None)
+    inits = [_named_in(Path(config)) for config in named.config if config]
+    init = named.init or next((init for init in reversed(inits) if init), None)
     return _choices_of(Path(init)) if init else {}
 
 
@@ -103,20 +109,21 @@ def _choices_of(checkpoint: Path) -> dict[str, Any]:
     from tightbox.checkpoint import read_card
 
     card = read_card(checkpoint)
-    own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
-    options = from_earlier_versions(card["model"], card["options"])
-    return _flat({**own, **card["preprocess"], "model": card["model"], card["model"]: options})
-
-
-def _named_in(config: str) -> str | None:
-    """The checkpoint to start from in a configuration file; the parser says what else is wrong with the file."""
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content.get("init") if isinstance(content, dict) else None
+        own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
+        options = from_earlier_versions(card["model"], card["options"])
+        return _flat({**own, **card["preprocess"], "model": card["model"], card["model"]: options})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the card of {checkpoint} is damaged ({error}); copy the checkpoint again") from error
+
+
+def _named_in(config: Path) -> str | None:
+    """The checkpoint to start from in a configuration file; the parser says which of its options are wrong."""
+    content = read_yaml(config)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{config} holds no options; write them as lines such as epochs: 50")
+    init = content.get("init")
+    return init if isinstance(init, str) else None
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,20 +206,18 @@ def _configuration(out: Path) -> dict[str, Any]:
     Raises:
         UserError: if there are none.
     """
-    import yaml
-
     path = out / CONFIGURATION
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(
             f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume, in an empty --out"
         )
     try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_yaml(path)
         return {
             name: from_earlier_versions(name, value) if isinstance(value, dict) else value
             for name, value in content.items()
         }
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); start anew in another --out") from error
 
 

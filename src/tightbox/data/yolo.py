@@ -11,7 +11,7 @@ from typing import Any
 from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
-from tightbox.reading import exists, is_file, numbers, read_lines, read_text, read_yaml, shown
+from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text, read_yaml, shown
 
 _SLACK = 1e-3  # how far outside the image rounding may put a coordinate
 
@@ -57,7 +57,7 @@ def parse_line(line: str, classes: int) -> tuple[int, tuple[float, float, float,
         ValueError: that says what is wrong with the line.
     """
     try:
-        number, *values = numbers(line)
+        number, *values = any_numbers(line)
     except ValueError:
         raise ValueError(f"{shown(line)} is not a row of numbers") from None
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
@@ -98,9 +98,8 @@ def _class_names(root: Path, settings: dict[str, Any]) -> list[str]:
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names)] if set(names) == set(range(len(names))) else []
     if isinstance(names, list):
-        return (
-            [] if any(name is None or isinstance(name, (dict, list, set)) for name in names) else list(map(str, names))
-        )
+        plain = not any(name is None or isinstance(name, (dict, list, set)) for name in names)
+        return [str(name) for name in names] if plain else []
     for path in (root / "classes.txt", root / "labels" / "classes.txt"):
         if path.is_file():
             return read_lines(path)
