@@ -119,7 +119,11 @@ def _choices_of(checkpoint: Path) -> dict[str, Any]:
 
 def _named_in(config: Path) -> str | None:
     """The checkpoint to start from in a configuration file; the parser says which of its options are wrong."""
-    content = read_yaml(config)
+    try:
+        content = read_yaml(config)
+        config.read_text(encoding="utf-8")  # as jsonargparse reads it
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config} is not UTF-8 text; save it as such") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{config} holds no options; write them as lines such as epochs: 50")
     init = content.get("init")
@@ -140,12 +144,7 @@ def run(args: Namespace) -> int:
     if args.standalone and args.model != "iou_net":
         raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
     args.iou_net.standalone |= args.standalone
-    backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
-    if args.init or args.resume:
-        backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
-    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
-    augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
-    MODEL_OPTIONS[args.model](**chosen)  # refuses what makes no sense before anything is read
+    backbone, preprocess, options, augment, chosen = choices(args)
     if args.resume:
         _require_same_run(args, out)
     elif any((out / name).exists() for name in SAVED):
@@ -198,6 +197,25 @@ def run(args: Namespace) -> int:
     else:
         state.print(f"next: tightbox predict {out / 'best'} YOUR_IMAGES --out predictions")
     return 0
+
+
+def choices(
+    args: Namespace,
+) -> tuple[BackboneOptions, Preprocess, TrainOptions, AugmentOptions, dict[str, Any]]:
+    """What was chosen, the model's own options last.
+
+    Raises:
+        UserError: if a choice makes no sense.
+    """
+    if args.model not in MODEL_OPTIONS:  # a configuration file may say null
+        raise UserError(f"--model is {args.model}; choose from {', '.join(MODEL_OPTIONS)}")
+    backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
+    if args.init or args.resume:
+        backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
+    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
+    augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
+    MODEL_OPTIONS[args.model](**chosen)
+    return backbone, preprocess, options, augment, chosen
 
 
 def _configuration(out: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -297,8 +298,8 @@ class Parsed:
             if finding.severity is Severity.ERROR:
                 raise UserError(str(finding))
         first = self.images[0].path
-        if not first.is_file():
-            missing = f"image {first}" if first.parent.is_dir() else f"folder of images {first.parent}"
+        if not os.path.isfile(first):  # which Path's own raises at, if the name is too long
+            missing = f"image {first}" if os.path.isdir(first.parent) else f"folder of images {first.parent}"
             raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the images there")
         table = self.columns()
         kept = table.non_degenerate
