@@ -6,7 +6,6 @@ import argparse
 import datetime
 import platform
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from tightbox.version import __version__
 
 HANG_SECONDS = 5
 PAGE = Path(__file__).parents[2] / "docs" / "robustness.md"
-MARKS = ("<!-- fuzz -->\n", "<!-- /fuzz -->\n")
 
 
 class Hang(BaseException):
@@ -134,18 +132,15 @@ def _row(kind: str, t: Tally) -> str:
     return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |"
 
 
-def write_page(tallies: dict[str, Tally], command: str, first: int) -> None:
-    """Put the table into the page, with what it takes to make it again."""
-    last = max(first + tally.inputs - 1 for tally in tallies.values())
+def put_into_page(name: str, command: str, content: str) -> None:
+    """Replace what stands between the marks of this name in docs/robustness.md, with what it takes to make it again."""
     about = (
-        f"`{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, tightbox {__version__}, Python "
-        f"{platform.python_version()}, cases {first} to {last}:\n\n"
+        f"`{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, tightbox {__version__}, "
+        f"Python {platform.python_version()}:"
     )
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = f"{re.escape(MARKS[0])}.*{re.escape(MARKS[1])}"
-    PAGE.write_text(
-        re.sub(pattern, lambda _: MARKS[0] + about + table(tallies) + MARKS[1], text, flags=re.DOTALL), encoding="utf-8"
-    )
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
+    PAGE.write_text(f"{before}{start}{about}\n\n{content.strip()}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> int:
@@ -171,7 +166,7 @@ def main() -> int:
         for case in tally.hangs:
             print(f"{kind} case {case}: longer than {HANG_SECONDS} s")
     if args.page:
-        write_page(tallies, f"make fuzz SECONDS={args.seconds:g} FIRST={args.first}", args.first)
+        put_into_page("fuzz", f"make fuzz SECONDS={args.seconds:g} FIRST={args.first}", table(tallies))
     return int(any(tally.faults or tally.hangs for tally in tallies.values()))
 
 

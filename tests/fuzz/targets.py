@@ -30,7 +30,7 @@ from tests.helpers.results import example
 from tightbox.checkpoint import load_weights, read_card, read_weights
 from tightbox.cli import build_parser, with_underscores
 from tightbox.commands import train
-from tightbox.data.layout import parse_data, read_data, splits
+from tightbox.data.layout import parse_data
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco, read_ground_truth, read_predictions
@@ -73,11 +73,10 @@ class DataSet(Target):
         path = rng.choice(list(self.files))
         path.write_bytes(self.changed(rng, self.files[path]))
         try:
-            found = splits(self.folder)
-            if self.split in found:
-                for finding in parse_data(self.folder, self.split).all_findings():
-                    str(finding).encode()
-            assert_sensible(read_data(self.folder, self.split))
+            parsed = parse_data(self.folder, self.split)
+            for finding in parsed.all_findings():
+                str(finding).encode()
+            assert_sensible(parsed.data())
         finally:
             path.write_text(self.files[path], encoding="utf-8")
 
@@ -89,7 +88,7 @@ class DataSet(Target):
 
 
 class Coco(DataSet):
-    weight = 20
+    weight = 50
 
     def prepare(self) -> None:
         for name in ("a.png", "b.png"):
@@ -163,7 +162,7 @@ class Fddb(DataSet):
 class Results(Target):
     """A result file of any tool, or its ground truth, with a predicted IoU in each row."""
 
-    weight = 40
+    weight = 200
 
     def prepare(self) -> None:
         self.content, self.rows = example()
@@ -211,7 +210,7 @@ class Cards(Target):
 
 
 class Safetensors(Target):
-    weight = 20
+    weight = 100
 
     def prepare(self) -> None:
         self.module = torch.nn.Linear(2, 3)
@@ -229,7 +228,7 @@ class Safetensors(Target):
 
 
 class Pth(Target):
-    weight = 10
+    weight = 30
 
     def prepare(self) -> None:
         state = {"state_dict": {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}, "meta": {"CLASSES": ("cat", "dog")}}
@@ -244,7 +243,7 @@ class Pth(Target):
 
 
 class Images(Target):
-    weight = 20
+    weight = 50
 
     def prepare(self) -> None:
         self.contents: list[bytes] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from tightbox.errors import UserError
-from tightbox.files import atomic_path
+from tightbox.files import atomic_path, only_writer
 from tightbox.options import (
     MODEL_OPTIONS,
     AugmentOptions,
@@ -185,11 +186,14 @@ def run(args: Namespace) -> int:
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
     state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
 
-    def write_configuration() -> None:
-        with atomic_path(out / CONFIGURATION) as temporary:
-            temporary.write_text(_resolved(args), encoding="utf-8")
+    with ExitStack() as until_trained:
 
-    trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
+        def write_configuration() -> None:
+            until_trained.enter_context(only_writer(out))
+            with atomic_path(out / CONFIGURATION) as temporary:
+                temporary.write_text(_resolved(args), encoding="utf-8")
+
+        trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
     if args.model == "iou_net" and args.iou_net.standalone:
