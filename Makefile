@@ -4,7 +4,11 @@ BIN = .venv/bin
 LOWEST = .venv-lowest/bin
 COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 --universal --all-extras
 
-.PHONY: demo test check fix docs lock test-lowest release-check clean
+SECONDS ?= 60
+FIRST ?= 0
+KILLS ?= 50
+
+.PHONY: demo test check fix docs lock test-lowest release-check fuzz faults memory clean
 
 demo: .venv/ready
 	$(BIN)/tightbox demo
@@ -35,6 +39,18 @@ lock: .venv/ready
 # Every test with the lowest versions that pyproject.toml declares, on the lowest Python.
 test-lowest: .venv-lowest/ready
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 --dist loadfile
+
+# Changed files and command lines, from case FIRST on; writes its table into docs/robustness.md.
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS) --first $(FIRST) --page
+
+# Trainings killed at random moments and resumed; writes its table into docs/robustness.md.
+faults: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills $(KILLS) --page
+
+# Memory over 10,000 predictions and 20 epochs; writes its table into docs/robustness.md.
+memory: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.memory --page
 
 # Wheel and sdist, and the wheel alone in an empty environment.
 release-check: .venv/ready

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from tightbox.calibration import Calibration
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
+from tightbox.reading import is_file, read_json, shown
 from tightbox.version import __version__
 
 WEIGHTS, CARD, FORMAT = "weights.safetensors", "card.json", 1
@@ -55,14 +55,16 @@ def read_card(folder: Path) -> dict[str, Any]:
         UserError: if there is no checkpoint, or its card cannot be read.
     """
     path = folder / CARD
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{folder} is not a checkpoint: it has no {CARD}; give the folder that `tightbox train` wrote")
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise UserError(f"{path} has format {card['format']}; this tightbox reads {FORMAT}: upgrade tightbox")
-    except (ValueError, KeyError, TypeError) as error:
+        card = read_json(path)
+    except UserError as error:
         raise UserError(f"{path} is damaged ({error}); copy the checkpoint again") from error
+    if not isinstance(card, dict) or "format" not in card:
+        raise UserError(f"{path} is damaged (it names no format); copy the checkpoint again")
+    if card["format"] != FORMAT:
+        raise UserError(f"{path} has format {shown(card['format'])}; this tightbox reads {FORMAT}: upgrade tightbox")
     return card
 
 
@@ -91,6 +93,8 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
     if surplus := sorted(tensors.keys() - own.keys()):
         raise UserError(f"{source} holds {surplus[0]} and {len(surplus) - 1} more tensors that the model does not have")
     for name, value in own.items():
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{source}: {name} holds NaN or infinity; take the checkpoint of an earlier epoch")
         if tensors[name].shape != value.shape:
             raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}")
     module.load_state_dict(tensors)

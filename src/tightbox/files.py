@@ -41,3 +41,35 @@ def write_json(path: Path, content: Any) -> None:
     """`content` as readable JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Within it, no other process is let in for the same folder; where the system has no such locks, all are.
+
+    The lock is the process's own: it is gone with the process, however that ends, and processes that it started do not
+    hold it on, as they would if it were of the open file.
+
+    Raises:
+        UserError: if another process is in, or the disk refuses.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another place") from error
+    with held:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"another process is writing to {folder}; wait for its end, or choose another --out"
+                ) from error
+            # A file system without locks.
+        yield

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tightbox.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
+# Pillow hands these to an interpreter of programs, or to whatever handler another library has registered.
+_UNSAFE = frozenset({"EPS", "WMF", "GRIB", "BUFR", "HDF5"})
 
 # How to turn the stored pixels upright, by the value of the EXIF orientation tag.
 _TURNS = {
@@ -81,6 +83,8 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         UserError: if the image has another size than `size`, turned or not.
     """
     with _reading(path), Image.open(path) as image:
+        if image.format in _UNSAFE:
+            raise UnidentifiedImageError
         image.load()
         turn = _TURNS.get(_orientation(image))
         stored = to_rgb(image)

@@ -23,14 +23,22 @@ def _require_types(options: object) -> None:
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
         if get_origin(kind) is Literal:
-            _require(value in get_args(kind), f"{name} is {value!r}; choose from {', '.join(get_args(kind))}")
+            _require(value in get_args(kind), f"{name} is {value!r:.50}; choose from {', '.join(get_args(kind))}")
         elif kind is float:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            _require(number and -inf < value < inf, f"{name} is {value!r}; it must be a finite number")
+            _require(number and -inf < value < inf, f"{name} is {value!r:.50}; it must be a finite number")
         else:
             wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
             fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            _require(fits, f"{name} is {value!r}; it must be {wanted}")
+            _require(fits, f"{name} is {value!r:.50}; it must be {wanted}")
+            _require(kind is not int or abs(value) < 2**63, f"{name} has more than 63 bits; choose a smaller number")
+
+
+def _require_size(options: Any) -> None:
+    """The sides of a network, so that no card asks for more than a machine has."""
+    for name, most in (("channels", 16384), ("fc_channels", 65536), ("tower_depth", 64)):
+        if hasattr(options, name):
+            _require(getattr(options, name) <= most, f"{name} is {getattr(options, name)}; it must be at most {most}")
 
 
 def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
@@ -52,7 +60,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         _require_types(self)
-        _require(min(self.long_side, self.short_side) >= 32, "long_side and short_side must be at least 32 pixels")
+        sides = (self.long_side, self.short_side)
+        _require(32 <= min(sides) <= max(sides) <= 16384, "long_side and short_side must be from 32 to 16384 pixels")
 
     def scale(self, width: int, height: int) -> float:
         """The factor by which an image of this size is resized."""
@@ -118,6 +127,7 @@ class VFNetOptions:
         _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.tower_depth >= 0, "tower_depth must not be negative")
+        _require_size(self)
         _require(0 <= self.offset_gradient <= 1, "offset_gradient is a fraction: it must be between 0 and 1")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         _require(
@@ -167,6 +177,7 @@ class IoUAwareRetinaNetOptions:
         _require(positive, f"channels is {self.channels}; with group norm it must be a multiple of 32")
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.tower_depth >= 0, "tower_depth must not be negative")
+        _require_size(self)
         _require(self.anchor_scale > 0, "anchor_scale must be positive")
         _require(0 <= self.alpha <= 1, "alpha must be in [0, 1]")
         _require_thresholds(self.score_threshold, self.nms_iou)
@@ -234,6 +245,7 @@ class IoUNetOptions:
         _require_types(self)
         for name in ("channels", "fc_channels", "train_proposals", "proposals", "rois", "jittered_boxes"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require_size(self)
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.anchor_scale > 0, "anchor_scale must be positive")
         _require(0 < self.positive_fraction <= 1, "positive_fraction must be in (0, 1]")

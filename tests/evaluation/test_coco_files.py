@@ -232,7 +232,8 @@ def test_files_are_read(tmp_path: Path) -> None:
         (b"", r"results\.json is empty; .* written as \[\]"),  # nothing
         (b" \n", "is empty"),  # white space
         (b'[{"image_id": 1', "is not valid JSON.* cut off"),  # cut off
-        (b"\xff\xfe\x00", "is not valid JSON"),  # no text
+        (b"\xff\xfe\x00", "is not text at byte"),
+        (b"\xff", "is not text at byte 0; save it as UTF-8"),
     ],
 )
 def test_unreadable_files_are_told(content: bytes, message: str, tmp_path: Path) -> None:

@@ -87,13 +87,17 @@ def test_images_of_any_mode(model: Detector, mode: str) -> None:
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (np.zeros((4, 4), np.uint8), r"an array must be \(H, W, 3\) uint8 RGB, not \(4, 4\) uint8"),  # grey
-        (np.zeros((4, 4, 3)), "not .* float64"),
+        (np.zeros(4, np.uint8), r"an array must be \(H, W, 3\), \(H, W\) or \(H, W, 4\), not \(4,\)"),  # a row
+        (np.zeros((4, 4, 3), np.int64), "must be of uint8, uint16, bool, or floats in .* not of int64"),
+        (np.full((4, 4, 3), 255.0), r"reach from 255 to 255; floats must be in \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), "reach from nan to nan"),
+        (np.full((4, 4), np.inf), "reach from inf to inf"),
+        (torch.full((3, 4, 4), -2.0), "reach from -2 to -2"),  # normalised
         (np.zeros((3, 4, 5), np.uint8), "not"),  # channels first
-        (np.zeros((0, 4, 3), np.uint8), r"must be \(3, H, W\), not \(3, 0, 4\)"),
-        (torch.zeros(4, 4), r"an image tensor must be \(3, H, W\), not \(4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"must be \(3, H, W\).* not \(3, 0, 4\)"),
+        (torch.zeros(2, 4, 4), r"an image tensor must be \(3, H, W\).* not \(2, 4, 4\)"),
         (torch.zeros(1, 3, 4, 4), "must be"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8, or float in .* not torch.int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8, uint16, bool, or float in .* not torch.int64"),
         (None, "cannot make an image of a NoneType; give a path"),
         (7, "cannot make an image of a int"),
         ("no/such/file.jpg", "cannot read no/such/file.jpg: there is no such file"),

@@ -80,13 +80,12 @@ def _calibrated(model: Detector, split: str) -> list[str]:
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.diagnosis.crops import find_images
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.coco_files import from_coco, read_json
+    from tightbox.evaluation.coco_files import read_ground_truth, read_predictions
     from tightbox.progress import progress_bar
 
-    ground_truth, results = Path(args.gt), Path(args.dt)
-    content, rows = read_json(ground_truth), read_json(results)
+    gt, dt = Path(args.gt), Path(args.dt)
+    content, ground_truth = read_ground_truth(gt)
+    predictions = read_predictions(dt, ground_truth)
     with progress_bar("measuring") as progress:
-        diagnosis = diagnose_results(
-            *from_coco(content, rows), title=f"{results.name} against {ground_truth.name}", progress=progress
-        )
-    return diagnosis, find_images(content, ground_truth, None if args.images is None else Path(args.images))
+        diagnosis = diagnose_results(ground_truth, predictions, title=f"{dt.name} against {gt.name}", progress=progress)
+    return diagnosis, find_images(content, gt, None if args.images is None else Path(args.images))

@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.errors import UserError
+from tightbox.reading import is_file, read_lines
 
 USAGE = "CHECKPOINT --out DIR [--class-names FILE | NAME ...]"
 
@@ -55,13 +56,9 @@ def read_class_names(given: Sequence[str]) -> list[str]:
         UserError: if the file is not text, or has no names.
     """
     path = Path(given[0])
-    if len(given) > 1 or not path.is_file():
+    if len(given) > 1 or not is_file(path):
         return list(given)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read class names from {path} ({error}); give a text file with one a line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(path)
     if not names:
         raise UserError(f"{path} has no class names; give a text file with one a line")
     return names

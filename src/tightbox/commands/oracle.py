@@ -54,10 +54,11 @@ def _of_model(args: Namespace) -> Ladder:
 
 
 def _of_results(gt: Path, dt: Path) -> Ladder:
-    from tightbox.evaluation.coco_files import from_coco, read_json
+    from tightbox.evaluation.coco_files import read_ground_truth, read_predictions
     from tightbox.evaluation.ladder import results_ladder
 
-    return results_ladder(*from_coco(read_json(gt), read_json(dt)))
+    _, ground_truth = read_ground_truth(gt)
+    return results_ladder(ground_truth, read_predictions(dt, ground_truth))
 
 
 def _table(ladder: Ladder) -> str:

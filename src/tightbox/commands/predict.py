@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
 SCORE_THRESHOLD = 0.3
+FILES = frozenset({".json", ".jpg", ".jpeg", ".png", ".csv", ".txt"})  # what is no name of a folder
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 
 
@@ -55,6 +56,8 @@ def run(args: Namespace) -> int:
             "--at-iou says which boxes --precision counts as right: give that too, such as --precision 0.95"
         )
     sources, out = find_sources(args.source), Path(args.out)
+    if out.suffix.lower() in FILES or (out.exists() and not out.is_dir()):
+        raise UserError(f"--out {out} is the name of a file; name a folder, such as {out.with_suffix('')}")
     originals = {path.resolve() for path, _ in sources}
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")

@@ -62,7 +62,7 @@ def run(args: Namespace) -> int:
     data = on_data.read(args)
 
     from tightbox.evaluation.coco import evaluate
-    from tightbox.evaluation.coco_files import predictions_from_coco, read_json
+    from tightbox.evaluation.coco_files import read_predictions
     from tightbox.evaluation.figures import percents
     from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.detect import to_results
@@ -79,9 +79,8 @@ def run(args: Namespace) -> int:
             "`tightbox train --model iou_net --standalone`"
         )
     known = data.with_classes(model.class_names)
-    results = read_json(Path(args.dt))
     ground_truth = GroundTruth.from_data(data)
-    given = predictions_from_coco(results, ground_truth)
+    given = read_predictions(Path(args.dt), ground_truth)
     detections = by_record(given, ground_truth, known)
     model.to(on_data.find_device(args.device))
     with progress_bar("rescoring") as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from tightbox.errors import UserError
-from tightbox.files import atomic_path
+from tightbox.files import atomic_path, only_writer
 from tightbox.options import (
     MODEL_OPTIONS,
     AugmentOptions,
@@ -20,6 +21,7 @@ from tightbox.options import (
     TrainOptions,
     from_earlier_versions,
 )
+from tightbox.reading import is_file, read_yaml
 
 USAGE = "--data DIR --out DIR [--init CHECKPOINT] [--config FILE] [--resume] [options]"
 CONFIGURATION = "config.yaml"
@@ -89,12 +91,17 @@ def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--resume", action="store_true")
-    for option in ("--out", "--init", "--config"):
+    for option in ("--out", "--init"):
         first.add_argument(option)
-    named, _ = first.parse_known_args(arguments)
+    first.add_argument("--config", action="append", default=[])
+    try:
+        named, _ = first.parse_known_args(arguments)
+    except SystemExit:  # an option without its value: the parser of all options says so
+        return {}
     if named.resume:
         return {} if named.out is None else _flat(_configuration(Path(named.out)))
-    init = named.init or (_named_in(named.config) if named.config else None)
+    inits = [_named_in(Path(config)) for config in named.config if config]
+    init = named.init or next((init for init in reversed(inits) if init), None)
     return _choices_of(Path(init)) if init else {}
 
 
@@ -103,20 +110,25 @@ def _choices_of(checkpoint: Path) -> dict[str, Any]:
     from tightbox.checkpoint import read_card
 
     card = read_card(checkpoint)
-    own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
-    options = from_earlier_versions(card["model"], card["options"])
-    return _flat({**own, **card["preprocess"], "model": card["model"], card["model"]: options})
-
-
-def _named_in(config: str) -> str | None:
-    """The checkpoint to start from in a configuration file; the parser says what else is wrong with the file."""
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content.get("init") if isinstance(content, dict) else None
+        own = {"backbone" if name == "name" else name: value for name, value in card["backbone"].items()}
+        options = from_earlier_versions(card["model"], card["options"])
+        return _flat({**own, **card["preprocess"], "model": card["model"], card["model"]: options})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the card of {checkpoint} is damaged ({error}); copy the checkpoint again") from error
+
+
+def _named_in(config: Path) -> str | None:
+    """The checkpoint to start from in a configuration file; the parser says which of its options are wrong."""
+    try:
+        content = read_yaml(config)
+        config.read_text(encoding="utf-8")  # as jsonargparse reads it
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config} is not UTF-8 text; save it as such") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{config} holds no options; write them as lines such as epochs: 50")
+    init = content.get("init")
+    return init if isinstance(init, str) else None
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,12 +145,7 @@ def run(args: Namespace) -> int:
     if args.standalone and args.model != "iou_net":
         raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
     args.iou_net.standalone |= args.standalone
-    backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
-    if args.init or args.resume:
-        backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
-    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
-    augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
-    MODEL_OPTIONS[args.model](**chosen)  # refuses what makes no sense before anything is read
+    backbone, preprocess, options, augment, chosen = choices(args)
     if args.resume:
         _require_same_run(args, out)
     elif any((out / name).exists() for name in SAVED):
@@ -179,11 +186,14 @@ def run(args: Namespace) -> int:
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
     state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
 
-    def write_configuration() -> None:
-        with atomic_path(out / CONFIGURATION) as temporary:
-            temporary.write_text(_resolved(args), encoding="utf-8")
+    with ExitStack() as until_trained:
 
-    trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
+        def write_configuration() -> None:
+            until_trained.enter_context(only_writer(out))
+            with atomic_path(out / CONFIGURATION) as temporary:
+                temporary.write_text(_resolved(args), encoding="utf-8")
+
+        trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
     if args.model == "iou_net" and args.iou_net.standalone:
@@ -193,26 +203,43 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def choices(
+    args: Namespace,
+) -> tuple[BackboneOptions, Preprocess, TrainOptions, AugmentOptions, dict[str, Any]]:
+    """What was chosen, the model's own options last.
+
+    Raises:
+        UserError: if a choice makes no sense.
+    """
+    if args.model not in MODEL_OPTIONS:  # a configuration file may say null
+        raise UserError(f"--model is {args.model}; choose from {', '.join(MODEL_OPTIONS)}")
+    backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
+    if args.init or args.resume:
+        backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
+    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
+    augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
+    MODEL_OPTIONS[args.model](**chosen)
+    return backbone, preprocess, options, augment, chosen
+
+
 def _configuration(out: Path) -> dict[str, Any]:
     """The options that the run in `out` was started with, by today's names.
 
     Raises:
         UserError: if there are none.
     """
-    import yaml
-
     path = out / CONFIGURATION
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(
             f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume, in an empty --out"
         )
     try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_yaml(path)
         return {
             name: from_earlier_versions(name, value) if isinstance(value, dict) else value
             for name, value in content.items()
         }
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); start anew in another --out") from error
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity
+from tightbox.errors import UserError
+from tightbox.reading import LARGEST_INTEGER, LARGEST_NUMBER, is_file, read_json, shown
 
+LARGEST_SIDE = 1_000_000  # pixels; what claims to be wider is asked for its header
 _DOCTOR = "tightbox doctor lists every such case"
 
 
@@ -42,8 +44,8 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
             parsed.error("annotation", f"entry {number} of the annotations in {json_path} is no object", "remove it")
             continue
         image_id, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-        own = str(annotation.get("id", f"number {number}"))
-        where = f"annotation {own} of image {image_id} in {json_path}"
+        own = shown(annotation["id"]) if "id" in annotation else f"number {number}"
+        where = f"annotation {own} of image {shown(image_id)} in {json_path}"
         if own in seen:
             message = f"{json_path} has annotation id {own} more than once, and pycocotools would keep only the last"
             parsed.findings.append(Finding(Severity.NOTE, "duplicate-annotation-id", "", message, "number them anew"))
@@ -57,13 +59,13 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
             continue
         path = parsed.images[position].path
         if label is None:
-            message = f"{where} names category id {category}, which is not in categories"
+            message = f"{where} names category id {shown(category)}, which is not in categories"
             parsed.error("unknown-category", message, f"add the category or correct the annotation; {_DOCTOR}", path)
         elif box is None:
-            message = f"{where} has the bbox {bbox}, which is not 4 finite numbers"
+            message = f"{where} has the bbox {shown(bbox)}, which is not 4 finite numbers"
             parsed.error("bbox", message, f"give it [x, y, width, height] in pixels; {_DOCTOR}", path)
         elif crowd is None:
-            message = f"{where} has the iscrowd {annotation['iscrowd']!r:.50}, which is neither 0 nor 1"
+            message = f"{where} has the iscrowd {shown(annotation['iscrowd'])}, which is neither 0 nor 1"
             parsed.error("iscrowd", message, f"write it as one of these numbers; {_DOCTOR}", path)
         else:
             parsed.boxes.append(RawBox(position, label, box, crowd, _area(annotation.get("area"))))
@@ -78,17 +80,9 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
 
 def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
     try:
-        content = json.loads(json_path.read_bytes())
-    except OSError as error:
-        parsed.error("json", f"cannot read {json_path}: {error.strerror}", "check the path and its permissions")
-        return None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno} (character {error.pos} of {len(error.doc)})"
-        message = f"{json_path} is not valid JSON at {place}: {error.msg}"
-        parsed.error("json", message, "it may be cut off: copy or export it again")
-        return None
-    except UnicodeDecodeError as error:
-        parsed.error("json", f"{json_path} is not text at byte {error.start}", "copy or export it again")
+        content = read_json(json_path)
+    except UserError as error:
+        parsed.refuse("json", error)
         return None
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
@@ -123,7 +117,7 @@ def _images(rows: list[Any], json_path: Path, image_dirs: Sequence[Path], parsed
     position_of: dict[int, int] = {}
     names = [row["file_name"] for row in rows[:20] if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
     # Judged by several images, because the first may be the one that is missing; ties go to the usual folder.
-    folder = max(image_dirs, key=lambda folder: sum((folder / name).is_file() for name in names))
+    folder = max(image_dirs, key=lambda folder: sum(is_file(folder / name) for name in names))
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("file_name"), str):
             message = f"entry {number} of the images in {json_path} lacks a whole-number id or a file_name"
@@ -135,7 +129,7 @@ def _images(rows: list[Any], json_path: Path, image_dirs: Sequence[Path], parsed
             message = f"{json_path} gives image id {row['id']} to both {other} and {path.name}"
             parsed.error("duplicate-image-id", message, "number the images anew, and their annotations with them", path)
         width, height = row.get("width"), row.get("height")
-        if not (_is_id(width) and _is_id(height) and width > 0 and height > 0):
+        if not (_is_id(width) and _is_id(height) and 0 < min(width, height) <= max(width, height) <= LARGEST_SIDE):
             width, height = parsed.size_of(path)
         position_of.setdefault(row["id"], len(parsed.images))
         parsed.images.append(RawImage(path, row["id"], width, height))
@@ -143,12 +137,11 @@ def _images(rows: list[Any], json_path: Path, image_dirs: Sequence[Path], parsed
 
 
 def _is_id(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # The bound also refuses nan, inf and what float32 areas cannot hold.
-    return isinstance(value, (int, float)) and abs(value) < 1e15
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
 def _xyxy(bbox: object) -> tuple[float, float, float, float] | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 from tightbox.data.records import Parsed
+from tightbox.errors import UserError
+from tightbox.reading import numbers, read_text, shown
+
+_COUNT_DIGITS = 9
 
 
 class Entry(NamedTuple):
@@ -27,14 +30,19 @@ def read_entries(path: Path, columns: int, parsed: Parsed) -> list[Entry]:
         parsed: takes the errors.
     """
     blocks: list[list[tuple[int, str]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    try:
+        lines = read_text(path).splitlines()
+    except UserError as error:
+        parsed.refuse("face-list", error)
+        return []
+    for number, line in enumerate(lines, 1):
         text = line.strip()
         if "/" in text:
             blocks.append([(number, text)])
         elif text and blocks:
             blocks[-1].append((number, text))
         elif text:
-            message = f"{path}:{number}: {text!r} comes before the first image's name"
+            message = f"{path}:{number}: {shown(text)} comes before the first image's name"
             parsed.error("face-list", message, "it may be another file: copy or download it again")
             return []
     return [Entry(block[0][1], _rows(path, block, columns, parsed)) for block in blocks]
@@ -43,7 +51,7 @@ def read_entries(path: Path, columns: int, parsed: Parsed) -> list[Entry]:
 def _rows(path: Path, block: list[tuple[int, str]], columns: int, parsed: Parsed) -> list[tuple[float, ...]]:
     (number, name), *lines = block
     fix = "the file may be cut off: copy or download it again"
-    if not lines or not lines[0][1].isdecimal():
+    if not lines or not lines[0][1].isdecimal() or len(lines[0][1]) > _COUNT_DIGITS:
         parsed.error("face-list", f"{path}:{number}: no number of faces follows {name}", fix)
         return []
     (number, count), *lines = lines
@@ -51,7 +59,7 @@ def _rows(path: Path, block: list[tuple[int, str]], columns: int, parsed: Parsed
     for place, text in lines:
         row = _numbers(text)
         if len(row) != columns:
-            message = f"{path}:{place}: {text!r} is not a row of {columns} numbers"
+            message = f"{path}:{place}: {shown(text)} is not a row of {columns} numbers"
             parsed.error("face-list", message, "correct or remove the line")
             return []
         rows.append(row)
@@ -67,7 +75,6 @@ def _rows(path: Path, block: list[tuple[int, str]], columns: int, parsed: Parsed
 def _numbers(text: str) -> tuple[float, ...]:
     """The numbers of a line; none if one of them is no finite number."""
     try:
-        numbers = tuple(map(float, text.split()))
+        return tuple(numbers(text))
     except ValueError:
         return ()
-    return numbers if all(map(isfinite, numbers)) else ()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tightbox.data.face_lists import Entry, read_entries
 from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage
 from tightbox.errors import UserError
+from tightbox.reading import is_file, read_text
 
 _COLUMNS = 6  # major radius, minor radius, angle, centre x, centre y, and a 1
 
@@ -95,6 +96,10 @@ def _parse(root: Path, split: str, folds: Sequence[Path]) -> Parsed:
         return parsed
     for entry in _entries(folds, parsed):
         for major, minor, angle, x, y, _ in entry.rows:
+            if min(major, minor) <= 0:
+                message = f"{entry.name} has an ellipse with the radii {major:g} and {minor:g}"
+                parsed.error("face-list", message, "correct or remove it", folder / f"{entry.name}.jpg")
+                continue
             box, area = ellipse_box(major, minor, angle, x, y), math.pi * major * minor
             parsed.boxes.append(RawBox(len(parsed.images), 0, box, area=area))
         image = folder / f"{entry.name}.jpg"
@@ -111,7 +116,11 @@ def _entries(folds: Sequence[Path], parsed: Parsed) -> list[Entry]:
     for fold in folds:
         found = read_entries(fold, _COLUMNS, parsed)
         names = fold.with_name(fold.name.replace("-ellipseList", ""))
-        listed = names.read_text(encoding="utf-8-sig").split() if names.is_file() else [name for name, _ in found]
+        try:
+            listed = read_text(names).split() if is_file(names) else [name for name, _ in found]
+        except UserError as error:
+            parsed.refuse("face-list", error)
+            continue
         for line, (name, entry) in enumerate(zip_longest(listed, found), 1):
             if entry is None or name != entry.name:
                 message = f"{names}:{line}: {name or 'the end'} is not what {fold.name} has there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -238,12 +239,16 @@ class Parsed:
         """Notes something that a reader must refuse."""
         self.findings.append(Finding(Severity.ERROR, check, str(image), message, fix))
 
+    def refuse(self, check: str, error: UserError, image: Path | str = "") -> None:
+        """Notes a refusal of what lies below as an error."""
+        self.findings.append(Finding.from_error(check, error, str(image)))
+
     def size_of(self, path: Path) -> tuple[int, int]:
         """(width, height) from the image's header, or (0, 0) and an error noted."""
         try:
             return image_size(path)
         except UnreadableImage as error:
-            self.findings.append(Finding.from_error("unreadable-image", error, str(path)))
+            self.refuse("unreadable-image", error, path)
             return 0, 0
 
     def set_classes(self, ids: Iterable[int], names: Iterable[str], source: Path) -> None:
@@ -293,8 +298,8 @@ class Parsed:
             if finding.severity is Severity.ERROR:
                 raise UserError(str(finding))
         first = self.images[0].path
-        if not first.is_file():
-            missing = f"image {first}" if first.parent.is_dir() else f"folder of images {first.parent}"
+        if not os.path.isfile(first):  # which Path's own raises at, if the name is too long
+            missing = f"image {first}" if os.path.isdir(first.parent) else f"folder of images {first.parent}"
             raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the images there")
         table = self.columns()
         kept = table.non_degenerate

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import isfinite
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING
 
 from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
+from tightbox.reading import is_file, numbers, read_lines, read_xml, shown
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+LARGEST_DIGITS = 6  # of a width; what claims to be wider is asked for its header
 
 
 def read_voc(root: Path, split: str) -> DetectionData:
@@ -59,14 +64,10 @@ def _lists(years: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return [path for year in years for name in names if (path := year / "ImageSets" / "Main" / f"{name}.txt").is_file()]
 
 
-def _names(image_list: Path) -> list[str]:
-    return [line.strip() for line in image_list.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-
-
 def _has_test(year: Path) -> bool:
     """Whether the test images and their annotations lie there: VOC2012's list comes without either."""
-    first = [name for path in _lists([year], ["test"]) for name in _names(path)[:1]]
-    return any((year / "Annotations" / f"{name}.xml").is_file() and name in _images(year) for name in first)
+    first = [name for path in _lists([year], ["test"]) for name in read_lines(path)[:1]]
+    return any(is_file(year / "Annotations" / f"{name}.xml") and name in _images(year) for name in first)
 
 
 def _images(year: Path) -> dict[str, Path]:
@@ -84,7 +85,7 @@ def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path])
     for image_list in lists:
         year = image_list.parents[2]
         image_of = _images(year)
-        for name in _names(image_list):
+        for name in _names(image_list, parsed):
             image = image_of.get(name, year / "JPEGImages" / f"{name}.jpg")
             xml = year / "Annotations" / f"{name}.xml"
             if xml not in trees:
@@ -96,42 +97,50 @@ def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path])
                 continue
             _add_boxes(tree, xml, image, label_of, parsed)
             sides = [_text(tree, f"size/{side}") for side in ("width", "height")]
-            known = all(side.isdecimal() and int(side) > 0 for side in sides)
+            known = all(side.isdecimal() and len(side) <= LARGEST_DIGITS and int(side) > 0 for side in sides)
             width, height = map(int, sides) if known else parsed.size_of(image)
             parsed.images.append(RawImage(image, len(parsed.images) + 1, width, height))
     return parsed
 
 
-def _tree(path: Path, parsed: Parsed) -> ElementTree.Element | None:
+def _names(image_list: Path, parsed: Parsed) -> list[str]:
     try:
-        return ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        message = f"{path} is not valid XML at line {error.position[0]}, column {error.position[1]}"
-        parsed.error("xml", message, "it may be cut off: copy or export it again")
+        return read_lines(image_list)
+    except UserError as error:
+        parsed.refuse("image-list", error)
+        return []
+
+
+def _tree(path: Path, parsed: Parsed) -> Element | None:
+    try:
+        return read_xml(path)
+    except UserError as error:
+        parsed.refuse("xml", error)
         return None
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _add_boxes(tree: ElementTree.Element, xml: Path, image: Path, label_of: dict[str, int], parsed: Parsed) -> None:
+def _add_boxes(tree: Element, xml: Path, image: Path, label_of: dict[str, int], parsed: Parsed) -> None:
     for number, entry in enumerate(tree.iterfind("object"), 1):
         name = _text(entry, "name")
         corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        box = _numbers(corners)
+        box = _box(corners)
         if name and box is not None:
             x1, y1, x2, y2 = box
             difficult = _text(entry, "difficult") == "1"
             parsed.boxes.append(RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult))
             continue
-        message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {', '.join(corners)}"
+        held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
+        message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"
         parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
 
 
-def _numbers(texts: Sequence[str]) -> list[float] | None:
+def _box(texts: Sequence[str]) -> list[float] | None:
     try:
-        numbers = [float(text) for text in texts]
+        corners = numbers(" ".join(texts))
     except ValueError:
         return None
-    return numbers if all(map(isfinite, numbers)) else None
+    return corners if len(corners) == 4 else None

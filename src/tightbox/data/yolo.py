@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
+from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text, read_yaml, shown
 
 _SLACK = 1e-3  # how far outside the image rounding may put a coordinate
 
@@ -36,12 +38,13 @@ def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
     """The parser of the split, if `root` has a YOLO layout and the split is there.
 
     Raises:
-        UserError: if data.yaml is no valid YAML.
+        UserError: if data.yaml cannot be read.
     """
     settings = _settings(root)
     names = split_names(split)
     entries: Any = next((settings[name] for name in names if settings.get(name)), [])
-    listed = [_resolve(root, settings, str(entry)) for entry in ([entries] if isinstance(entries, str) else entries)]
+    texts = [entry for entry in (entries if isinstance(entries, list) else [entries]) if isinstance(entry, str)]
+    listed = [_resolve(root, settings, entry) for entry in texts]
     usual = [folder for name in names for folder in (root / "images" / name, root / name / "images")]
     sources = [path for path in listed if path] or [folder for folder in usual if folder.is_dir()][:1]
     return partial(_parse, root, split, settings, sources) if sources else None
@@ -54,9 +57,9 @@ def parse_line(line: str, classes: int) -> tuple[int, tuple[float, float, float,
         ValueError: that says what is wrong with the line.
     """
     try:
-        number, *values = map(float, line.split())
+        number, *values = any_numbers(line)
     except ValueError:
-        raise ValueError(f"{line!r} is not a row of numbers") from None
+        raise ValueError(f"{shown(line)} is not a row of numbers") from None
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(f"{len(values) + 1} numbers are neither a box (5) nor a polygon (7, 9, 11, ...)")
     if not (0 <= number < classes and number.is_integer()):
@@ -74,14 +77,7 @@ def parse_line(line: str, classes: int) -> tuple[int, tuple[float, float, float,
 def _settings(root: Path) -> dict[str, Any]:
     """The content of data.yaml, or of another YAML file at the top with such keys; empty if there is none."""
     for path in sorted(root.glob("*.y*ml"), key=lambda path: (path.stem != "data", path)):
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_bytes())
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f":{mark.line + 1}" if mark else ""
-            raise UserError(f"{path}{place} is not valid YAML; correct it or write it anew") from error
+        content = read_yaml(path)
         if isinstance(content, dict) and content.keys() & {"names", "train", "val"}:
             return content
     return {}
@@ -94,28 +90,31 @@ def _resolve(root: Path, settings: dict[str, Any], entry: str) -> Path | None:
     """
     bases = [root / str(settings.get("path") or ""), root]
     places = [base / text for base in bases for text in (entry, entry.removeprefix("../"))]
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if exists(place)), None)
 
 
 def _class_names(root: Path, settings: dict[str, Any]) -> list[str]:
     names = settings.get("names")
     if isinstance(names, dict):
-        return [str(names[key]) for key in sorted(names)] if set(names) == set(range(len(names))) else []
+        names = [names[key] for key in sorted(names)] if set(names) == set(range(len(names))) else []
     if isinstance(names, list):
-        return [str(name) for name in names]
+        plain = not any(name is None or isinstance(name, (dict, list, set)) for name in names)
+        return [str(name) for name in names] if plain else []
     for path in (root / "classes.txt", root / "labels" / "classes.txt"):
         if path.is_file():
-            return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            return read_lines(path)
     return []
 
 
 def _images(source: Path) -> list[Path]:
     """The images of a folder, or those that a text file lists relative to itself."""
     if source.is_dir():
+        if source.resolve() == Path(source.anchor or "/"):
+            raise UserError(f"{source} is the whole disk, and no folder of images; correct data.yaml")
         found = source.rglob("*")
         return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    lines = source.read_text(encoding="utf-8-sig").splitlines()
-    return [source.parent / line.strip() for line in lines if line.strip()]
+    listed = [source.parent / line for line in read_lines(source)]
+    return [path for path in listed if path.name]
 
 
 def _label_file(image: Path) -> Path:
@@ -124,26 +123,30 @@ def _label_file(image: Path) -> Path:
     if above:
         images = beside.parents[above[0]]
         swapped = images.with_name("labels") / beside.relative_to(images)
-        if swapped.parent.is_dir():
+        if os.path.isdir(swapped.parent):
             return swapped
     return beside
 
 
 def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[Path]) -> Parsed:
     parsed = Parsed(f"YOLO ({', '.join(str(path) for path in sources)})", root, split)
-    names = _class_names(root, settings)
+    try:
+        names = _class_names(root, settings)
+        images = sorted({image for source in sources for image in _images(source)})
+    except UserError as error:
+        parsed.refuse("yolo-list", error)
+        return parsed
     if not names:
         message = f"{root} has no list of class names, or one whose numbers are not 0, 1, 2, ..."
         fix = "write data.yaml there with a line such as names: [cat, dog], or classes.txt with one name a line"
         parsed.error("class-names", message, fix)
         return parsed
     parsed.set_classes(range(len(names)), names, root)
-    images = sorted({image for source in sources for image in _images(source)})
     found = False
     for image in images:
         width, height = parsed.size_of(image)
         labels = _label_file(image)
-        if labels.is_file():
+        if is_file(labels):
             found = True
             _add_boxes(labels, image, (width, height), parsed)
         parsed.images.append(RawImage(image, len(parsed.images) + 1, width, height))
@@ -155,7 +158,12 @@ def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[P
 
 def _add_boxes(labels: Path, image: Path, size: tuple[int, int], parsed: Parsed) -> None:
     width, height = size
-    for number, line in enumerate(labels.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    try:
+        lines = read_text(labels).splitlines()
+    except UserError as error:
+        parsed.refuse("yolo-line", error, image)
+        return
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,33 @@ from tightbox.errors import UserError
 from tightbox.evaluation.figures import Floats, Ints
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.overlaps import overlapping_pairs
+from tightbox.reading import LARGEST_NUMBER, naming, read_json, shown
 
 Json = Mapping[str, Any]
 
-LARGEST = 1e15  # refuses NaN and infinity too
 ROUNDING = 1e-6  # float32 arithmetic ends this little outside [0, 1] at times
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of ground truth or results.
+def read_ground_truth(path: Path) -> tuple[Any, GroundTruth]:
+    """The content of a COCO file, as it is and as columns.
 
     Raises:
-        UserError: if it cannot be read, or is no JSON.
+        UserError: as `ground_truth_from_coco`, naming the file.
     """
-    try:
-        content = path.read_bytes()
-        return json.loads(content)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
-    except ValueError as error:  # no JSON, or no text
-        if not content.strip():
-            raise UserError(f"{path} is empty; results without any detection are written as []") from error
-        raise UserError(f"{path} is not valid JSON: {error}; it may be cut off, write or copy it again") from error
+    content = read_json(path)
+    with naming(path):
+        return content, ground_truth_from_coco(content)
+
+
+def read_predictions(path: Path, ground_truth: GroundTruth) -> Predictions:
+    """The rows of a COCO result file as columns.
+
+    Raises:
+        UserError: as `predictions_from_coco`, naming the file.
+    """
+    rows = read_json(path)
+    with naming(path):
+        return predictions_from_coco(rows, ground_truth)
 
 
 def ground_truth_from_coco(content: Any) -> GroundTruth:
@@ -58,7 +63,7 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
     sizes, file_names = np.full((len(image_ids), 2), np.nan), [str(image_id) for image_id in image_ids]
     for row in content["images"]:
         width, height = row.get("width"), row.get("height")
-        if isinstance(width, (int, float)) and isinstance(height, (int, float)):
+        if _is_number(width) and _is_number(height):
             sizes[image_at[row["id"]]] = width, height
         file_names[image_at[row["id"]]] = str(row.get("file_name", row["id"]))
     rows = content["annotations"]
@@ -69,7 +74,7 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
     areas = np.where(absent, boxes[:, 2:].prod(axis=1), given)
     _refuse_first(
         ~np.isfinite(areas),
-        lambda i: f"annotation {i + 1} has the area {rows[i].get('area')!r:.50}, which must be finite; correct it",
+        lambda i: f"annotation {i + 1} has the area {shown(rows[i].get('area'))}, which must be finite; correct it",
     )
     return GroundTruth(
         image_ids=image_ids,
@@ -98,10 +103,10 @@ def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:
         UserError: as for `ground_truth_from_coco`; or if the boxes are corners [x1, y1, x2, y2].
     """
     if isinstance(rows, dict):
-        keys = ", ".join(list(rows)[:5]) or "none"
+        keys = ", ".join(f"{key:.50}" for key in list(rows)[:5]) or "none"
         raise UserError(f"the results must be a list of detections, but are one object with the keys {keys}")
     if not isinstance(rows, list):
-        raise UserError(f"the results must be a list of detections, but are {rows!r:.50}")
+        raise UserError(f"the results must be a list of detections, but are {shown(rows)}")
     images = _positions(rows, "result", "image_id", ground_truth.image_ids)
     labels = _positions(rows, "result", "category_id", ground_truth.category_ids)
     if rows and "bbox" not in rows[0] and "segmentation" in rows[0]:
@@ -111,7 +116,7 @@ def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:
     _refuse_first(
         ~np.isfinite(scores) | (scores < -ROUNDING) | (scores > 1 + ROUNDING),
         lambda i: (
-            f"result {i + 1} has the score {rows[i].get('score')!r:.50}, but needs a number in [0, 1]; "
+            f"result {i + 1} has the score {shown(rows[i].get('score'))}, but needs a number in [0, 1]; "
             "divide percentages by 100, apply a sigmoid to logits"
         ),
     )
@@ -133,7 +138,10 @@ def from_coco(content: Any, rows: Any) -> tuple[GroundTruth, Predictions]:
 
 def _ids(rows: Sequence[Any], key: str) -> tuple[int, ...]:
     try:
-        return tuple(sorted({row["id"] for row in rows}))
+        ids = {row["id"] for row in rows}
+        if not all(isinstance(number, (int, str)) and not isinstance(number, bool) for number in ids):
+            raise TypeError(key)
+        return tuple(sorted(ids))
     except (KeyError, TypeError) as error:
         raise UserError(f"the ground truth's {key} must be objects that each have a whole number as id") from error
 
@@ -143,7 +151,9 @@ def _class_names(categories: Sequence[Json]) -> tuple[str, ...]:
     names = {}
     for category in categories:
         if not isinstance(category.get("name"), str):
-            raise UserError(f"the category with the id {category['id']!r:.50} has no name; add one to the ground truth")
+            raise UserError(
+                f"the category with the id {shown(category['id'])} has no name; add one to the ground truth"
+            )
         names[category["id"]] = category["name"]
     unique: dict[str, None] = {}
     for number in sorted(names):
@@ -156,7 +166,7 @@ def _is_crowd(annotation: Json, number: int) -> bool:
     crowd = crowd_flag(annotation)
     if crowd is None:
         raise UserError(
-            f"annotation {number} has the iscrowd {annotation['iscrowd']!r:.50}, which is neither 0 nor 1; "
+            f"annotation {number} has the iscrowd {shown(annotation['iscrowd'])}, which is neither 0 nor 1; "
             "write it as one of these numbers"
         )
     return crowd
@@ -168,31 +178,43 @@ def _positions(rows: Sequence[Any], kind: str, field: str, ids: Sequence[int]) -
     at = np.empty(len(rows), dtype=np.int64)
     for i, row in enumerate(rows):
         try:
-            at[i] = position[row[field]]
+            number = row[field]
+            if number is True or number is False:  # which Python takes for 1 and 0
+                raise KeyError(number)
+            at[i] = position[number]
         except (KeyError, TypeError) as error:
             if not isinstance(row, dict) or field not in row:
                 raise UserError(
-                    f"{kind} {i + 1} must be an object with the field {field}, but is {row!r:.200}"
+                    f"{kind} {i + 1} must be an object with the field {field}, but is {shown(row)}"
                 ) from error
-            example = f", whose ids are such as {ids[0]!r}" if ids else ""
+            example = f", whose ids are such as {shown(ids[0])}" if ids else ""
             raise UserError(
-                f"{kind} {i + 1} has the {field} {row[field]!r:.50}, which the data set does not know{example}; "
+                f"{kind} {i + 1} has the {field} {shown(row[field])}, which the data set does not know{example}; "
                 "check that the files belong together"
             ) from error
     return at
 
 
 def _boxes(rows: Sequence[Any], kind: str) -> Floats:
-    """(N, 4) the boxes, all finite."""
+    """(N, 4) the boxes, all finite and none of a negative width or height."""
     try:
-        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(len(rows), 4)
-    except (KeyError, TypeError, ValueError, OverflowError):  # some row is to blame: find out which
-        boxes = np.array([_box_or_nan(row) for row in rows])
+        lists = [row["bbox"] for row in rows]
+        if not set(map(type, chain.from_iterable(lists))) <= {int, float}:
+            raise TypeError(kind)
+        boxes = np.array(lists, dtype=np.float64).reshape(len(rows), 4)
+    except (KeyError, TypeError, ValueError, OverflowError):  # some row is to blame, or its numbers are NumPy's
+        boxes = np.array([_box_or_nan(row) for row in rows]).reshape(len(rows), 4)
     _refuse_first(
-        ~(np.abs(boxes) < LARGEST).all(axis=1),
+        ~(np.abs(boxes) < LARGEST_NUMBER).all(axis=1),
         lambda i: (
             f"{kind} {i + 1} must have a bbox [x, y, width, height] of finite numbers, but has "
-            f"{rows[i].get('bbox')!r:.100}"
+            f"{shown(rows[i].get('bbox'))}"
+        ),
+    )
+    _refuse_first(
+        (boxes[:, 2:] < 0).any(axis=1),
+        lambda i: (
+            f"{kind} {i + 1} has the bbox {shown(rows[i]['bbox'])}, whose width or height is negative; correct it"
         ),
     )
     return boxes
@@ -200,10 +222,17 @@ def _boxes(rows: Sequence[Any], kind: str) -> Floats:
 
 def _box_or_nan(row: Json) -> Sequence[float]:
     try:
-        x, y, width, height = map(float, row["bbox"])
+        x, y, width, height = row["bbox"]
+        return list(map(float, (x, y, width, height))) if all(map(_is_number, (x, y, width, height))) else [np.nan] * 4
     except (KeyError, TypeError, ValueError, OverflowError):
         return [np.nan] * 4
-    return [x, y, width, height]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number as JSON has them, or one of NumPy's; no text, and neither true nor false."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        return False
+    return not isinstance(value, int) or abs(value) < LARGEST_NUMBER
 
 
 def _numbers(rows: Sequence[Json], kind: str, field: str) -> Floats:
@@ -211,10 +240,9 @@ def _numbers(rows: Sequence[Json], kind: str, field: str) -> Floats:
     numbers = np.full(len(rows), np.nan)
     for i, row in enumerate(rows):
         if (value := row.get(field)) is not None:
-            try:
-                numbers[i] = value
-            except (TypeError, ValueError, OverflowError) as error:
-                raise UserError(f"{kind} {i + 1} must have a number as its {field}, but has {value!r:.100}") from error
+            if not _is_number(value):
+                raise UserError(f"{kind} {i + 1} must have a number as its {field}, but has {shown(value)}")
+            numbers[i] = value
     return numbers
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.records import DetectionData
 from tightbox.models import Detector
+from tightbox.models.evaluation_mode import evaluation_mode
 from tightbox.structures import ImageBatch, Targets
 
 Progress = Callable[[int, int], None]
@@ -60,13 +61,10 @@ def batches(
     """
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=loading.skip_unreadable)
     chosen = range(len(dataset)) if indices is None else indices
-    device, training, done = model.device, model.training, 0
-    model.eval()
-    try:
+    device, done = model.device, 0
+    with evaluation_mode(model):
         for images, targets, numbers in evaluation_loader(dataset, chosen, loading.batch_size, loading.workers):
             yield Batch(images.to(device), [target.to(device) for target in targets], numbers)
             done += len(numbers)
             if progress is not None:
                 progress(done, len(chosen))
-    finally:
-        model.train(training)

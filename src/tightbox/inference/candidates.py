@@ -16,9 +16,11 @@ from torch import Tensor
 
 from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
+from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
 from tightbox.inference.batches import LOADING, Loading, Progress, batches
 from tightbox.models import Detector
+from tightbox.reading import read_json
 from tightbox.structures import Candidates, Detections, Targets
 from tightbox.version import __version__
 
@@ -110,10 +112,17 @@ def cache_candidates(
 
 
 def read_candidates(folder: Path) -> Iterator[ImageCandidates]:
-    """Those of every record, from a folder of `cache_candidates`."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    for file, images in enumerate(index):
-        tensors = safetensors.torch.load_file(folder / f"{file:05d}.safetensors")
+    """Those of every record, from a folder of `cache_candidates`.
+
+    Raises:
+        UserError: if a file of it cannot be read.
+    """
+    for file, images in enumerate(read_json(folder / INDEX)):
+        path = folder / f"{file:05d}.safetensors"
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); delete {folder}, which is made anew") from error
         if "ious" in tensors and len(tensors["ious"]) == 0:
             tensors["ious"] = tensors["class_scores"]
         together, start = Candidates(**tensors), 0

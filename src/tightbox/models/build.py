@@ -18,6 +18,7 @@ from tightbox.models.skip_init import SkipInit
 from tightbox.models.unitbox import UnitBox
 from tightbox.models.vfnet import VFNet
 from tightbox.options import BackboneOptions, Preprocess, from_earlier_versions
+from tightbox.reading import naming
 
 DETECTORS: dict[str, type[Detector]] = {kind.name: kind for kind in (VFNet, IoUAwareRetinaNet, IoUNet, UnitBox)}
 
@@ -49,8 +50,8 @@ def create_model(
     >>> create_model("vfnet", num_classes=3, backbone="resnet18", pretrained_backbone=False, channels=32).class_names
     ('0', '1', '2')
     """
-    if name not in DETECTORS:
-        raise UserError(f"there is no model named {name!r}; there is: {', '.join(DETECTORS)}")
+    if not isinstance(name, str) or name not in DETECTORS:
+        raise UserError(f"there is no model named {name!r:.50}; there is: {', '.join(DETECTORS)}")
     kind = DETECTORS[name]
     if class_names is None and num_classes is None:
         raise UserError("say how many classes there are (num_classes) or what they are called (class_names)")
@@ -59,6 +60,8 @@ def create_model(
     if num_classes is not None and not isinstance(num_classes, int):
         raise UserError(f"num_classes is {num_classes!r}; it must be a whole number")
     names = [str(i) for i in range(num_classes or 0)] if class_names is None else list(class_names)
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"class_names are {names!r:.100}; each must be a text")
     if num_classes is not None and num_classes != len(names):
         raise UserError(f"num_classes is {num_classes} but {len(names)} class names are given")
     known = {field.name for field in fields(kind.Options)}
@@ -82,7 +85,7 @@ def load(path: str | Path) -> Detector:
     card = read_card(folder)
     try:
         backbone = BackboneOptions(**{**card["backbone"], "pretrained": False})
-        with SkipInit():
+        with SkipInit(), naming(folder / CARD):
             model = create_model(
                 card["model"],
                 class_names=card["class_names"],
@@ -90,12 +93,17 @@ def load(path: str | Path) -> Detector:
                 preprocess=Preprocess(**card["preprocess"]),
                 **from_earlier_versions(card["model"], card["options"]),
             )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever timm and PyTorch say of options that fit no network
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / CARD} is damaged ({reason}); copy the checkpoint again") from error
     load_weights(model, read_weights(folder), str(folder / WEIGHTS))
-    model.metrics = card.get("metrics", {})
+    metrics = card.get("metrics", {})
+    model.metrics = metrics if isinstance(metrics, dict) else {}
     if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
-        model.calibration = Calibration.from_json(card["calibration"])
+        with naming(folder / CARD):
+            model.calibration = Calibration.from_json(card["calibration"])
     return model.eval()
 
 
@@ -112,13 +120,17 @@ def start_from(model: Detector, path: str | Path) -> bool:
     """
     folder = Path(path)
     card = read_card(folder)
-    held, wanted = (card["model"], card["backbone"]["name"]), (model.name, model.backbone.options.name)
+    try:
+        held, names = (card["model"], card["backbone"]["name"]), tuple(card.get("class_names", ()))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is damaged ({error}); copy the checkpoint again") from error
+    wanted = (model.name, model.backbone.options.name)
     if held != wanted:
         raise UserError(
             f"{folder} holds {held[0]} on {held[1]}, not {wanted[0]} on {wanted[1]}; leave out --model and --backbone"
         )
     tensors = read_weights(folder)
-    same = tuple(card.get("class_names", ())) == model.class_names
+    same = names == model.class_names
     if not same:
         own = model.state_dict()
         tensors = {name: value for name, value in tensors.items() if not name.startswith(model.class_layers)}

@@ -15,6 +15,7 @@ from tightbox.calibration import Calibration
 from tightbox.checkpoint import save_checkpoint
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
+from tightbox.models.evaluation_mode import evaluation_mode
 from tightbox.models.prediction import ImageLike, predict_images
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
@@ -137,15 +138,17 @@ class Detector(nn.Module, ABC):
         """Detections in anything a person has, in pixels of the original images.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array, or a (3, H, W) tensor (uint8, or float in [0, 1]);
-                a list or tuple of these; or anything else that gives them one after another, of any length.
+            images: a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W), where C is 1 (grey), 3
+                (RGB) or 4 (RGB and opacity), of uint8, uint16, bool, or floats in [0, 1]; a list or tuple of these; or
+                anything else that gives them one after another, of any length.
             batch_size: images that the network sees together; the results are those of one by one.
 
         Returns:
             Detections for one image, a list of them for a list, else an iterator, which reads as it goes.
 
         Raises:
-            UserError: if an image cannot be read or has an unusable shape; the sentence names it.
+            UserError: if an image cannot be read, has an unusable shape, or pixels that are NaN, infinite or out of
+                range; the sentence names it.
         """
         if isinstance(images, ImageLike) or not isinstance(images, Iterable):  # what is neither is refused there
             return next(predict_images(self._detect_here, [images], self.preprocess, batch_size=1))
@@ -154,12 +157,8 @@ class Detector(nn.Module, ABC):
 
     def _detect_here(self, images: ImageBatch) -> list[Detections]:
         """`detect` on the model's device and in evaluation mode, which is left again; the detections are on the CPU."""
-        training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             return [found.to("cpu") for found in self.detect(images.to(self.device))]
-        finally:
-            self.train(training)
 
     @property
     def device(self) -> torch.device:

@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -20,6 +22,7 @@ from tightbox.options import Preprocess
 from tightbox.structures import Detections, ImageBatch
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+_OVERSHOOT = 0.1  # what resampling may leave outside [0, 1]
 Detect = Callable[[ImageBatch], list[Detections]]
 
 
@@ -58,26 +61,60 @@ def predict_images(
 
 
 def as_pixels(image: ImageLike) -> Tensor:
-    """A (3, H, W) float tensor in [0, 1] from a path, PIL image, array or tensor.
+    """A (3, H, W) float tensor in [0, 1] from a path, PIL image, array or tensor; transparency lies on white.
 
     Raises:
-        UserError: if it is none of these, or has an unusable shape.
+        UserError: if it is none of these, has an unusable shape, or pixels that are NaN, infinite or out of range.
     """
     if isinstance(image, (str, Path)):
         image = open_image(Path(image))
     if isinstance(image, Image.Image):
-        image = np.asarray(to_rgb(image))
+        try:
+            image = np.asarray(to_rgb(image))
+        except Exception as error:  # a file that is opened only now, and Pillow's decoders raise anything
+            raise UserError(f"the image cannot be decoded ({error}); open it anew or leave it out") from error
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f"an array must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
-        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        image = _from_array(image)
     if not isinstance(image, Tensor):
         raise UserError(f"cannot make an image of a {type(image).__name__}; give a path, PIL image, array or tensor")
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise UserError(f"an image tensor must be (3, H, W), not {tuple(image.shape)}")
-    if not image.is_floating_point() and image.dtype != torch.uint8:
-        raise UserError(f"an image tensor must be uint8, or float in [0, 1], not {image.dtype}")
-    return image.float() if image.is_floating_point() else image.float() / 255
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or 0 in image.shape:
+        raise UserError(f"an image tensor must be (3, H, W), or (1 or 4, H, W), not {tuple(image.shape)}")
+    pixels = _in_range(image)
+    if len(pixels) == 4:
+        pixels = pixels[:3] * pixels[3] + (1 - pixels[3])
+    return pixels.expand(3, -1, -1)
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    """(C, H, W) of an array (H, W) or (H, W, C)."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise UserError(f"an array must be (H, W, 3), (H, W) or (H, W, 4), not {array.shape}")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)  # PyTorch has none of NumPy's longer ones
+    elif array.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise UserError(f"an array must be of uint8, uint16, bool, or floats in [0, 1], not of {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))).permute(2, 0, 1)
+
+
+def _in_range(image: Tensor) -> Tensor:
+    """The values as floats in [0, 1]."""
+    if image.is_floating_point():
+        low, high = image.aminmax()
+        if not -_OVERSHOOT <= float(low) <= float(high) <= 1 + _OVERSHOOT:
+            raise UserError(
+                f"the pixels of an image reach from {float(low):.3g} to {float(high):.3g}; floats must be in [0, 1]: "
+                "divide by 255, and give no normalised ones"
+            )
+        return image.float()
+    if image.dtype == torch.bool:
+        return image.float()
+    if image.dtype not in (torch.uint8, torch.uint16):
+        raise UserError(f"an image tensor must be uint8, uint16, bool, or float in [0, 1], not {image.dtype}")
+    return image.float() / (255 if image.dtype == torch.uint8 else 65535)
 
 
 def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:

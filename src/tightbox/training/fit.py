@@ -235,6 +235,8 @@ def _loader(
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # Each iteration draws a number for its workers; from the shared generator, a resumed training would draw one more.
+        generator=torch.Generator().manual_seed(options.seed),
     )
 
 
@@ -267,13 +269,26 @@ class _Log:
             return
         rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         # A resumed training runs the rest again.
-        kept = [row for row in rows if json.loads(row)["epoch"] <= epochs_done]
+        kept = [row for row in rows if _epoch_of(row) <= epochs_done]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(row) + "\n")
+            try:
+                with open(self.path, "a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
+                ) from error
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=row["epoch"])
+
+
+def _epoch_of(row: str) -> float:
+    """The epoch of a row of the log; infinity for the last one where the machine died while it was written."""
+    try:
+        return float(json.loads(row)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
+from tightbox.reading import read_json
 
 CONTENTS = "contents.json"
 
@@ -69,9 +70,9 @@ def load_state(accelerator: Accelerator, folder: Path, train: DetectionData) -> 
 def _check(folder: Path, train: DetectionData, anew: str) -> None:
     """Refuses a state that is not whole, which accelerate reads in part without a word, or of other data."""
     try:
-        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        contents = read_json(folder / CONTENTS)
         names, images, digests = tuple(contents["class_names"]), contents["images"], contents["sha256"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONTENTS} is damaged ({error}); {anew}") from error
     if names != train.class_names:
         own, now = ", ".join(names), ", ".join(train.class_names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def read_checkpoint(path: Path) -> PublishedFile:
         UserError: if the file cannot be read, is no such checkpoint, or would have to run code to be read.
     """
     content = _load(path)
+    size = path.stat().st_size
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no weights: give a .pth file with a state_dict, as mmdetection writes them")
@@ -54,6 +56,9 @@ def read_checkpoint(path: Path) -> PublishedFile:
         raise UserError(
             f"{path} is no state dict, for its entry {strange[0]} is not a tensor; give a .pth file of mmdetection"
         )
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if sum(held.values()) > size or any(value.numel() * value.element_size() > size for value in state.values()):
+        raise UserError(f"{path} holds tensors larger than itself; it was made to fill the memory, delete it")
     meta = content.get("meta") if "state_dict" in content else None
     return PublishedFile(_without_wrappers(state), _class_names(meta if isinstance(meta, Mapping) else {}))
 
@@ -61,6 +66,7 @@ def read_checkpoint(path: Path) -> PublishedFile:
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the .pth file of a published VFNet model")
+    _refuse_bomb(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that PyTorch did not write, which it then refuses
@@ -76,6 +82,23 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check it and its permissions") from error
     except Exception as error:  # whatever the unpickler stumbles over first in bytes that are no checkpoint
         raise _unreadable(path) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """PyTorch writes its archives uncompressed, and what unpacks to more than it takes up was made to do harm."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        size = path.stat().st_size
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # PyTorch's own reader says what is wrong with it
+    if unpacked > size:
+        raise UserError(
+            f"{path} has {size} bytes but unpacks to {unpacked}, as no file of PyTorch does; delete it, or save the "
+            "weights anew with torch.save"
+        )
 
 
 def _unreadable(path: Path) -> UserError:
@@ -100,6 +123,6 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
             names = place.get(key)
             if isinstance(names, str):
                 return (names,)
-            if isinstance(names, (list, tuple)) and names:
-                return tuple(str(name) for name in names)
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
     return None

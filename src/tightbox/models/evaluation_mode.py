@@ -1,0 +1,37 @@
+"""Evaluation mode for as long as anybody predicts, whichever threads these are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+_lock = threading.Lock()
+# How many predictions are going on with a model that was in training mode; beside the models, so that these can be
+# copied and pickled.
+_predicting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode within it, and in its own once the last of several threads has left it.
+
+    A model that is in evaluation mode already is left alone.
+    """
+    with _lock:
+        switched = model.training or model in _predicting
+        if switched:
+            _predicting[model] = _predicting.get(model, 0) + 1
+            model.eval()
+    try:
+        yield
+    finally:
+        if switched:
+            with _lock:
+                _predicting[model] -= 1
+                if _predicting[model] == 0:
+                    del _predicting[model]
+                    model.train()

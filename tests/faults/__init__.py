@@ -1,0 +1,1 @@
+"""Trainings that are killed, disks that are full, folders that vanish."""
