@@ -1,4 +1,4 @@
-"""Find objects in images or a video: annotated images and a COCO result file."""
+"""Find objects in images or videos: annotated copies, crops, and results in the format of the tool that reads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval
@@ -16,6 +16,7 @@ from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.images import UnreadableImage
+    from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
@@ -27,7 +28,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     """With what, on what, and where to."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
     parser.add_argument("source", nargs="+", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
-    parser.add_argument("--out", required=True, help="folder for the annotated images and results.json")
+    parser.add_argument("--out", required=True, help="folder for the annotated images and the results")
+    parser.add_argument(
+        "--format",
+        type=Literal["coco", "csv", "json", "yolo", "labelstudio"],
+        default="coco",
+        help="results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks",
+    )
+    parser.add_argument("--no_images", action="store_true", help="write no annotated copies")
+    parser.add_argument("--crops", action="store_true", help="write each box as an image too, in crops/CLASS")
+    parser.add_argument(
+        "--order",
+        type=Literal["score", "loosest"],
+        default="score",
+        help="loosest puts the boxes of the lowest predicted IoU first, for a person to check",
+    )
+    parser.add_argument("--classes", nargs="+", help="only objects of these")
     parser.add_argument(
         "--score_threshold", type=float, default=None, help=f"leave out boxes with a lower score; {SCORE_THRESHOLD}"
     )
@@ -59,23 +75,22 @@ def run(args: Namespace) -> int:
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
-    from tightbox.files import write_json
     from tightbox.images import UnreadableImage
     from tightbox.inference.annotate import Annotator
+    from tightbox.inference.formats import write_results
     from tightbox.models import load
     from tightbox.progress import progress_bar
 
     model = load(args.checkpoint)
-    threshold = score_threshold(args, model)
-    if args.min_iou is not None and model.calibration is None:
-        print(
-            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
-            "`tightbox calibrate` makes --min-iou mean what it says",
-            file=sys.stderr,
-        )
-    if threshold < model.options.score_threshold:
-        model.options = replace(model.options, score_threshold=threshold)
-    annotator = Annotator(model.to(on_data.find_device(args.device)), threshold, args.min_iou, args.batch_size)
+    select = selection(args, model)
+    annotator = Annotator(
+        model.to(on_data.find_device(args.device)),
+        select,
+        out,
+        batch_size=args.batch_size,
+        draw=not args.no_images,
+        crops=args.crops,
+    )
     unreadable = 0
 
     def note(error: UnreadableImage | None) -> None:
@@ -85,22 +100,46 @@ def run(args: Namespace) -> int:
             print(f"tightbox: {error}", file=sys.stderr)
 
     videos = [source for source in sources if source[0].suffix.lower() in VIDEO_SUFFIXES]
-    images = [(path, out / name) for path, name in sources if (path, name) not in videos]
+    images = [(path, name) for path, name in sources if path.suffix.lower() not in VIDEO_SUFFIXES]
     with progress_bar("images", shown=bool(images)) as progress:
         for done, error in enumerate(annotator.images(images), 1):
             note(error)
+            if args.order == "loosest" and len(annotator.results) == 1:
+                annotator.results[0].loosest_first()  # so that a detector without estimate is refused at once
             progress(done, len(images))
     for path, name in videos:
         try:
             with progress_bar(f"frames of {path.name}") as progress:
-                annotator.video(path, out / name, progress)
+                annotator.video(path, name, progress)
         except UnreadableImage as error:
             note(error)
-    write_json(out / "results.json", annotator.rows)
-    print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
+    write_results(args.format, out, annotator.results, model.class_names, args.order)
+    boxes = sum(len(result.found) for result in annotator.results)
+    print(f"{boxes} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:
         print(f"{unreadable} files could not be read", file=sys.stderr)
     return int(unreadable > 0)
+
+
+def selection(args: Namespace, model: Detector) -> Selection:
+    """Which detections are reported; the model's own score threshold is lowered to the one asked for.
+
+    Raises:
+        UserError: if the detector cannot choose so.
+    """
+    from tightbox.inference.files import Selection, labels_of
+
+    threshold = score_threshold(args, model)
+    if args.min_iou is not None and model.calibration is None:
+        print(
+            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
+            "`tightbox calibrate` makes --min-iou mean what it says",
+            file=sys.stderr,
+        )
+    if threshold < model.options.score_threshold:
+        model.options = replace(model.options, score_threshold=threshold)
+    labels = labels_of(args.classes, model.class_names) if args.classes else None
+    return Selection(threshold, args.min_iou, labels)
 
 
 def score_threshold(args: Namespace, model: Detector) -> float:
