@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval
 
-from tightbox.commands import on_data
+from tightbox.commands import many_images, on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
-USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
+USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
 SCORE_THRESHOLD = 0.3
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 
@@ -27,15 +27,21 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 def add_arguments(parser: ArgumentParser) -> None:
     """With what, on what, and where to."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument("source", nargs="+", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
+    parser.add_argument("source", nargs="*", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
     parser.add_argument("--out", required=True, help="folder for the annotated images and the results")
     parser.add_argument(
         "--format",
-        type=Literal["coco", "csv", "json", "yolo", "labelstudio"],
+        type=Literal["coco", "csv", "json", "yolo", "labelstudio", "parquet", "jsonl"],
         default="coco",
-        help="results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks",
+        help="results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks; parquet "
+        "and jsonl are for any number of images, in part files",
     )
-    parser.add_argument("--no_images", action="store_true", help="write no annotated copies")
+    parser.add_argument(
+        "--images",
+        action=ActionYesNo(no_prefix="no_"),
+        default=None,
+        help="whether annotated copies are written; yes, but not with parquet and jsonl",
+    )
     parser.add_argument("--crops", action="store_true", help="write each box as an image too, in crops/CLASS")
     parser.add_argument(
         "--order",
@@ -56,6 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
+    many_images.add_arguments(parser)
 
 
 def run(args: Namespace) -> int:
@@ -70,6 +77,11 @@ def run(args: Namespace) -> int:
         raise UserError(
             "--at-iou says which boxes --precision counts as right: give that too, such as --precision 0.95"
         )
+    if args.format in ("parquet", "jsonl"):
+        return many_images.run(args, selection)
+    many_images.refuse_options(args)
+    if not args.source:
+        raise UserError("predict needs a SOURCE: images, folders of images, patterns such as 'a/*.jpg', or videos")
     sources, out = find_sources(args.source), Path(args.out)
     originals = {path.resolve() for path, _ in sources}
     if any((out / name).resolve() in originals for _, name in sources):
@@ -88,7 +100,7 @@ def run(args: Namespace) -> int:
         select,
         out,
         batch_size=args.batch_size,
-        draw=not args.no_images,
+        draw=args.images is not False,
         crops=args.crops,
     )
     unreadable = 0
