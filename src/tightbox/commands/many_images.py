@@ -109,9 +109,7 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
         refuse_missing(manifest.root, part.names)
     drawn = out / "images" if args.images else None
     if drawn is not None and out.absolute().is_relative_to(manifest.root.absolute()):
-        raise UserError(
-            f"--out {out} is in {manifest.root}, where its images would be taken for sources; choose another"
-        )
+        raise UserError(f"--out {out} is in {manifest.root}, whose images are the sources; choose another --out")
     job.enter(args.resume)
     work = Work(manifest.root.absolute(), select, args.batch_size, args.workers, drawn)
     if args.engine == "ray":
@@ -123,12 +121,12 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     parts = job.finished()
     failures = failures_in(parts)
     images = sum(min(card.part_size, card.images - number * card.part_size) for number in job.numbers())
-    print(f"{images} images in {len(parts)} parts, {failures.count} failed; see {out}")
+    print(f"{images} images in {len(parts)} parts, {failures.images} failed; see {out}")
     for sentence in failures.sentences:
         print(f"tightbox: failed: {sentence}", file=sys.stderr)
-    if failures.count > len(failures.sentences):
-        print(f"tightbox: failed: and {failures.count - len(failures.sentences)} more", file=sys.stderr)
-    return int(failures.count > 0)
+    if failures.images > len(failures.sentences):
+        print(f"tightbox: failed: and {failures.images - len(failures.sentences)} more", file=sys.stderr)
+    return int(failures.images > 0)
 
 
 def _run_here(args: Namespace, model: Detector, job: Job, work: Work) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
-USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
+USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--score-threshold 0.3] [--min-iou 0.75]"
 SCORE_THRESHOLD = 0.3
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 

@@ -78,7 +78,7 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
 
 def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
     try:
-        content = json.loads(json_path.read_bytes())
+        content = json.loads(_text(json_path), object_hook=_without_mask)
     except OSError as error:
         parsed.error("json", f"cannot read {json_path}: {error.strerror}", "check the path and its permissions")
         return None
@@ -97,6 +97,18 @@ def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
         parsed.error("json", message, "export it again as COCO instances")
         return None
     return content  # type: ignore[no-any-return]
+
+
+def _text(path: Path) -> str:
+    """The text of a JSON file; its bytes are gone once it is parsed, which for COCO are half a gigabyte."""
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object without its polygon, which fills most of the file and would fill most of the memory."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, int]:

@@ -40,7 +40,7 @@ def test_manifests_that_make_no_sense(tmp_path: Path, content: bytes, message: s
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the manifest .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read the manifest .*No such file"):
         Manifest.of_file(tmp_path / "list.txt")
     with pytest.raises(UserError, match="there is no image in"):
         Manifest.of_folder(tmp_path)
@@ -59,5 +59,5 @@ def test_shards() -> None:
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "0/0", "-1/4", "1", "a/b", "1/4/2", "1.5/4", ""])
 def test_shards_that_make_no_sense(text: str) -> None:
-    with pytest.raises(UserError, match="--shard is .*, such as 1/4 to 4/4"):
+    with pytest.raises(UserError, match=r"--shard is .*, such as 1/4 to 4/4"):
         Shard.parse(text)
