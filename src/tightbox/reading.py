@@ -11,7 +11,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +53,12 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, each_object: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: the file.
+        each_object: what becomes of every object, as soon as it is read; it can leave out what would fill the memory.
 
     Raises:
         UserError: as `read_text`; or if it is no JSON, is nested deeper than `DEPTH`, or holds a whole number or a text
@@ -66,7 +70,7 @@ def read_json(path: Path) -> Any:
     if _depth(text) > DEPTH:
         raise _too_deep(path)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_hook=each_object)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno} (character {error.pos} of {len(text)})"
         raise UserError(f"{path} is not valid JSON at {place}: {error.msg}; it may be cut off: {_AGAIN}") from error

@@ -18,7 +18,8 @@ RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
     ("arguments", "sentence"),
     [
         (["train"], "train needs --data and --out (see tightbox train --help)"),
-        (["predict", "m"], "predict needs SOURCE and --out"),
+        (["predict", "m"], "predict needs --out"),
+        (["predict", "m", "--out", "o"], "predict needs a SOURCE"),
         (["eval", "--data", "d"], "eval needs CHECKPOINT (see"),
         (["eval", "m", "--data", ""], "data is empty"),
         (["predict", "m", "", "--out", "o"], "source is empty"),

@@ -1,4 +1,4 @@
-"""Find objects in images or a video: annotated images and a COCO result file."""
+"""Find objects in images or videos: annotated copies, crops, and results in the format of the tool that reads them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval
 
-from tightbox.commands import on_data
+from tightbox.commands import many_images, on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.images import UnreadableImage
+    from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
-USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--score-threshold 0.3 | --precision 0.95] [--min-iou 0.75]"
+USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--score-threshold 0.3] [--min-iou 0.75]"
 SCORE_THRESHOLD = 0.3
 FILES = frozenset({".json", ".jpg", ".jpeg", ".png", ".csv", ".txt"})  # what is no name of a folder
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
@@ -27,8 +28,29 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 def add_arguments(parser: ArgumentParser) -> None:
     """With what, on what, and where to."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
-    parser.add_argument("source", nargs="+", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
-    parser.add_argument("--out", required=True, help="folder for the annotated images and results.json")
+    parser.add_argument("source", nargs="*", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
+    parser.add_argument("--out", required=True, help="folder for the annotated images and the results")
+    parser.add_argument(
+        "--format",
+        type=Literal["coco", "csv", "json", "yolo", "labelstudio", "parquet", "jsonl"],
+        default="coco",
+        help="results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks; parquet "
+        "and jsonl are for any number of images, in part files",
+    )
+    parser.add_argument(
+        "--images",
+        action=ActionYesNo(no_prefix="no_"),
+        default=None,
+        help="whether annotated copies are written; yes, but not with parquet and jsonl",
+    )
+    parser.add_argument("--crops", action="store_true", help="write each box as an image too, in crops/CLASS")
+    parser.add_argument(
+        "--order",
+        type=Literal["score", "loosest"],
+        default="score",
+        help="loosest puts the boxes of the lowest predicted IoU first, for a person to check",
+    )
+    parser.add_argument("--classes", nargs="+", help="only objects of these")
     parser.add_argument(
         "--score_threshold", type=float, default=None, help=f"leave out boxes with a lower score; {SCORE_THRESHOLD}"
     )
@@ -41,6 +63,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
+    many_images.add_arguments(parser)
 
 
 def run(args: Namespace) -> int:
@@ -55,6 +78,11 @@ def run(args: Namespace) -> int:
         raise UserError(
             "--at-iou says which boxes --precision counts as right: give that too, such as --precision 0.95"
         )
+    if args.format in ("parquet", "jsonl"):
+        return many_images.run(args, selection)
+    many_images.refuse_options(args)
+    if not args.source:
+        raise UserError("predict needs a SOURCE: images, folders of images, patterns such as 'a/*.jpg', or videos")
     sources, out = find_sources(args.source), Path(args.out)
     if out.suffix.lower() in FILES or (out.exists() and not out.is_dir()):
         raise UserError(f"--out {out} is the name of a file; name a folder, such as {out.with_suffix('')}")
@@ -62,23 +90,22 @@ def run(args: Namespace) -> int:
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
 
-    from tightbox.files import write_json
     from tightbox.images import UnreadableImage
     from tightbox.inference.annotate import Annotator
+    from tightbox.inference.formats import write_results
     from tightbox.models import load
     from tightbox.progress import progress_bar
 
     model = load(args.checkpoint)
-    threshold = score_threshold(args, model)
-    if args.min_iou is not None and model.calibration is None:
-        print(
-            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
-            "`tightbox calibrate` makes --min-iou mean what it says",
-            file=sys.stderr,
-        )
-    if threshold < model.options.score_threshold:
-        model.options = replace(model.options, score_threshold=threshold)
-    annotator = Annotator(model.to(on_data.find_device(args.device)), threshold, args.min_iou, args.batch_size)
+    select = selection(args, model)
+    annotator = Annotator(
+        model.to(on_data.find_device(args.device)),
+        select,
+        out,
+        batch_size=args.batch_size,
+        draw=args.images is not False,
+        crops=args.crops,
+    )
     unreadable = 0
 
     def note(error: UnreadableImage | None) -> None:
@@ -88,22 +115,46 @@ def run(args: Namespace) -> int:
             print(f"tightbox: {error}", file=sys.stderr)
 
     videos = [source for source in sources if source[0].suffix.lower() in VIDEO_SUFFIXES]
-    images = [(path, out / name) for path, name in sources if (path, name) not in videos]
+    images = [(path, name) for path, name in sources if path.suffix.lower() not in VIDEO_SUFFIXES]
     with progress_bar("images", shown=bool(images)) as progress:
         for done, error in enumerate(annotator.images(images), 1):
             note(error)
+            if args.order == "loosest" and len(annotator.results) == 1:
+                annotator.results[0].loosest_first()  # so that a detector without estimate is refused at once
             progress(done, len(images))
     for path, name in videos:
         try:
             with progress_bar(f"frames of {path.name}") as progress:
-                annotator.video(path, out / name, progress)
+                annotator.video(path, name, progress)
         except UnreadableImage as error:
             note(error)
-    write_json(out / "results.json", annotator.rows)
-    print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
+    write_results(args.format, out, annotator.results, model.class_names, args.order)
+    boxes = sum(len(result.found) for result in annotator.results)
+    print(f"{boxes} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:
         print(f"{unreadable} files could not be read", file=sys.stderr)
     return int(unreadable > 0)
+
+
+def selection(args: Namespace, model: Detector) -> Selection:
+    """Which detections are reported; the model's own score threshold is lowered to the one asked for.
+
+    Raises:
+        UserError: if the detector cannot choose so.
+    """
+    from tightbox.inference.files import Selection, labels_of
+
+    threshold = score_threshold(args, model)
+    if args.min_iou is not None and model.calibration is None:
+        print(
+            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
+            "`tightbox calibrate` makes --min-iou mean what it says",
+            file=sys.stderr,
+        )
+    if threshold < model.options.score_threshold:
+        model.options = replace(model.options, score_threshold=threshold)
+    labels = labels_of(args.classes, model.class_names) if args.classes else None
+    return Selection(threshold, args.min_iou, labels)
 
 
 def score_threshold(args: Namespace, model: Detector) -> float:

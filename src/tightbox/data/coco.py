@@ -80,7 +80,7 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
 
 def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
     try:
-        content = read_json(json_path)
+        content = read_json(json_path, each_object=_without_mask)
     except UserError as error:
         parsed.refuse("json", error)
         return None
@@ -91,6 +91,12 @@ def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
         parsed.error("json", message, "export it again as COCO instances")
         return None
     return content  # type: ignore[no-any-return]
+
+
+def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object without its polygon, which fills most of the file and would fill most of the memory."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tightbox.data.layout import parse_data, splits
 from tightbox.data.records import Finding, Parsed, RawImage, Severity
@@ -97,10 +98,10 @@ def print_report(
 
 
 def _summary(parsed: Parsed) -> SplitSummary:
-    counts = Counter(row.label for row in parsed.boxes if not row.crowd)
+    crowd = parsed.boxes.crowd
+    counts = np.bincount(parsed.boxes.labels[~crowd], minlength=len(parsed.class_names)).tolist()
     per_class = {name: counts[label] for label, name in enumerate(parsed.class_names)}
-    crowd = sum(row.crowd for row in parsed.boxes)
-    return SplitSummary(parsed.split, parsed.layout, len(parsed.images), len(parsed.boxes), crowd, per_class)
+    return SplitSummary(parsed.split, parsed.layout, len(parsed.images), len(parsed.boxes), int(crowd.sum()), per_class)
 
 
 def _boxes(parsed: Parsed) -> Iterator[Finding]:
@@ -129,16 +130,28 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
             text = what.format(w=width, h=height, reach=reach[row], size=f"{image.width}x{image.height}")
             message = f"the {parsed.class_names[table.labels[row]]} at ({box}) in {image.path} {text}"
             yield Finding(Severity.WARNING, check, str(image.path), message, fix)
-    same = Counter((row.image, row.label, row.box) for row in parsed.boxes if parsed.images[row.image].width)
-    for (position, label, corners), times in same.items():
-        if times > 1:
-            path, box = parsed.images[position].path, ", ".join(f"{side:g}" for side in corners)
-            message = f"the {parsed.class_names[label]} at ({box}) in {path} is annotated {times} times"
-            yield Finding(Severity.WARNING, "box-duplicate", str(path), message, "keep one of them")
+    corners, labels, images = parsed.boxes.corners, parsed.boxes.labels, parsed.boxes.images
+    for first, times in _repeated(np.column_stack([images, labels, corners])):
+        if (image := parsed.images[images[first]]).width:
+            box = ", ".join(f"{side:g}" for side in corners[first])
+            message = f"the {parsed.class_names[labels[first]]} at ({box}) in {image.path} is annotated {times} times"
+            yield Finding(Severity.WARNING, "box-duplicate", str(image.path), message, "keep one of them")
+
+
+def _repeated(rows: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """Where each of the (N, K) rows that are there more than once is first, and how often it is there."""
+    order = np.lexsort(rows.T)
+    new = np.ones(len(rows), dtype=np.bool_)
+    new[1:] = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(new)
+    times = np.diff(starts, append=len(rows))
+    firsts = order[starts[times > 1]]  # the sort is stable
+    for at in np.argsort(firsts):
+        yield int(firsts[at]), int(times[times > 1][at])
 
 
 def _empty(parsed: Parsed) -> Iterator[Finding]:
-    empty = len(parsed.images) - len({row.image for row in parsed.boxes})
+    empty = len(parsed.images) - len(np.unique(parsed.boxes.images))
     if empty:
         counted = f"{empty} of {len(parsed.images)} images ({empty / len(parsed.images):.1%})"
         message = f"{counted} of the {parsed.split} split have no boxes"
@@ -218,7 +231,8 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
             message = f"class {name} has only {count} example{'s' * (count > 1)} in train"
             yield Finding(Severity.NOTE, "class-rare", "", message, "add more if it matters")
     for other in parsed:
-        for label, count in Counter(row.label for row in other.boxes).items():
+        labels, counts = np.unique(other.boxes.labels, return_counts=True)
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
             if (name := other.class_names[label]) not in train.class_names:
                 message = f"class {name} has {count} boxes in {other.split} but train does not know it"
                 fix = "rename it as train does, or add it there"

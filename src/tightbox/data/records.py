@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count, pairwise, starmap
@@ -196,6 +197,59 @@ class RawBox(NamedTuple):
     area: float = float("nan")
 
 
+class RawBoxes:
+    """Any number of `RawBox`es in 57 bytes each, as millions of Python objects would not fit into memory.
+
+    They are appended, counted and iterated as those of a list are.
+    """
+
+    def __init__(self) -> None:
+        self._images, self._labels = array("q"), array("q")
+        self._boxes, self._areas = array("d"), array("d")
+        self._crowd = array("b")
+
+    def append(self, row: RawBox) -> None:
+        """Add one at the end."""
+        self._images.append(row.image)
+        self._labels.append(row.label)
+        self._boxes.extend(row.box)
+        self._areas.append(row.area)
+        self._crowd.append(row.crowd)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[RawBox]:
+        corners = zip(*[iter(self._boxes)] * 4, strict=True)
+        rows = zip(self._images, self._labels, corners, self._crowd, self._areas, strict=True)
+        return (RawBox(image, label, box, bool(crowd), area) for image, label, box, crowd, area in rows)
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """(N,) position of each box's image."""
+        return np.array(self._images, dtype=np.int64)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class of each."""
+        return np.array(self._labels, dtype=np.int64)
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """(N, 4) xyxy, as annotated."""
+        return np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """(N,) as annotated; nan where it is not."""
+        return np.array(self._areas, dtype=np.float64)
+
+    @property
+    def crowd(self) -> NDArray[np.bool_]:
+        """(N,) whether each is a crowd."""
+        return np.array(self._crowd, dtype=np.bool_)
+
+
 class Columns(NamedTuple):
     """The boxes of a split as arrays, in order of their images.
 
@@ -232,7 +286,7 @@ class Parsed:
     class_names: list[str] = field(default_factory=list)
     category_ids: list[int] = field(default_factory=list)
     images: list[RawImage] = field(default_factory=list)
-    boxes: list[RawBox] = field(default_factory=list)
+    boxes: RawBoxes = field(default_factory=RawBoxes)
     findings: list[Finding] = field(default_factory=list)
 
     def error(self, check: str, message: str, fix: str, image: Path | str = "") -> None:
@@ -269,20 +323,20 @@ class Parsed:
 
     def columns(self) -> Columns:
         """The boxes as arrays, in order of their images."""
-        boxes = sorted(self.boxes, key=lambda row: row.image)
-        image = np.array([row.image for row in boxes], dtype=np.int64)
-        xyxy = np.array([row.box for row in boxes], dtype=np.float32).reshape(-1, 4)
+        image = self.boxes.images
+        order = np.argsort(image, kind="stable")
+        image, xyxy = image[order], self.boxes.corners.astype(np.float32)[order]
         sizes = np.array([(i.width, i.height) * 2 for i in self.images], dtype=np.float32).reshape(-1, 4)
         sizes[sizes == 0] = np.inf  # an unreadable image's boxes are clipped by nothing
         clipped = np.clip(xyxy, 0, sizes[image])
-        areas = np.array([row.area for row in boxes], dtype=np.float32)
+        areas = self.boxes.areas.astype(np.float32)[order]
         own = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
         return Columns(
             image,
             xyxy,
             clipped,
-            np.array([row.label for row in boxes], dtype=np.int64),
-            np.array([row.crowd for row in boxes], dtype=np.bool_),
+            self.boxes.labels[order],
+            self.boxes.crowd[order],
             np.where(np.isnan(areas), own, areas),
         )
 

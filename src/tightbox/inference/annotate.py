@@ -1,19 +1,21 @@
-"""Images and videos in, annotated copies and rows of a COCO result file out."""
+"""Images and videos in; annotated copies, crops and results out."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from tightbox.background import in_background
 from tightbox.draw import draw_boxes
 from tightbox.errors import missing_extra
 from tightbox.files import atomic_path
-from tightbox.images import UnreadableImage, open_image
+from tightbox.images import UnreadableImage
+from tightbox.inference.files import Selection, detect_files
+from tightbox.inference.formats import ImageResult
 from tightbox.models import Detector
 from tightbox.structures import Detections
 
@@ -23,51 +25,63 @@ class Annotator:
 
     Args:
         model: the detector.
-        threshold: boxes with a lower score are left out.
-        min_iou: boxes with a lower predicted IoU are left out.
+        select: which detections are reported.
+        out: folder of the annotated copies and of the crops.
         batch_size: images or frames that the network sees together.
+        draw: whether annotated copies of images are written.
+        crops: whether each box is written as an image of its own, in `crops/CLASS`.
 
     Attributes:
-        rows: of the result file so far; every image and every frame has an `image_id` of its own, counted from 1, and
-            `category_id` counts from 1 as well.
+        results: of every image and every frame so far.
     """
 
-    def __init__(self, model: Detector, threshold: float, min_iou: float | None = None, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        model: Detector,
+        select: Selection,
+        out: Path,
+        *,
+        batch_size: int = 8,
+        draw: bool = True,
+        crops: bool = False,
+    ) -> None:
         self.model = model
-        self.threshold = threshold
-        self.min_iou = min_iou
+        self.select = select
+        self.out = out
         self.batch_size = batch_size
-        self.rows: list[dict[str, Any]] = []
-        self._images = 0
+        self.draw = draw
+        self.crops = crops
+        self.results: list[ImageResult] = []
 
     def images(self, files: Iterable[tuple[Path, Path]]) -> Iterator[UnreadableImage | None]:
-        """Write annotated copies of images as JPEGs; the next ones are decoded meanwhile.
+        """Detect in images, and write what was asked for; the next ones are decoded meanwhile.
 
         Args:
-            files: each image, and the file to write.
+            files: each image, and the name of its annotated copy, a JPEG.
 
         Yields:
-            For each image why it cannot be read, or None once its copy is written.
+            For each image why it cannot be read, or None once its files are written.
         """
-        opened = in_background(_open, files, ahead=self.batch_size)
-        while chunk := list(islice(opened, self.batch_size)):
-            readable = [image for _, _, image in chunk if not isinstance(image, UnreadableImage)]
-            detections = iter(self.model.predict(readable, batch_size=self.batch_size))
-            for path, target, image in chunk:
-                if isinstance(image, UnreadableImage):
-                    yield image
-                    continue
-                drawn = self._annotate(image, next(detections), file_name=str(path))
-                with atomic_path(target) as temporary:
-                    drawn.save(temporary, format="JPEG", quality=92)
-                yield None
+        files = list(files)
+        opened = detect_files(
+            self.model,
+            (path for path, _ in files),
+            batch_size=self.batch_size,
+            keep_images=self.draw or self.crops,
+        )
+        for result, (path, name) in zip(opened, files, strict=True):
+            if result.error is None:
+                kept = self._remember(path, name, result.size, result.found)
+                if result.image is not None:
+                    self._write_images(result.image, kept)
+            yield result.error
 
-    def video(self, path: Path, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Write the annotated copy of a video as H.264 in MP4, without sound.
+    def video(self, path: Path, name: Path, progress: Callable[[int, int], None]) -> None:
+        """Detect in a video, and write its annotated copy as H.264 in MP4, without sound.
 
         Args:
             path: anything FFmpeg decodes.
-            target: the file to write.
+            name: of the copy.
             progress: called with the number of frames done and their total, as far as the file says it.
 
         Raises:
@@ -78,47 +92,99 @@ class Annotator:
             import av
         except ImportError as error:
             raise missing_extra("PyAV, which reads videos,", "video") from error
-        rows, images = len(self.rows), self._images
+        before = len(self.results)
         try:
-            with av.open(str(path)) as video, atomic_path(target) as temporary:
+            with av.open(str(path)) as video:
                 source = video.streams.video[0]
-                with av.open(str(temporary), "w", format="mp4") as written:
-                    stream = written.add_stream("libx264", rate=source.average_rate or 25)
-                    stream.pix_fmt = "yuv420p"
-                    frames, done = (frame.to_image() for frame in video.decode(source)), 0
-                    while batch := list(islice(frames, self.batch_size)):
-                        if done == 0:  # H.264 takes even sides only, and they are fixed by the first frame
-                            stream.width, stream.height = batch[0].width // 2 * 2, batch[0].height // 2 * 2
-                        for image, detections in zip(batch, self.model.predict(batch), strict=True):
-                            drawn = self._annotate(image, detections, file_name=str(path), frame=done)
-                            drawn = drawn.crop((0, 0, stream.width, stream.height))  # without the legend of a crowd
-                            written.mux(stream.encode(av.VideoFrame.from_image(drawn)))
-                            done += 1
-                            progress(done, source.frames)
-                    if done == 0:
-                        raise UnreadableImage(path, "not one of its frames can be decoded")
-                    written.mux(stream.encode())
+                frames = (frame.to_image() for frame in video.decode(source))
+                drawn = self._frames(path, name, frames, lambda done: progress(done, source.frames))
+                if self.draw:
+                    _write_video(self.out / name, drawn, source.average_rate or 25)
+                else:
+                    for _ in drawn:
+                        pass
+                if len(self.results) == before:
+                    raise UnreadableImage(path, "not one of its frames can be decoded")
         except (av.error.FFmpegError, IndexError) as error:
-            del self.rows[rows:]
-            self._images = images
+            del self.results[before:]
             raise UnreadableImage(path, f"it is not a video that can be decoded ({error})") from error
 
-    def _annotate(self, image: Image.Image, detections: Detections, **where: Any) -> Image.Image:
-        """A copy of the image with its boxes, whose rows are noted with `where` they are."""
-        found = detections[detections.scores >= self.threshold]
-        if self.min_iou is not None:
-            found = found.tighter_than(self.min_iou)
+    def _frames(
+        self, path: Path, name: Path, frames: Iterator[Image.Image], progress: Callable[[int], None]
+    ) -> Iterator[Image.Image]:
+        """Each frame with its boxes drawn, if they are to be."""
+        done = 0
+        while batch := list(islice(frames, self.batch_size)):
+            for image, found in zip(batch, self.model.predict(batch), strict=True):
+                kept = self._remember(path, name, (image.height, image.width), found, frame=done)
+                # Without the legend of a crowd, as all frames of a video have one size.
+                yield self._drawn(image, kept.found).crop((0, 0, *image.size)) if self.draw else image
+                if self.crops:
+                    self._write_crops(image, kept)
+                done += 1
+                progress(done)
+
+    def _remember(
+        self, path: Path, name: Path, size: tuple[int, int], found: Detections, frame: int | None = None
+    ) -> ImageResult:
+        kept = ImageResult(len(self.results) + 1, str(path), name, size, self.select(found), frame)
+        self.results.append(kept)
+        return kept
+
+    def _write_images(self, image: Image.Image, result: ImageResult) -> None:
+        if self.draw:
+            _save(self._drawn(image, result.found), self.out / result.name)
+        if self.crops:
+            self._write_crops(image, result)
+
+    def _drawn(self, image: Image.Image, found: Detections) -> Image.Image:
         names = self.model.class_names
-        self._images += 1
-        for row in found.to_coco(self._images, range(1, len(names) + 1)):
-            self.rows.append(row | where | {"class": names[row["category_id"] - 1]})
         return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
 
+    def _write_crops(self, image: Image.Image, result: ImageResult) -> None:
+        """One JPEG for each box, numbered from the best on."""
+        columns = zip(result.found.boxes.tolist(), result.found.labels.tolist(), strict=True)
+        for number, (box, label) in enumerate(columns):
+            folder = self.out / "crops" / _as_file_name(self.model.class_names[label])
+            _save(crop(image, box), folder / result.stem.with_name(f"{result.stem.name}_{number}.jpg"))
 
-def _open(file: tuple[Path, Path]) -> tuple[Path, Path, Image.Image | UnreadableImage]:
-    """The image beside the two paths, or why it cannot be read: an exception would end the work on all others."""
-    path, target = file
-    try:
-        return path, target, open_image(path)
-    except UnreadableImage as error:
-        return path, target, error
+
+def crop(image: Image.Image, box: Iterable[float]) -> Image.Image:
+    """The part of the image in a box [x1, y1, x2, y2], rounded outwards to whole pixels: at least one.
+
+    >>> crop(Image.new("RGB", (40, 30)), [3.6, 4.0, 9.2, 10.0]).size
+    (7, 6)
+    """
+    x1, y1, x2, y2 = box
+    left, top = (min(max(math.floor(low), 0), side - 1) for low, side in ((x1, image.width), (y1, image.height)))
+    right, bottom = max(math.ceil(x2), left + 1), max(math.ceil(y2), top + 1)
+    return image.crop((left, top, min(right, image.width), min(bottom, image.height)))
+
+
+def _as_file_name(class_name: str) -> str:
+    """A class's name without what would lead to another folder."""
+    return re.sub(r"[^\w .-]", "_", class_name).strip(" .") or "_"
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="JPEG", quality=92)
+
+
+def _write_video(path: Path, frames: Iterator[Image.Image], rate: object) -> None:
+    """Write frames of one size as H.264 in MP4; nothing is left if there is none."""
+    import av
+
+    first = next(frames, None)
+    if first is None:
+        return
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as written:
+        stream = written.add_stream("libx264", rate=rate)
+        stream.pix_fmt = "yuv420p"
+        stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2  # H.264 takes even sides only
+        image: Image.Image | None = first
+        while image is not None:
+            even = image.crop((0, 0, stream.width, stream.height))
+            written.mux(stream.encode(av.VideoFrame.from_image(even)))
+            image = next(frames, None)
+        written.mux(stream.encode())

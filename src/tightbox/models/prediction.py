@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,22 @@ _OVERSHOOT = 0.1  # what resampling may leave outside [0, 1]
 Detect = Callable[[ImageBatch], list[Detections]]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image as the network takes it.
+
+    Attributes:
+        pixels: (3, h, w) resized for the model.
+        size: (height, width) of the original.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+
+
+P = TypeVar("P", bound=Prepared)
+
+
 def predict_images(
     detect: Detect, images: Iterable[ImageLike], preprocess: Preprocess, batch_size: int
 ) -> Iterator[Detections]:
@@ -40,24 +57,37 @@ def predict_images(
         preprocess: how they are resized.
         batch_size: most images of a batch.
     """
+    prepared = in_background(lambda image: prepare(as_pixels(image), preprocess), images, ahead=batch_size)
+    for _, found in detect_prepared(detect, prepared, batch_size):
+        yield found
 
-    def prepare(image: ImageLike) -> tuple[Tensor, tuple[int, int]]:
-        pixels = as_pixels(image)
-        return resize(pixels, preprocess), (pixels.shape[-2], pixels.shape[-1])
 
-    prepared = in_background(prepare, images, ahead=batch_size)
+def prepare(pixels: Tensor, preprocess: Preprocess) -> Prepared:
+    """Pixels (3, H, W) in [0, 1] as the network takes them."""
+    return Prepared(resize(pixels, preprocess), (pixels.shape[-2], pixels.shape[-1]))
+
+
+def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> Iterator[tuple[P, Detections]]:
+    """Each prepared image with its detections, in pixels of the original, in their order.
+
+    Args:
+        detect: gives the detections in each image of a batch.
+        prepared: the images; twice as many as a batch takes are held at a time.
+        batch_size: most images of a batch.
+    """
+    images = iter(prepared)
     # Among twice as many images as a batch takes, there are some of like shape in most folders.
-    while chunk := list(islice(prepared, 2 * batch_size)):
+    while chunk := list(islice(images, 2 * batch_size)):
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for number, (pixels, _) in enumerate(chunk):
-            by_shape[ImageBatch.of([pixels]).pixels.shape].append(number)
+        for number, image in enumerate(chunk):
+            by_shape[ImageBatch.of([image.pixels]).pixels.shape].append(number)
         found: dict[int, Detections] = {}
         for numbers in by_shape.values():
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
-                found |= zip(batch, detect(ImageBatch.of([chunk[i][0] for i in batch])), strict=True)
-        for number, (pixels, size) in enumerate(chunk):
-            yield found[number].resized((pixels.shape[-2], pixels.shape[-1]), size)
+                found |= zip(batch, detect(ImageBatch.of([chunk[i].pixels for i in batch])), strict=True)
+        for number, image in enumerate(chunk):
+            yield image, found[number].resized((image.pixels.shape[-2], image.pixels.shape[-1]), image.size)
 
 
 def as_pixels(image: ImageLike) -> Tensor:

@@ -1,0 +1,143 @@
+"""The part of `tightbox predict` that is for any number of images: what its options are, and how they are run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from tightbox.commands import on_data
+from tightbox.errors import UserError
+
+if TYPE_CHECKING:
+    from tightbox.inference.files import Selection
+    from tightbox.inference.jobs.job import Job
+    from tightbox.inference.jobs.run import Work
+    from tightbox.models import Detector
+
+_DEFAULTS: dict[str, Any] = {
+    "manifest": None,
+    "part_size": 1000,
+    "resume": False,
+    "shard": "1/1",
+    "workers": 2,
+    "engine": "local",
+    "address": None,
+    "actors": 1,
+}
+_ONLY_RAY = ("address", "actors")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What only --format parquet and jsonl know."""
+    group = parser.add_argument_group("with --format parquet or jsonl")
+    group.add_argument("--manifest", default=None, help="text file with one path a line, instead of a SOURCE")
+    group.add_argument("--part_size", type=PositiveInt, default=_DEFAULTS["part_size"], help="images of a part file")
+    group.add_argument("--resume", action="store_true", help="go on: parts that are there stay")
+    group.add_argument("--shard", default=_DEFAULTS["shard"], help="only the i-th of n equal shares, such as 2/8")
+    group.add_argument("--workers", type=PositiveInt, default=_DEFAULTS["workers"], help="threads that decode ahead")
+    group.add_argument("--engine", type=Literal["local", "ray"], default="local", help="this process, or Ray's")
+    group.add_argument("--address", default=None, help="with ray: a running cluster; left out, one is started here")
+    group.add_argument("--actors", type=PositiveInt, default=_DEFAULTS["actors"], help="with ray: how many processes")
+
+
+def refuse_options(args: Namespace, names: tuple[str, ...] = tuple(_DEFAULTS), need: str = "") -> None:
+    """See that no option was given that would be passed over.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name in names:
+        if args[name] != _DEFAULTS[name]:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} belongs to {need or '--format parquet or jsonl'}; give that too")
+
+
+def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) -> int:
+    """Work off the parts of a job; the status is 1 if some images could not be read."""
+    if args.crops or args.order != "score":
+        option = "--crops" if args.crops else "--order"
+        raise UserError(f"{option} is for single results; leave it out with --format {args.format}")
+    if args.engine != "ray":
+        refuse_options(args, _ONLY_RAY, "--engine ray")
+    if len(args.source) + (args.manifest is not None) != 1:
+        raise UserError(f"--format {args.format} takes one folder of images as SOURCE, or --manifest FILE")
+
+    from tightbox.inference.jobs.job import Job, JobCard, Shard, checkpoint_digest
+    from tightbox.inference.jobs.manifest import Manifest, refuse_missing
+    from tightbox.inference.jobs.parts import import_pyarrow
+    from tightbox.inference.jobs.run import Work, failures_in
+
+    shard = Shard.parse(args.shard)
+    if args.format == "parquet":
+        import_pyarrow()
+    if args.engine == "ray":
+        from tightbox.integrations.ray import import_ray
+
+        import_ray()
+    if args.manifest is not None:
+        manifest = Manifest.of_file(Path(args.manifest).expanduser())
+    elif (folder := Path(args.source[0]).expanduser()).is_dir():
+        manifest = Manifest.of_folder(folder)
+    else:
+        raise UserError(f"{folder} is no folder; --format {args.format} takes a folder of images, or --manifest FILE")
+
+    from tightbox.models import load
+
+    checkpoint, out = Path(args.checkpoint), Path(args.out)
+    model = load(checkpoint)
+    select = selection(args, model)
+    card = JobCard(
+        manifest=manifest.digest,
+        images=len(manifest.names),
+        checkpoint=checkpoint_digest(checkpoint),
+        kind=args.format,
+        part_size=args.part_size,
+        class_names=model.class_names,
+        options={
+            "score_threshold": select.threshold,
+            "min_iou": select.min_iou,
+            "classes": args.classes,
+        },
+    )
+    job = Job(out, manifest, card, shard)
+    for part in job.pending():
+        refuse_missing(manifest.root, part.names)
+    drawn = out / "images" if args.images else None
+    if drawn is not None and out.absolute().is_relative_to(manifest.root.absolute()):
+        raise UserError(f"--out {out} is in {manifest.root}, whose images are the sources; choose another --out")
+    job.enter(args.resume)
+    work = Work(manifest.root.absolute(), select, args.batch_size, args.workers, drawn)
+    if args.engine == "ray":
+        from tightbox.integrations.ray import run_parts
+
+        run_parts(checkpoint, job, work, actors=args.actors, address=args.address, device=args.device)
+    else:
+        _run_here(args, model, job, work)
+    parts = job.finished()
+    failures = failures_in(parts)
+    images = sum(min(card.part_size, card.images - number * card.part_size) for number in job.numbers())
+    print(f"{images} images in {len(parts)} parts, {failures.images} failed; see {out}")
+    for sentence in failures.sentences:
+        print(f"tightbox: failed: {sentence}", file=sys.stderr)
+    if failures.images > len(failures.sentences):
+        print(f"tightbox: failed: and {failures.images - len(failures.sentences)} more", file=sys.stderr)
+    return int(failures.images > 0)
+
+
+def _run_here(args: Namespace, model: Detector, job: Job, work: Work) -> None:
+    from tightbox.progress import progress_bar
+
+    model.to(on_data.find_device(args.device))
+    parts = list(job.pending())
+    total, done = sum(len(part.names) for part in parts), 0
+    with progress_bar("images", shown=bool(parts)) as progress:
+        for part in parts:
+            before = done
+            target = job.card.part_path(job.folder, part.number)
+            work.run(model, part, target, lambda more, before=before: progress(before + more, total))  # type: ignore[misc]
+            done += len(part.names)

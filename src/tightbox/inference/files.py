@@ -1,0 +1,140 @@
+"""A detector over any number of image files, a few at a time; what cannot be read is a result like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from tightbox.background import in_background
+from tightbox.errors import UserError
+from tightbox.images import UnreadableImage, open_image
+from tightbox.models import Detector
+from tightbox.models.prediction import Prepared, as_pixels, detect_prepared, prepare
+from tightbox.structures import Detections, ImageBatch
+
+DECODERS = 2  # threads that decode ahead
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which detections are reported.
+
+    Attributes:
+        threshold: those with at least this score.
+        min_iou: those with at least this predicted IoU; None for all.
+        labels: those of these classes; None for all.
+    """
+
+    threshold: float
+    min_iou: float | None = None
+    labels: tuple[int, ...] | None = None
+
+    def __call__(self, found: Detections) -> Detections:
+        """The chosen ones, in their order.
+
+        Raises:
+            UserError: if a predicted IoU is asked of a detector that makes none.
+        """
+        found = found[found.scores >= self.threshold]
+        if self.min_iou is not None:
+            found = found.tighter_than(self.min_iou)
+        if self.labels is not None:
+            found = found[torch.isin(found.labels, torch.tensor(self.labels))]
+        return found
+
+
+def labels_of(names: Iterable[str], class_names: Iterable[str]) -> tuple[int, ...]:
+    """The labels of classes by their names.
+
+    Raises:
+        UserError: if a name is none of the classes.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    unknown = [name for name in names if name not in label_of]
+    if unknown:
+        raise UserError(f"this detector has no class {', '.join(unknown)}; choose from {', '.join(label_of)}")
+    return tuple(label_of[name] for name in names)
+
+
+@dataclass(frozen=True, eq=False)
+class FileResult:
+    """What is in one image file.
+
+    Attributes:
+        path: the file.
+        found: the detections, in its own pixels; nothing if it cannot be read.
+        size: its (height, width); (0, 0) if it cannot be read.
+        image: the opened image, if it was asked for.
+        error: why it cannot be read, or None.
+    """
+
+    path: Path
+    found: Detections
+    size: tuple[int, int]
+    image: Image.Image | None = None
+    error: UnreadableImage | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedFile(Prepared):
+    path: Path
+    image: Image.Image | None
+
+
+def detect_files(
+    model: Detector,
+    paths: Iterable[Path],
+    *,
+    batch_size: int = 8,
+    workers: int = DECODERS,
+    keep_images: bool = False,
+) -> Iterator[FileResult]:
+    """What the detector finds in each file, in their order; only a few batches are in memory at a time.
+
+    Args:
+        model: on its device; put into evaluation mode.
+        paths: image files.
+        batch_size: images that the network sees together.
+        workers: threads that decode and resize the next images meanwhile.
+        keep_images: whether results carry the opened images.
+    """
+    model.eval()
+
+    def open_file(path: Path) -> _PreparedFile | FileResult:
+        try:  # an exception would end the work on all others
+            image = open_image(path)
+        except UnreadableImage as error:
+            return FileResult(path, _nothing(), (0, 0), error=error)
+        ready = prepare(as_pixels(image), model.preprocess)
+        return _PreparedFile(ready.pixels, ready.size, path, image if keep_images else None)
+
+    def detect(images: ImageBatch) -> list[Detections]:
+        return [found.to("cpu") for found in model.detect(images.to(model.device))]
+
+    failed: list[tuple[int, FileResult]] = []
+    opened = in_background(open_file, paths, ahead=2 * batch_size, workers=workers)
+
+    def readable() -> Iterator[_PreparedFile]:
+        for number, item in enumerate(opened):
+            if isinstance(item, FileResult):
+                failed.append((number, item))
+            else:
+                yield item
+
+    done = 0
+    for prepared, found in detect_prepared(detect, readable(), batch_size):
+        while failed and failed[0][0] <= done:
+            yield failed.pop(0)[1]
+            done += 1
+        yield FileResult(prepared.path, found, prepared.size, prepared.image)
+        done += 1
+    for _, result in failed:
+        yield result
+
+
+def _nothing() -> Detections:
+    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

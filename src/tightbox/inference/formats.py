@@ -1,0 +1,183 @@
+"""What was found in images, written as the files that other tools read: one small writer for each format."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from tightbox.errors import UserError
+from tightbox.files import atomic_path, write_json
+from tightbox.structures import Detections
+from tightbox.version import __version__
+
+Format = Literal["coco", "csv", "json", "yolo", "labelstudio"]
+Order = Literal["score", "loosest"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What was found in one image, or in one frame of a video.
+
+    Attributes:
+        image_id: counted from 1 over all images and frames.
+        file_name: of the image or the video, as it was given.
+        name: where its outputs are, relative to the folder of the results; its suffix is replaced.
+        size: its (height, width).
+        found: the detections.
+        frame: number of the frame, from 0; None of an image.
+    """
+
+    image_id: int
+    file_name: str
+    name: Path
+    size: tuple[int, int]
+    found: Detections
+    frame: int | None = None
+
+    @property
+    def stem(self) -> Path:
+        """`name` without its suffix, and with the number of the frame."""
+        return self.name.with_name(self.name.stem + ("" if self.frame is None else f"_{self.frame:06d}"))
+
+    def loosest_first(self) -> ImageResult:
+        """The same with the lowest predicted IoU first.
+
+        Raises:
+            UserError: if the detector predicts no IoU.
+        """
+        if self.found.ious is None:
+            raise UserError("this detector predicts no IoU, so --order loosest has nothing to go by; leave it out")
+        return replace(self, found=self.found[self.found.ious.argsort(stable=True)])
+
+    def rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of a COCO result file, with the names of file and class."""
+        where = {"file_name": self.file_name} | ({} if self.frame is None else {"frame": self.frame})
+        ids = range(1, len(class_names) + 1)
+        rows = self.found.to_coco(self.image_id, ids)
+        return [row | where | {"class": class_names[row["category_id"] - 1]} for row in rows]
+
+
+def write_results(
+    kind: Format, folder: Path, results: Sequence[ImageResult], class_names: Sequence[str], order: Order = "score"
+) -> None:
+    """Write the results into a folder in one of the formats.
+
+    Args:
+        kind: which.
+        folder: made if need be.
+        results: of all images and frames.
+        class_names: the name of each label.
+        order: "loosest" puts the boxes of the lowest predicted IoU first: over all images where one file holds them
+            all, else in each file.
+
+    Raises:
+        UserError: if the disk refuses, or the detector predicts no IoU to order by.
+    """
+    if order == "loosest":
+        results = sorted((result.loosest_first() for result in results), key=_loosest)
+    match kind:
+        case "coco":
+            write_json(folder / "results.json", _all_rows(results, class_names, order))
+        case "csv":
+            write_csv(folder / "results.csv", _all_rows(results, class_names, order), results)
+        case "json":
+            for result in results:
+                write_json(folder / result.stem.with_name(result.stem.name + ".json"), one_image(result, class_names))
+        case "yolo":
+            write_yolo(folder / "labels", results, class_names)
+        case "labelstudio":
+            write_json(folder / "labelstudio.json", [labelstudio_task(result, class_names) for result in results])
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]], results: Iterable[ImageResult]) -> None:
+    """One line for each box: corners in pixels, and the size of its image."""
+    sizes = {result.image_id: result.size for result in results}
+    columns = ("image_id", "file_name", "frame", "width", "height", "class", "score", "iou", "x1", "y1", "x2", "y2")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(columns)
+        for row in rows:
+            (height, width), (x, y, w, h) = sizes[row["image_id"]], row["bbox"]
+            known = row | {"width": width, "height": height, "x1": x, "y1": y}
+            known |= {"x2": round(x + w, 3), "y2": round(y + h, 3)}
+            lines.writerow(known.get(column, "") for column in columns)
+
+
+def one_image(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
+    """The content of one image's JSON file: its size, and its boxes as [x1, y1, x2, y2] in pixels."""
+    found, (height, width) = result.found, result.size
+    ious: list[float | None] = [None] * len(found) if found.ious is None else found.ious.tolist()
+    columns = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), ious, strict=True)
+    detections = [
+        {"class": class_names[label], "score": score, "iou": iou, "box": [round(side, 3) for side in box]}
+        for box, score, label, iou in columns
+    ]
+    frame = {} if result.frame is None else {"frame": result.frame}
+    return {"file_name": result.file_name, **frame, "width": width, "height": height, "detections": detections}
+
+
+def write_yolo(folder: Path, results: Iterable[ImageResult], class_names: Sequence[str]) -> None:
+    """A label file for each image, `class x y width height` with centres and sides as fractions, and `classes.txt`."""
+    _write_lines(folder / "classes.txt", class_names)
+    for result in results:
+        height, width = result.size
+        lines = []
+        for label, (x1, y1, x2, y2) in zip(result.found.labels.tolist(), result.found.boxes.tolist(), strict=True):
+            sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(" ".join([str(label), *(f"{side:.6f}" for side in sides)]))
+        _write_lines(folder / result.stem.with_name(result.stem.name + ".txt"), lines)
+
+
+def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
+    """One of Label Studio's tasks, for `<Image name="image"/>` and `<RectangleLabels name="label" toName="image"/>`.
+
+    Boxes are in percent of the image. The score of a region is its class score, and the predicted IoU is in its notes;
+    the score of the whole prediction, by which the list of tasks is sorted there, is the lowest predicted IoU.
+    """
+    found, (height, width) = result.found, result.size
+    percent = found.boxes.double() * 100 / found.boxes.new_tensor([width, height, width, height]).double()
+    regions = []
+    for number, ((x1, y1, x2, y2), score, label) in enumerate(
+        zip(percent.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    ):
+        value = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
+        region = {
+            "id": f"{result.image_id}-{number}",
+            "from_name": "label",
+            "to_name": "image",
+            "type": "rectanglelabels",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": value | {"rectanglelabels": [class_names[label]]},
+            "score": score,
+        }
+        if found.ious is not None:
+            iou = found.ious[number].item()
+            region["meta"] = {"text": [f"predicted IoU {iou:.3f}"], "iou": iou}
+        regions.append(region)
+    # Label Studio serves files of its own disk at this address, if it is told to.
+    path = quote(Path(result.file_name).absolute().as_posix().lstrip("/"))
+    prediction = {"model_version": f"tightbox {__version__}", "score": _loosest(result), "result": regions}
+    return {"data": {"image": f"/data/local-files/?d={path}"}, "predictions": [prediction]}
+
+
+def _all_rows(results: Iterable[ImageResult], class_names: Sequence[str], order: Order) -> list[dict[str, Any]]:
+    rows = [row for result in results for row in result.rows(class_names)]
+    return sorted(rows, key=lambda row: float(row["iou"])) if order == "loosest" else rows
+
+
+def _loosest(result: ImageResult) -> float:
+    """The lowest predicted IoU of the image, the lowest score where there is none, 1 where there is no box."""
+    found = result.found
+    values = found.scores if found.ious is None else found.ious
+    return values.min().item() if len(values) else 1.0
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Detection in any number of images: a sorted list of them, worked off in parts that are files, resumed and merged."""

@@ -1,0 +1,199 @@
+"""A job: what it is about, kept in `job.json`, and which of its parts are to be done by whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tightbox.checkpoint import CARD, WEIGHTS
+from tightbox.errors import UserError
+from tightbox.files import write_json
+from tightbox.inference.jobs.manifest import Manifest, name_line
+from tightbox.inference.jobs.parts import Kind
+
+JOB, FORMAT = "job.json", 1
+_MEANING = {
+    "manifest": "the images are others",
+    "images": "the images are others",
+    "checkpoint": "the checkpoint is another",
+    "kind": "--format differs",
+    "part_size": "--part-size differs",
+    "options": "the options that choose boxes differ",
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `number`-th of `count` equal shares of a job, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`2/8` is the second of eight.
+
+        Raises:
+            UserError: if that makes no sense.
+        """
+        given = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if given is None:
+            raise UserError(f"--shard is {text}; write which of how many, such as 1/4 to 4/4")
+        number, count = int(given[1]), int(given[2])
+        if not 1 <= number <= count:
+            raise UserError(f"--shard is {text}; shards are counted from 1 to their number, such as 1/4 to 4/4")
+        return cls(number, count)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive images of a manifest, whose results are one file.
+
+    Attributes:
+        number: from 0.
+        start: position of its first image in the manifest.
+        names: of its images.
+    """
+
+    number: int
+    start: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobCard:
+    """What `job.json` says.
+
+    Attributes:
+        manifest: digest of the names.
+        images: how many.
+        checkpoint: digest of its files.
+        kind: of the part files.
+        part_size: images of a part.
+        class_names: the name of each label.
+        options: what else the results depend on.
+    """
+
+    manifest: str
+    images: int
+    checkpoint: str
+    kind: Kind
+    part_size: int
+    class_names: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return -(-self.images // self.part_size)
+
+    def part_path(self, folder: Path, number: int) -> Path:
+        """The file of a part in a folder of the job."""
+        return folder / f"part-{number:06d}.{self.kind}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `job.json`."""
+        return {
+            "format": FORMAT,
+            "manifest": self.manifest,
+            "images": self.images,
+            "checkpoint": self.checkpoint,
+            "kind": self.kind,
+            "part_size": self.part_size,
+            "class_names": list(self.class_names),
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> JobCard | None:
+        """The card in a folder; None if there is none.
+
+        Raises:
+            UserError: if it is damaged, or of a later format.
+        """
+        path = folder / JOB
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise UserError(f"{path} was written by another version of tightbox; use that one, or start anew")
+            return cls(**content | {"class_names": tuple(content["class_names"])})
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged; start the job anew in another folder") from error
+
+    def difference(self, other: JobCard) -> str:
+        """In which way another card is of another job; "" if it is the same."""
+        mine, theirs = self.to_json(), other.to_json()
+        return next((meaning for key, meaning in _MEANING.items() if mine[key] != theirs[key]), "")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in its folder, as one process sees it."""
+
+    folder: Path
+    manifest: Manifest
+    card: JobCard
+    shard: Shard
+
+    def enter(self, resume: bool) -> None:
+        """Write `job.json`, or see that the one there is this job's.
+
+        Args:
+            resume: whether parts of this shard may be there already.
+
+        Raises:
+            UserError: if the folder is another job's, or there are such parts and nobody expects them.
+        """
+        there = JobCard.read(self.folder)
+        if there is None:
+            if resume:
+                raise UserError(f"there is nothing to resume in {self.folder}: it has no {JOB}; leave out --resume")
+            write_json(self.folder / JOB, self.card.to_json())
+        elif difference := self.card.difference(there):
+            raise UserError(f"{self.folder} is the folder of another job: {difference}; choose another --out")
+        done = len(self.finished())
+        if done and not resume:
+            of = f"of the {self.card.parts} parts"
+            raise UserError(f"{done} {of} are in {self.folder} already; add --resume to go on, or choose another --out")
+
+    def numbers(self) -> range:
+        """Of this shard's parts."""
+        return range(self.shard.number - 1, self.card.parts, self.shard.count)
+
+    def pending(self) -> Iterator[Part]:
+        """The parts of this shard that have no file yet."""
+        size = self.card.part_size
+        for number in self.numbers():
+            if not self.card.part_path(self.folder, number).exists():
+                start = number * size
+                yield Part(number, start, self.manifest.names[start : start + size])
+
+    def finished(self) -> list[Path]:
+        """The files of this shard's parts that are there."""
+        paths = (self.card.part_path(self.folder, number) for number in self.numbers())
+        return [path for path in paths if path.exists()]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's card and weights.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in (CARD, WEIGHTS):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(name_line(hashlib.file_digest(file, "sha256").hexdigest()))
+        except OSError as error:
+            raise UserError(f"cannot read {folder / name}: {error.strerror}; give a checkpoint's folder") from error
+    return digest.hexdigest()

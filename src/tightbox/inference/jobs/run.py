@@ -1,0 +1,107 @@
+"""Working off the parts of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tightbox.draw import draw_boxes
+from tightbox.files import atomic_path
+from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files
+from tightbox.inference.jobs.job import Part
+from tightbox.inference.jobs.parts import Row, read_rows, row_of, write_rows
+from tightbox.models import Detector
+
+_NAMED = 10  # failures that are named
+
+
+class Failures(NamedTuple):
+    """How many images failed, and a sentence on each of the first ones."""
+
+    images: int
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the images of a part become its file; it can be sent to another process.
+
+    Attributes:
+        root: where the names of images start.
+        select: which detections are reported.
+        batch_size: images that the network sees together.
+        workers: threads that decode ahead.
+        drawn: folder of the annotated copies; None writes none.
+    """
+
+    root: Path
+    select: Selection
+    batch_size: int = 8
+    workers: int = DECODERS
+    drawn: Path | None = None
+
+    def run(
+        self, model: Detector, part: Part, target: Path, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Detect in the images of a part, and write its file.
+
+        Args:
+            model: on its device.
+            part: what to do.
+            target: the file.
+            progress: called with the number of images of the part that are done.
+
+        Raises:
+            UserError: if the disk refuses.
+        """
+        _remove_halves(target)
+        rows: list[Row] = []
+        results = detect_files(
+            model,
+            (self.root / name for name in part.names),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            keep_images=self.drawn is not None,
+        )
+        for offset, (name, result) in enumerate(zip(part.names, results, strict=True)):
+            selected = FileResult(result.path, self.select(result.found), result.size, result.image, result.error)
+            rows.append(row_of(part.start + offset, name, selected, model.class_names))
+            self._draw(model, name, selected)
+            progress(offset + 1)
+        write_rows(target, rows)
+
+    def _draw(self, model: Detector, name: str, result: FileResult) -> None:
+        if self.drawn is None or result.image is None:
+            return
+        found, names = result.found, model.class_names
+        drawn = draw_boxes(result.image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
+        # The whole name and not its stem, as a.png may lie beside a.jpg.
+        with atomic_path(self.drawn / f"{name.lstrip('/')}.jpg") as temporary:
+            drawn.save(temporary, format="JPEG", quality=92)
+
+
+def failures_in(parts: Iterable[Path]) -> Failures:
+    """The images that failed in finished parts.
+
+    Raises:
+        UserError: if a part is damaged.
+    """
+    images = 0
+    sentences: list[str] = []
+    for path in parts:
+        for row in read_rows(path, ("path", "error")):
+            if row["error"] is not None:
+                images += 1
+                if len(sentences) < _NAMED:
+                    sentences.append(f"{row['path']}: {row['error']}")
+    return Failures(images, tuple(sentences))
+
+
+def _remove_halves(target: Path) -> None:
+    """What a process that was killed while writing this part left behind; nobody else writes it."""
+    for half in target.parent.glob(f".{target.name}.*.tmp"):
+        with suppress(OSError):
+            half.unlink()

@@ -1,0 +1,181 @@
+"""Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tightbox.errors import UserError, missing_extra
+from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files, labels_of
+from tightbox.inference.jobs.job import Job, Part
+from tightbox.inference.jobs.parts import COLUMNS, Row, row_of
+from tightbox.inference.jobs.run import Work
+from tightbox.models import Detector, load
+
+Batch = dict[str, Any]
+
+
+class Predictor:
+    """Adds what is found in each image to a batch of rows that name images, for `Dataset.map_batches`.
+
+    Each actor loads the detector once, and decodes inside, so that only paths and boxes travel. Images that cannot be
+    read are rows with their `error`.
+
+    Args:
+        checkpoint: a folder that every node sees.
+        root: where the paths start; absolute paths need none.
+        path_column: which column holds the paths.
+        threshold: boxes with a lower score are left out.
+        min_iou: boxes with a lower predicted IoU are left out.
+        classes: only these; all by default.
+        batch_size: images that the network sees together.
+        workers: threads that decode ahead.
+        device: `auto` takes the GPU that Ray gave to the actor.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        root: str = "",
+        path_column: str = "path",
+        threshold: float = 0.3,
+        min_iou: float | None = None,
+        classes: list[str] | None = None,
+        batch_size: int = 8,
+        workers: int = DECODERS,
+        device: str = "auto",
+    ) -> None:
+        self.model = load_on(checkpoint, threshold, device)
+        labels = labels_of(classes, self.model.class_names) if classes else None
+        self.select = Selection(threshold, min_iou, labels)
+        self.root = Path(root)
+        self.path_column = path_column
+        self.batch_size = batch_size
+        self.workers = workers
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with `width`, `height`, `error`, `boxes`, `scores`, `classes` and `ious` of each image."""
+        names = [str(name) for name in batch[self.path_column]]
+        paths = (self.root / name for name in names)
+        results = detect_files(self.model, paths, batch_size=self.batch_size, workers=self.workers)
+        rows = []
+        for name, result in zip(names, results, strict=True):
+            kept = FileResult(result.path, self.select(result.found), result.size, error=result.error)
+            rows.append(row_of(0, name, kept, self.model.class_names))
+        return batch | {name: _column(rows, name) for name in COLUMNS if name not in ("index", "path")}
+
+
+class _PartRunner:
+    """An actor that writes parts of a job."""
+
+    def __init__(self, checkpoint: str, folder: str, kind: str, work: Work, device: str) -> None:
+        self.model = load_on(checkpoint, work.select.threshold, device)
+        self.folder, self.kind, self.work = Path(folder), kind, work
+
+    def __call__(self, row: Row) -> Row:
+        part = Part(int(row["number"]), int(row["start"]), tuple(str(name) for name in row["names"]))
+        target = self.folder / f"part-{part.number:06d}.{self.kind}"
+        if not target.exists():  # Ray runs a row again if the actor that had done it died
+            self.work.run(self.model, part, target)
+        return {"number": part.number, "images": len(part.names)}
+
+
+def run_parts(
+    checkpoint: Path, job: Job, work: Work, *, actors: int = 1, address: str | None = None, device: str = "auto"
+) -> None:
+    """Work off a job's pending parts by a pool of actors, each of which writes whole parts into the job's folder.
+
+    Args:
+        checkpoint: a folder that every node sees, as are those of job and images.
+        job: its folder was entered.
+        work: how.
+        actors: processes.
+        address: of a running cluster; None starts one on this machine for the time of the work.
+        device: as for `Predictor`.
+
+    Raises:
+        UserError: if there is no such cluster, or a worker died; finished parts stay.
+    """
+    parts = [{"number": part.number, "start": part.start, "names": list(part.names)} for part in job.pending()]
+    if not parts:
+        return
+    ray = import_ray()
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    own = not ray.is_initialized()
+    try:
+        # Without an address a cluster is started here, whatever RAY_ADDRESS says.
+        ray.init(address or "local", log_to_driver=False, ignore_reinit_error=True, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check --address") from error
+    try:
+        DataContext.get_current().enable_progress_bars = False
+        done = from_items(parts, override_num_blocks=len(parts)).map(
+            _PartRunner,
+            fn_constructor_args=(str(checkpoint.absolute()), str(job.folder.absolute()), job.card.kind, work, device),
+            compute=ActorPoolStrategy(size=min(actors, len(parts))),
+            num_gpus=1 if ray.cluster_resources().get("GPU") and device != "cpu" else 0,
+        )
+        for _ in done.iter_rows():
+            pass
+    except Exception as error:  # Ray wraps what its workers raise, and its own errors have no common class
+        raise UserError(
+            f"a worker of Ray failed ({_cause(error)}); finished parts are kept: run again with --resume"
+        ) from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def load_on(checkpoint: str, threshold: float, device: str) -> Detector:
+    """The detector, ready to report boxes from a score on, on its device."""
+    from dataclasses import replace
+
+    import torch
+
+    model = load(checkpoint)
+    if threshold < model.options.score_threshold:
+        model.options = replace(model.options, score_threshold=threshold)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def import_ray() -> Any:
+    """The module ray.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise missing_extra("Ray", "ray") from error
+    return ray
+
+
+def _column(rows: list[Row], name: str) -> Any:
+    """The values of one column, an array of objects where they are lists of different lengths."""
+    values = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(rows):
+        values[number] = row[name]
+    return values
+
+
+def _cause(error: BaseException) -> str:
+    """The user's own sentence, if there is one in the chain of what Ray raised; else the last line of its text."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, UserError):
+            return str(at)
+        at = getattr(at, "cause", None) or at.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
