@@ -41,8 +41,8 @@ class MissBound:
             UserError: if it did not.
         """
         try:
-            numbers = [float(content[name]) for name in ("miss", "delta", "at_iou", "threshold")]
-            counts = [int(content[name]) for name in ("objects", "missed")]
+            miss, delta, at_iou, threshold = (float(content[n]) for n in ("miss", "delta", "at_iou", "threshold"))
+            objects, missed = (int(content[name]) for name in ("objects", "missed"))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the bound on misses in the card is damaged ({error}); calibrate again") from error
-        return cls(*numbers, *counts)
+        return cls(miss, delta, at_iou, threshold, objects, missed)

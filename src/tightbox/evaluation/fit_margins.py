@@ -25,7 +25,7 @@ import numpy as np
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.matching import Matches
-from tightbox.margins import OUTWARD, Margins, Unit, box_units
+from tightbox.margins import OUTWARD, Margins, Unit, grown
 
 Simultaneous = Literal["max", "bonferroni"]
 
@@ -144,6 +144,18 @@ def boxes_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
 def covered(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> Bools:
     """(N,) whether all four sides of the object are within the outer box (or the inner box within the object)."""
     return np.asarray((_scores(found, margins, inner) <= 1 + 1e-9).all(axis=1))
+
+
+def relative_area(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> float:
+    """Mean area of the outer (or inner) boxes in areas of the boxes; NaN without any.
+
+    Timans et al. and Andéol et al. call it (or its root) stretch.
+    """
+    distances = margins.distances(found.boxes, found.raw, found.labels)
+    moved = grown(found.boxes, -distances if inner else distances)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (moved, found.boxes)]
+    there = areas[1] > 0
+    return float(np.mean(areas[0][there] / areas[1][there])) if there.any() else float("nan")
 
 
 def _scores(found: MatchedBoxes, margins: Margins, inner: bool) -> Floats:

@@ -1,9 +1,9 @@
 """Learning a score threshold that misses few objects, with a stated confidence.
 
 The objects missed at a threshold are those without a matched detection of at least this score, so their fraction never
-falls as the threshold rises. Thresholds are tested from the lowest on, each for the hypothesis that too many objects are
-missed, until one cannot be rejected (fixed sequence testing: Angelopoulos et al., "Learn then Test", 2021). The test
-is the exact one for a binomial count (Clopper and Pearson), which takes objects to be independent.
+falls as the threshold rises. Thresholds are tested from the lowest on, each for the hypothesis that too many objects
+are missed, until one cannot be rejected (fixed sequence testing: Angelopoulos et al., "Learn then Test", 2021). The
+test is the exact one for a binomial count (Clopper and Pearson), which takes objects to be independent.
 """
 
 from __future__ import annotations

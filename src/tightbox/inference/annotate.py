@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,27 @@ class Annotator:
         threshold: boxes with a lower score are left out.
         min_iou: boxes with a lower predicted IoU are left out.
         batch_size: images or frames that the network sees together.
+        margins: draw and write outer and inner boxes too, where the detector has them.
 
     Attributes:
         rows: of the result file so far; every image and every frame has an `image_id` of its own, counted from 1, and
             `category_id` counts from 1 as well.
     """
 
-    def __init__(self, model: Detector, threshold: float, min_iou: float | None = None, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        model: Detector,
+        threshold: float,
+        min_iou: float | None = None,
+        batch_size: int = 8,
+        *,
+        margins: bool = False,
+    ) -> None:
         self.model = model
         self.threshold = threshold
         self.min_iou = min_iou
         self.batch_size = batch_size
+        self.margins = margins
         self.rows: list[dict[str, Any]] = []
         self._images = 0
 
@@ -108,11 +119,14 @@ class Annotator:
         found = detections[detections.scores >= self.threshold]
         if self.min_iou is not None:
             found = found.tighter_than(self.min_iou)
+        if not self.margins:
+            found = replace(found, outer=None, inner=None)
         names = self.model.class_names
         self._images += 1
         for row in found.to_coco(self._images, range(1, len(names) + 1)):
             self.rows.append(row | where | {"class": names[row["category_id"] - 1]})
-        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
+        around = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
+        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious, margins=around)
 
 
 def _open(file: tuple[Path, Path]) -> tuple[Path, Path, Image.Image | UnreadableImage]:
