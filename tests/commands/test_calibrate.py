@@ -216,3 +216,14 @@ def test_nothing_is_made_worse_silently(checkpoint: Path, data: Path, capsys: py
     assert about["method"] in ("none", "linear", "temperature", "isotonic")
     assert "on images it did not learn from" in output.out
     assert "cross-validated" in output.out
+
+
+def test_the_page_says_what_is_promised_and_kept(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    save_calibration(PROMISES, checkpoint)
+    assert status(["diagnose", checkpoint, "--data", data, "--out", tmp_path / "out"]) == 0
+    notes = json.loads((tmp_path / "out" / "diagnosis.json").read_text())["notes"]
+    promise = next(note for note in notes if note.startswith("Outer boxes hold"))
+    assert "a probability of 90%" in promise
+    assert "in images like those of val" in promise
+    page = (tmp_path / "out" / "diagnosis.html").read_text(encoding="utf-8")
+    assert "does not hold where images differ" in page
