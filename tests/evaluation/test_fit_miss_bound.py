@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, t
 
 from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco
-from tightbox.evaluation.fit_miss_bound import fit_miss_bound, misses_allowed, object_scores
+from tightbox.evaluation.fit_miss_bound import bound_of_scores, fit_miss_bound, misses_allowed, object_scores
 from tightbox.evaluation.matching import Matches, match
 from tightbox.miss_bound import MissBound
 
@@ -66,6 +66,24 @@ def test_the_promise_is_kept_in_nine_of_ten_draws() -> None:
 def test_what_cannot_be_promised(scores: list[float | None], miss: float, delta: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit_miss_bound(found(scores), miss, delta)
+
+
+def test_objects_that_are_missed_together_count_as_fewer() -> None:
+    """40 images of 10 objects, each image with one score: there are but 40 facts, not 400."""
+    scores = np.repeat(np.linspace(0, 1, 40), 10)
+    together = bound_of_scores(scores, np.repeat(np.arange(40), 10), 0.2, 0.1)
+    apart = bound_of_scores(scores, np.arange(400), 0.2, 0.1)
+    assert together.threshold < apart.threshold
+    # All that a slow reading of the formula would allow, which is not more than the exact test does.
+    allowed = -1
+    for k in range(misses_allowed(400, 0.2, 0.1) + 1):
+        missed = np.bincount(np.repeat(np.arange(40), 10)[:k], minlength=40)
+        ratio = k / 400
+        spread = np.sqrt(40 / 39 * np.sum((missed - ratio * 10) ** 2)) / 400
+        if ratio + t.ppf(0.9, 39) * spread > 0.2:
+            break
+        allowed = k
+    assert together.threshold == scores[allowed]
 
 
 def test_json_and_back() -> None:

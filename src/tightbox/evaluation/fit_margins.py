@@ -30,7 +30,8 @@ from tightbox.margins import OUTWARD, Margins, Unit, grown
 Simultaneous = Literal["max", "bonferroni"]
 
 AT_IOU = 0.5  # from which a detection is matched to an object
-PER_GROUP = 25  # least number of boxes of like predicted IoU that a factor is learned from
+MIN_BOXES = 25  # that proportions of the sides are learned from
+PER_GROUP = 100  # boxes of like predicted IoU that a factor is learned from: fewer give noise, which widens margins
 MAX_GROUPS = 12
 LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
 
@@ -199,7 +200,7 @@ def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[f
 
 def _proportions(scores: Floats, coverage: float) -> Floats:
     """(4,) the quantile of each side's scores, so that no side widens the margins of the others; 1 without boxes."""
-    if len(scores) < PER_GROUP:
+    if len(scores) < MIN_BOXES:
         return np.ones(4)
     finite = np.where(np.isfinite(scores), scores, np.nanmax(np.where(np.isfinite(scores), scores, 0), initial=1.0))
     each = np.quantile(finite, 1 - (1 - coverage) / 4, axis=0)
