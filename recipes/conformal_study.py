@@ -245,8 +245,9 @@ def report(studies: dict[str, Any]) -> str:
         "",
         "Written by `recipes/conformal_study.py` from runs that took place: validation and test images of each set,",
         "parted at random into halves to calibrate and to test on. Mean ± standard deviation over the splits. Coverage",
-        "is the fraction of matched objects (IoU 0.5) that lie within the outer box of their detection, in per cent; area",
-        f"is that of the outer box in areas of the box, the mean; the target is a coverage of {100 * COVERAGE:.0f} ± 2.",
+        "is the fraction of matched objects (IoU 0.5) that lie within the outer box of their detection, in per cent;",
+        "area is that of the outer box in areas of the box, the mean over the boxes. The target is a coverage of",
+        f"{100 * COVERAGE:.0f} ± 2.",
         "",
         "![margin against predicted IoU, for each set](conformal.png)",
     ]
