@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tightbox.errors import UserError
+from tightbox.margins import Margins, grown
+from tightbox.miss_bound import MissBound
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,17 +95,58 @@ class Calibration:
         thresholds: lowest score from which on at least each of `PRECISIONS` is reached, in a row for each of `IOUS`;
             None where nothing reaches it. A second box on an object is wrong.
         about: how it was made, for whoever reads the card.
+        outer: margins of the boxes that hold their object; None if no coverage was asked for.
+        inner: margins of the boxes that lie in their object; likewise.
+        misses: the score threshold that misses few objects; None if it was not asked for.
+        weights: digest of the weights that it was learned from; None in cards from before there was one.
     """
 
     ious: IouCalibration
     thresholds: tuple[tuple[float | None, ...], ...]
     about: Mapping[str, Any]
+    outer: Margins | None = None
+    inner: Margins | None = None
+    misses: MissBound | None = None
+    weights: str | None = None
 
     def __call__(self, detections: Detections) -> Detections:
-        """The same detections, in the same order, with the IoUs to expect."""
+        """The same detections, in the same order, with the IoUs to expect and their outer and inner boxes."""
         if detections.ious is None:
             return detections
-        return replace(detections, ious=self.ious.of_tensor(detections.ious))
+        return replace(
+            detections,
+            ious=self.ious.of_tensor(detections.ious),
+            outer=None if self.outer is None else _moved(detections, self.outer, 1.0),
+            inner=None if self.inner is None else _moved(detections, self.inner, -1.0),
+        )
+
+    def margins_for(self, coverage: float) -> Margins:
+        """The margins of the outer boxes, which must have been learned for this coverage.
+
+        Raises:
+            UserError: if they were not.
+        """
+        if self.outer is None or abs(self.outer.coverage - coverage) > 1e-9:
+            known = "for none" if self.outer is None else f"for {self.outer.coverage:g} only"
+            raise UserError(
+                f"no margins are known for a coverage of {coverage:g}, {known}; run `tightbox calibrate` with "
+                f"--coverage {coverage:g}"
+            )
+        return self.outer
+
+    def miss_bound_for(self, miss: float) -> MissBound:
+        """The score threshold that misses at most this fraction of objects, which must have been learned.
+
+        Raises:
+            UserError: if it was not.
+        """
+        if self.misses is None or abs(self.misses.miss - miss) > 1e-9:
+            known = "for none" if self.misses is None else f"for {self.misses.miss:g} only"
+            raise UserError(
+                f"no score threshold is known with which at most {miss:g} of the objects are missed, {known}; run "
+                f"`tightbox calibrate` with --miss {miss:g}"
+            )
+        return self.misses
 
     def score_threshold(self, precision: float, at_iou: float) -> float:
         """The lowest score from which on this fraction of the held-out detections had at least this true IoU.
@@ -130,7 +173,12 @@ class Calibration:
             "about": dict(self.about),
             "ious": self.ious.to_json(),
             "thresholds": {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)},
-        }
+        } | {name: value for name, value in self._later_parts() if value is not None}
+
+    def _later_parts(self) -> list[tuple[str, Any]]:
+        """What cards have had for some versions only, by name."""
+        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
+        return [*((n, None if p is None else p.to_json()) for n, p in parts.items()), ("weights", self.weights)]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -142,11 +190,28 @@ class Calibration:
         try:
             rows = [[None if v is None else float(v) for v in content["thresholds"][f"{iou:.2f}"]] for iou in IOUS]
             ious, about = content["ious"], dict(content["about"])
+            outer, inner, misses = (content.get(name) for name in ("outer", "inner", "misses"))
+            weights = None if content.get("weights") is None else str(content["weights"])
             if any(len(row) != len(PRECISIONS) for row in rows):
                 raise ValueError("a row of thresholds is too short or too long")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration in the card is damaged ({error}); run `tightbox calibrate`") from error
-        return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about)
+        return cls(
+            ious=IouCalibration.from_json(ious),
+            thresholds=tuple(map(tuple, rows)),
+            about=about,
+            outer=None if outer is None else Margins.from_json(outer),
+            inner=None if inner is None else Margins.from_json(inner),
+            misses=None if misses is None else MissBound.from_json(misses),
+            weights=weights,
+        )
+
+
+def _moved(detections: Detections, margins: Margins, way: float) -> Tensor:
+    """(N, 4) the boxes grown (1) or shrunk (-1) by their margins, of raw predicted IoUs."""
+    boxes, labels = (value.detach().cpu().double().numpy() for value in (detections.boxes, detections.labels))
+    raw = None if detections.ious is None else detections.ious.detach().cpu().double().numpy()
+    return detections.boxes.new_tensor(grown(boxes, way * margins.distances(boxes, raw, labels)))
 
 
 def _first_at_least(values: tuple[float, ...], wanted: float, what: str) -> int:

@@ -19,7 +19,13 @@ CROWDED = 12  # from this many boxes on, class names move from the boxes into a 
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Any, labels: Any, class_names: Sequence[str], scores: Any = None, ious: Any = None
+    image: Image.Image,
+    boxes: Any,
+    labels: Any,
+    class_names: Sequence[str],
+    scores: Any = None,
+    ious: Any = None,
+    margins: Sequence[Any] = (),
 ) -> Image.Image:
     """A copy of the image with a line around each box, and a tag such as "fish 0.83 IoU 0.71".
 
@@ -32,13 +38,15 @@ def draw_boxes(
         class_names: name of each class.
         scores: (N,) shown with two decimals.
         ious: (N,) predicted IoUs, shown where they read differently from the score.
+        margins: outer boxes, inner boxes, or both, (N, 4) each: drawn as dashed lines, but for those without area.
 
     Raises:
         UserError: if a label has no class name.
     """
     labels = _labels(labels, class_names)
     crowded = len(labels) >= CROWDED
-    drawn = _annotate(image, _array(boxes), labels, class_names, scores, ious, crowded=crowded)
+    with_margins = _dashed(image, [_array(each) for each in margins], labels) if len(margins) else image
+    drawn = _annotate(with_margins, _array(boxes), labels, class_names, scores, ious, crowded=crowded)
     return _with_legend(drawn, labels, class_names) if crowded else drawn
 
 
@@ -117,6 +125,28 @@ def _annotate(
             middle = x + width / 2, y + height / 2
             pen.text(middle, " ".join(words), fill=_ink_on(_colour(labels[i])), font=font, anchor="mm")
             plates = np.concatenate([plates, [[x, y, x + width, y + height]]])
+    return canvas
+
+
+def _dashed(image: Image.Image, margins: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> Image.Image:
+    """A copy of the image with a dashed rectangle for each of the boxes that has an area."""
+    canvas = image.convert("RGB").copy()
+    pen = ImageDraw.Draw(canvas)
+    dash = max(3, round(math.sqrt(canvas.width * canvas.height) / 100))
+    for boxes in margins:
+        for label, box in zip(labels, boxes.reshape(-1, 4).astype(float), strict=True):
+            if not (np.isfinite(box).all() and box[0] < box[2] and box[1] < box[3]):
+                continue
+            x1, y1, x2, y2 = np.clip(box.round(), 0, np.array(canvas.size * 2) - 1).astype(int).tolist()
+            ink, colour = _ink_on(_colour(label)), _colour(label)
+            for x in range(x1, x2, 2 * dash):
+                for y in (y1, y2):
+                    pen.line([x, y, min(x + dash, x2), y], fill=colour, width=2)
+                    pen.line([min(x + dash, x2), y, min(x + 2 * dash, x2), y], fill=ink, width=1)
+            for y in range(y1, y2, 2 * dash):
+                for x in (x1, x2):
+                    pen.line([x, y, x, min(y + dash, y2)], fill=colour, width=2)
+                    pen.line([x, min(y + dash, y2), x, min(y + 2 * dash, y2)], fill=ink, width=1)
     return canvas
 
 

@@ -6,7 +6,7 @@ Boxes are `xyxy`, float, in pixels of the image they belong to: (0, 0, 4, 4) is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -133,17 +133,21 @@ class Detections(_Tensors):
         labels: (N,) int64 class of each.
         ious: (N,) predicted IoU of each box with its object, that to expect if the detector is calibrated; None if the
             detector makes no estimate.
+        outer: (N, 4) boxes that hold the whole object with the coverage that the detector was calibrated for; None if
+            it was calibrated for none.
+        inner: (N, 4) boxes that lie in the object with this coverage; likewise. One without area promises nothing.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     ious: Tensor | None = None
+    outer: Tensor | None = None
+    inner: Tensor | None = None
 
     def __getitem__(self, keep: Tensor | slice) -> Detections:
         """The detections selected by a boolean mask, an index tensor or a slice."""
-        ious = None if self.ious is None else self.ious[keep]
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], ious)
+        return self._each(lambda value: value[keep])
 
     def tighter_than(self, iou: float) -> Detections:
         """Those with at least this predicted IoU.
@@ -158,23 +162,34 @@ class Detections(_Tensors):
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
         """The same in the image resized from (height, width) `size` to `new_size`, clipped to it."""
         scale = self.boxes.new_tensor([new_size[1] / size[1], new_size[0] / size[0]] * 2)
-        return Detections(clip_boxes(self.boxes * scale, new_size), self.scores, self.labels, self.ious)
+        moved = {
+            name: clip_boxes(boxes * scale, new_size)
+            for name in ("boxes", "outer", "inner")
+            if (boxes := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO result file: `bbox` is [x, y, width, height], and `iou` the predicted IoU where there is one.
+
+        So are `outer_bbox` and `inner_bbox`, where the detector was calibrated for a coverage.
 
         Args:
             image_id: the image's id in the data set.
             category_ids: the data set's own id of each label; without it, the label itself.
         """
-        corners = self.boxes.detach().cpu().double()
-        boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+        columns = {
+            name: _as_xywh(boxes)
+            for name, boxes in (("bbox", self.boxes), ("outer_bbox", self.outer), ("inner_bbox", self.inner))
+            if boxes is not None
+        }
         ids = self.labels.tolist() if category_ids is None else [category_ids[i] for i in self.labels.tolist()]
         ious: Sequence[float | None] = [None] * len(self) if self.ious is None else self.ious.tolist()
         rows = []
-        for box, score, category, iou in zip(boxes.tolist(), self.scores.tolist(), ids, ious, strict=True):
-            row = {"image_id": image_id, "category_id": category, "bbox": [round(v, 3) for v in box], "score": score}
-            rows.append(row if iou is None else row | {"iou": iou})
+        for i, (score, category, iou) in enumerate(zip(self.scores.tolist(), ids, ious, strict=True)):
+            boxes = {name: column[i] for name, column in columns.items()}
+            row = {"image_id": image_id, "category_id": category, "bbox": boxes.pop("bbox"), "score": score}
+            rows.append(row | ({} if iou is None else {"iou": iou}) | boxes)
         return rows
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
@@ -185,6 +200,11 @@ class Detections(_Tensors):
             raise missing_extra("supervision", "viz") from error
         labels = self.labels.cpu().numpy()
         data: dict[str, Any] = {} if self.ious is None else {"iou": self.ious.detach().cpu().numpy()}
+        data |= {
+            name: boxes.detach().cpu().numpy()
+            for name, boxes in (("outer", self.outer), ("inner", self.inner))
+            if boxes is not None
+        }
         if class_names is not None:
             data["class_name"] = [class_names[i] for i in labels]
         return supervision.Detections(
@@ -193,3 +213,10 @@ class Detections(_Tensors):
             class_id=labels,
             data=data,
         )
+
+
+def _as_xywh(boxes: Tensor) -> list[list[float]]:
+    """[x, y, width, height] of each box, rounded to three decimals."""
+    corners = boxes.detach().cpu().double()
+    rows = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+    return [[round(value, 3) for value in row] for row in rows]

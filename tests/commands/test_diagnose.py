@@ -81,6 +81,7 @@ def test_calibrate(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[s
     assert [line.split()[0] for line in lines if " before " in line or " after " in line] == [
         "val",
         "val",
+        "val,",  # cross-validated
         "test",
         "test",
     ]

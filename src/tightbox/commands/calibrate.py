@@ -1,7 +1,9 @@
-"""Make predicted IoUs reliable: fit them to the true ones of held-out images, and keep that in the card."""
+"""Make predicted IoUs reliable and boxes guaranteed: learn both from held-out images, and keep that in the card."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,27 +13,83 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tightbox.calibration import IouCalibration
     from tightbox.data.records import DetectionData
+    from tightbox.evaluation.choose_map import MapChoice
+    from tightbox.evaluation.fit_calibration import Method
+    from tightbox.evaluation.fit_margins import MatchedBoxes
     from tightbox.evaluation.matching import Matches
+    from tightbox.margins import Margins, Unit
+    from tightbox.miss_bound import MissBound
     from tightbox.models import Detector
 
-USAGE = "CHECKPOINT --data DIR [--split val] [--method isotonic] [--report-split test]"
+USAGE = "(CHECKPOINT --data DIR | --gt GT.json --dt DT.json --out FILE) [--coverage 0.9] [--miss 0.1]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Which detector, and which images to learn from and to report on."""
-    on_data.add_arguments(parser)
+    """Which detector or results, which images to learn from and to report on, and what to promise."""
+    on_data.add_arguments(parser, or_results=True)
     parser.add_argument(
-        "--method", choices=["isotonic", "temperature"], default="isotonic", help="any rising map, or one parameter"
+        "--method",
+        choices=["auto", "isotonic", "temperature", "linear", "none"],
+        default="auto",
+        help="any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images",
     )
     parser.add_argument(
         "--report_split", default=None, help="split to report on; test if absent and the data set has one"
+    )
+    parser.add_argument(
+        "--coverage", type=float, default=None, help="probability with which outer boxes hold their whole object"
+    )
+    parser.add_argument(
+        "--margins",
+        choices=["iou", "size", "pixels"],
+        default=None,
+        help="for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou",
+    )
+    parser.add_argument("--inner", action="store_true", help="for --coverage: also boxes that lie in their object")
+    parser.add_argument("--per_class", action="store_true", help="for --coverage: each class has its own margins")
+    parser.add_argument(
+        "--miss", type=float, default=None, help="find the score threshold that misses at most this fraction of objects"
+    )
+    parser.add_argument("--delta", type=float, default=None, help="for --miss: probability of missing more; 0.1")
+    parser.add_argument("--out", default=None, help="for --dt: result file to write, calibrated")
+    parser.add_argument(
+        "--apply_to", default=None, help="for --dt: result file of other images to calibrate; --dt itself if absent"
     )
 
 
 def run(args: Namespace) -> int:
     """Fit, store, and print the calibration error before and after."""
+    _refuse_orphans(args)
+    if on_data.of_results(args):
+        return _calibrate_results(args)
+    for option in ("out", "apply_to"):
+        if args[option] is not None:
+            raise UserError(f"--{option.replace('_', '-')} belongs to --gt and --dt; a checkpoint keeps it in its card")
+    if args.margins == "pixels":
+        raise UserError(
+            "margins in pixels would not hold once images are resized for the network: choose --margins size or iou, "
+            "or calibrate a result file with --gt and --dt"
+        )
+    return _calibrate_checkpoint(args)
+
+
+def _refuse_orphans(args: Namespace) -> None:
+    """Options that would be ignored, and promises that are none, before anything is read."""
+    for option in ("margins", "inner", "per_class"):
+        if args[option] and args.coverage is None:
+            raise UserError(f"--{option.replace('_', '-')} belongs to --coverage: give that too, such as 0.9")
+    if args.delta is not None and args.miss is None:
+        raise UserError("--delta belongs to --miss: give that too, such as --miss 0.1")
+    for option in ("coverage", "miss", "delta"):
+        if args[option] is not None and not 0 < args[option] < 1:
+            raise UserError(f"--{option} is {args[option]:g}; it must be more than 0 and less than 1")
+
+
+def _calibrate_checkpoint(args: Namespace) -> int:
     from tightbox.data.layout import splits
 
     report_split = args.report_split
@@ -40,23 +98,99 @@ def run(args: Namespace) -> int:
     if report_split == args.split:
         raise UserError(f"--report-split {report_split} is the split it learns from; give another, or leave it out")
     third = None if report_split is None else on_data.read(args, report_split)
-    model, data = on_data.open_both(args)
+    # The estimates to learn from are the raw ones, whatever was learned before and from whatever weights.
+    model, data = on_data.open_both(args, calibrated=False)
 
-    from tightbox.checkpoint import save_calibration
+    from tightbox.checkpoint import read_weights, save_calibration, weights_digest
+    from tightbox.evaluation.choose_map import choose_map
     from tightbox.evaluation.fit_calibration import fit_calibration
 
     folder = Path(args.checkpoint)
-    model.calibration = None  # the estimates to learn from are the raw ones
     matches = _detected(model, data, args)
-    calibration = fit_calibration(matches, args.method, split=args.split, images=len(data.records))
+    choice = choose_map(matches)
+    method: Method = choice.method if args.method == "auto" else args.method
+    facts = {"split": args.split, "images": len(data.records)}
+    calibration = fit_calibration(matches, method, **facts)
+    outer, inner, misses = _promises(args, matches, model.class_names)
+    calibration = replace(
+        calibration, outer=outer, inner=inner, misses=misses, weights=weights_digest(read_weights(folder))
+    )
     save_calibration(calibration, folder)
 
-    print("predicted IoU against true IoU     boxes  error  worst  predicted actual")
+    tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
+    print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
     _report(f"{args.split} (it learned from)", matches, calibration.ious)
-    if third is not None:
-        _report(f"{report_split}", _detected(model, third.with_classes(model.class_names), args), calibration.ious)
+    _report_unseen(f"{args.split}, cross-validated", choice, method)
+    if tested is not None:
+        _report(f"{report_split}", tested, calibration.ious)
+    _judge(args.method, method, choice)
+    if outer is not None:
+        _report_margins(args, matches, tested, outer, inner, model.class_names)
+    if misses is not None:
+        _report_misses(misses, tested)
     print(f"written: {folder / 'card.json'}")
     return 0
+
+
+def _calibrate_results(args: Namespace) -> int:
+    if args.out is None:
+        raise UserError("--out is missing: name the calibrated result file to write")
+    if args.report_split is not None or args.method != "auto":
+        option = "report-split" if args.report_split is not None else "method"
+        raise UserError(f"--{option} belongs to a checkpoint and --data; leave it out with --gt and --dt")
+    out = Path(args.out)
+    if out.resolve() in {Path(path).resolve() for path in (args.gt, args.dt, args.apply_to) if path}:
+        raise UserError(f"--out {out} is one of the files to read, which would be overwritten; choose another name")
+
+    from tightbox.calibration import IOUS
+    from tightbox.evaluation.calibrated_results import ResultCalibration, fit_maps
+    from tightbox.evaluation.coco_files import from_coco, predictions_from_coco
+    from tightbox.evaluation.matching import match
+    from tightbox.files import write_json
+    from tightbox.reading import read_json
+
+    rows = read_json(Path(args.dt))
+    ground_truth, predictions = from_coco(read_json(Path(args.gt)), rows)
+    matches = match(ground_truth, predictions, IOUS)
+    by_score, scores, ious = fit_maps(matches)
+    trusted = replace(matches, ious=matches.scores) if by_score else matches
+    outer, inner, misses = _promises(args, trusted, ground_truth.class_names)
+    calibration = ResultCalibration(by_score, scores, ious, outer, inner, misses, ground_truth.category_ids)
+    if args.apply_to is not None:
+        rows = read_json(Path(args.apply_to))
+        # Checked like any result file, but of whatever images.
+        images = tuple(sorted({row["image_id"] for row in rows if isinstance(row, dict) and "image_id" in row}))
+        predictions_from_coco(rows, replace(ground_truth, image_ids=images or ground_truth.image_ids))
+    beside = out.with_suffix(".calibration.json")
+    write_json(out, calibration(rows))
+    write_json(beside, calibration.to_json())
+    print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
+    _report("scores in its place" if by_score else "predicted IoUs", trusted, ious)
+    if outer is not None:
+        _report_margins(args, trusted, None, outer, inner, ground_truth.class_names)
+    if misses is not None:
+        _report_misses(misses, None)
+    print(f"written: {out} and {beside}")
+    return 0
+
+
+def _promises(
+    args: Namespace, matches: Matches, class_names: Sequence[str]
+) -> tuple[Margins | None, Margins | None, MissBound | None]:
+    """Margins of outer and inner boxes and the score threshold, those that were asked for."""
+    from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
+    from tightbox.evaluation.fit_miss_bound import fit_miss_bound
+
+    outer = inner = misses = None
+    if args.coverage is not None:
+        found = matched_boxes(matches, class_names)
+        own = len(class_names) if args.per_class else 0
+        unit: Unit = args.margins or "iou"
+        outer = fit_margins(found, args.coverage, unit, classes=own)
+        inner = fit_margins(found, args.coverage, unit, classes=own, inner=True) if args.inner else None
+    if args.miss is not None:
+        misses = fit_miss_bound(matches, args.miss, 0.1 if args.delta is None else args.delta)
+    return outer, inner, misses
 
 
 def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
@@ -75,12 +209,90 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
 
 def _report(split: str, matches: Matches, calibrated: IouCalibration) -> None:
     from tightbox.calibration import IOUS
-    from tightbox.evaluation.reliability import reliability
 
     counted = ~matches.at(IOUS[0]).ignored
     raw, actual = matches.ious[counted], matches.best_iou[counted]
     for name, predicted in (("before", raw), ("after", calibrated(raw))):
-        table = reliability(predicted, actual)
-        figures = [table.error, table.worst, *(float(v.mean()) if len(v) else None for v in (predicted, actual))]
-        row = "".join("      -" if v is None else f"{v:7.3f}" for v in figures)
-        print(f"{split:24} {name:6} {len(raw):8d} {row}")
+        _print_row(split, name, predicted, actual)
+
+
+def _report_unseen(split: str, choice: MapChoice, method: Method) -> None:
+    if method in choice.unseen:
+        _print_row(split, "after", choice.unseen[method], choice.true_ious)
+
+
+def _print_row(split: str, name: str, predicted: object, actual: object) -> None:
+    import numpy as np
+
+    from tightbox.evaluation.reliability import reliability
+
+    predicted, actual = np.asarray(predicted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
+    table = reliability(predicted, actual)
+    figures = [table.error, table.worst, *(float(v.mean()) if len(v) else None for v in (predicted, actual))]
+    row = "".join("      -" if v is None else f"{v:7.3f}" for v in figures)
+    print(f"{split:25} {name:6} {len(predicted):8d} {row}")
+
+
+def _judge(asked: str, method: Method, choice: MapChoice) -> None:
+    """Say which map was chosen, or that the one asked for makes things worse on images it did not learn from."""
+    if asked == "auto":
+        kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
+        print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
+    elif method not in choice.unseen:
+        print(
+            "tightbox: too few images to judge the map on unseen ones; --method auto changes nothing", file=sys.stderr
+        )
+    elif choice.squared_error(method) > choice.squared_error("none"):
+        print(
+            f"tightbox: on images it did not learn from, {method} makes predicted IoUs worse; --method auto would "
+            f"choose {choice.method}",
+            file=sys.stderr,
+        )
+
+
+def _report_margins(
+    args: Namespace,
+    matches: Matches,
+    tested: Matches | None,
+    outer: Margins,
+    inner: Margins | None,
+    class_names: Sequence[str],
+) -> None:
+    """Coverage and area of the margins, beside those of the plainer kinds."""
+    from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
+
+    found = matched_boxes(matches, class_names)
+    where, new = ("as learned", found) if tested is None else ("on test", matched_boxes(tested, class_names))
+    print(f"\nouter boxes for a coverage of {outer.coverage:g}, {where}: {len(new)} matched boxes")
+    print("margins            coverage   area")
+    for unit in ("pixels", "size", "iou"):
+        plain = outer if unit == outer.unit and not outer.classes else fit_margins(found, outer.coverage, unit)
+        _print_margins(unit, new, plain)
+    if outer.classes:
+        _print_margins(f"{outer.unit} per class", new, outer)
+    if inner is not None:
+        _print_margins(f"{inner.unit}, inner", new, inner, inner=True)
+    without = [class_names[label] for label in outer.about.get("classes_without_own", ())]
+    if without:
+        print(f"margins of all classes together, as there are too few boxes, for: {', '.join(without)}")
+
+
+def _print_margins(name: str, found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> None:
+    from tightbox.evaluation.fit_margins import covered, relative_area
+
+    if len(found):
+        holds, area = covered(found, margins, inner=inner).mean(), relative_area(found, margins, inner=inner)
+        print(f"{name:18} {holds:8.3f} {area:6.2f}")
+
+
+def _report_misses(bound: MissBound, tested: Matches | None) -> None:
+    import numpy as np
+
+    from tightbox.evaluation.fit_miss_bound import object_scores
+
+    print(
+        f"\nscore threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with probability "
+        f"{1 - bound.delta:g} ({bound.missed} of {bound.objects} were)"
+    )
+    if tested is not None and len(scores := object_scores(tested)):
+        print(f"on test {np.mean(scores < bound.threshold):.3f} are missed")

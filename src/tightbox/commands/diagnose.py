@@ -12,8 +12,12 @@ from tightbox.errors import UserError
 from tightbox.files import write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tightbox.diagnosis.numbers import Diagnosis
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.models import Detector
+    from tightbox.structures import Detections
 
 USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images DIR]    [--out diagnosis]"
 
@@ -56,13 +60,17 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     detections = on_data.detect(args, model, data)
     with progress_bar("looking before suppression") as progress:
         before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
+    ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(detections, data)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            GroundTruth.from_data(data),
-            Predictions.from_detections(detections, data),
+            ground_truth,
+            predictions,
             title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
             before=before,
-            notes=_calibrated(model, args.split),
+            notes=[
+                *_calibrated(model, args.split),
+                *_promised(model, ground_truth, predictions, list(detections.values())),
+            ],
             progress=progress,
         )
     return diagnosis, {record.image_id: record.path for record in data.records}
@@ -75,6 +83,29 @@ def _calibrated(model: Detector, split: str) -> list[str]:
     learned = model.calibration.about.get("split")
     flattered = "; on that very split they look better than they are" if learned == split else ""
     return [f"Predicted IoUs are calibrated, by {learned}{flattered}."]
+
+
+def _promised(
+    model: Detector, ground_truth: GroundTruth, predictions: Predictions, detections: Sequence[Detections]
+) -> list[str]:
+    """What outer boxes promise, under which assumptions, and how many keep it here."""
+    margins = None if model.calibration is None else model.calibration.outer
+    if margins is None or model.calibration is None or not detections:
+        return []
+    import numpy as np
+
+    from tightbox.evaluation.coverage import outer_coverage
+    from tightbox.evaluation.matching import match
+
+    around = [each.outer.double().numpy() for each in detections if each.outer is not None]
+    held, matched = outer_coverage(match(ground_truth, predictions), np.concatenate([np.empty((0, 4)), *around]))
+    here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
+    promise = (
+        f"Outer boxes hold their whole object with a probability of {margins.coverage:.0%}{here}. That is promised for "
+        f"boxes that lie on an object (IoU 0.5), in images like those of {model.calibration.about.get('split')}, from "
+        "which it was learned: it says nothing of boxes on no object, and does not hold where images differ."
+    )
+    return [promise]
 
 
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:

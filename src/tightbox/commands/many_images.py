@@ -59,8 +59,8 @@ def refuse_options(args: Namespace, names: tuple[str, ...] = tuple(_DEFAULTS), n
 
 def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) -> int:
     """Work off the parts of a job; the status is 1 if some images could not be read."""
-    if args.crops or args.order != "score":
-        option = "--crops" if args.crops else "--order"
+    single = {"--crops": args.crops, "--order": args.order != "score", "--coverage": args.coverage is not None}
+    if option := next((name for name, given in single.items() if given), None):
         raise UserError(f"{option} is for single results; leave it out with --format {args.format}")
     if args.engine != "ray":
         refuse_options(args, _ONLY_RAY, "--engine ray")

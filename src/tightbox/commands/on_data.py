@@ -86,13 +86,13 @@ def read(args: Namespace, split: str | None = None) -> DetectionData:
     return data.only_classes(args.classes) if args.classes else data
 
 
-def open_both(args: Namespace) -> tuple[Detector, DetectionData]:
-    """The detector, on its device, and the data set with its classes."""
+def open_both(args: Namespace, *, calibrated: bool = True) -> tuple[Detector, DetectionData]:
+    """The detector, on its device, calibrated if it ever was, or raw; and the data set with its classes."""
     data = read(args)  # before anything slow: a wrong path is known at once
 
     from tightbox.models import load
 
-    model = load(args.checkpoint).to(find_device(args.device))
+    model = load(args.checkpoint, calibrated=calibrated).to(find_device(args.device))
     return model, data.with_classes(model.class_names)
 
 

@@ -15,11 +15,15 @@ from tightbox.commands import many_images, on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
+    from tightbox.calibration import Calibration
     from tightbox.images import UnreadableImage
     from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
-USAGE = "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--score-threshold 0.3] [--min-iou 0.75]"
+USAGE = (
+    "CHECKPOINT SOURCE [SOURCE ...] --out DIR [--format FORMAT] [--min-iou 0.75] "
+    "[--score-threshold 0.3 | --precision 0.95 | --miss 0.1] [--coverage 0.9]"
+)
 SCORE_THRESHOLD = 0.3
 FILES = frozenset({".json", ".jpg", ".jpeg", ".png", ".csv", ".txt"})  # what is no name of a folder
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
@@ -61,6 +65,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--precision", type=float, default=None, help="score threshold with this fraction of right boxes, as calibrated"
     )
     parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
+    parser.add_argument(
+        "--miss", type=float, default=None, help="score threshold that misses this fraction of objects, as calibrated"
+    )
+    parser.add_argument(
+        "--coverage", type=float, default=None, help="also draw the boxes that hold their object, as calibrated"
+    )
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
     many_images.add_arguments(parser)
@@ -70,9 +80,11 @@ def run(args: Namespace) -> int:
     """Draw every image; the status is 1 if some of them could not be read."""
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
-    if args.score_threshold is not None and args.precision is not None:
+    choosing = [name for name in ("precision", "miss", "score_threshold") if args[name] is not None]
+    if len(choosing) > 1:
         raise UserError(
-            "--precision chooses the score threshold, so leave out --score-threshold, or the other way round"
+            f"--{choosing[0]} chooses the score threshold, so leave out --{choosing[1].replace('_', '-')}, or the "
+            "other way round"
         )
     if args.at_iou is not None and args.precision is None:
         raise UserError(
@@ -145,6 +157,8 @@ def selection(args: Namespace, model: Detector) -> Selection:
     from tightbox.inference.files import Selection, labels_of
 
     threshold = score_threshold(args, model)
+    if args.coverage is not None:
+        _calibration(args, model, "coverage").margins_for(args.coverage)  # refuses another than was learned
     if args.min_iou is not None and model.calibration is None:
         print(
             f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
@@ -154,26 +168,37 @@ def selection(args: Namespace, model: Detector) -> Selection:
     if threshold < model.options.score_threshold:
         model.options = replace(model.options, score_threshold=threshold)
     labels = labels_of(args.classes, model.class_names) if args.classes else None
-    return Selection(threshold, args.min_iou, labels)
+    return Selection(threshold, args.min_iou, labels, margins=args.coverage is not None)
 
 
 def score_threshold(args: Namespace, model: Detector) -> float:
-    """The threshold asked for, in numbers or by the precision that it is to reach.
+    """The threshold asked for, in numbers, by the precision that it is to reach, or by the fraction it may miss.
 
     Raises:
-        UserError: if a precision is asked of a detector that was not calibrated, or cannot reach it.
+        UserError: if something is asked of a detector that was not calibrated for it, or cannot reach it.
     """
+    if args.miss is not None:
+        bound = _calibration(args, model, "miss").miss_bound_for(args.miss)
+        print(
+            f"score threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with "
+            f"probability {1 - bound.delta:g}"
+        )
+        return bound.threshold
     if args.precision is None:
         return SCORE_THRESHOLD if args.score_threshold is None else float(args.score_threshold)
-    if model.calibration is None:
-        raise UserError(
-            f"{args.checkpoint} was not calibrated, so no threshold is known for --precision; run "
-            f"`tightbox calibrate {args.checkpoint} --data DIR` first"
-        )
     at_iou = 0.5 if args.at_iou is None else args.at_iou
-    threshold = model.calibration.score_threshold(args.precision, at_iou)
+    threshold = _calibration(args, model, "precision").score_threshold(args.precision, at_iou)
     print(f"score threshold {threshold:.3f} for precision {args.precision:g} at IoU {at_iou:g}")
     return threshold
+
+
+def _calibration(args: Namespace, model: Detector, option: str) -> Calibration:
+    if model.calibration is None:
+        raise UserError(
+            f"{args.checkpoint} was not calibrated, so nothing is known for --{option}; run "
+            f"`tightbox calibrate {args.checkpoint} --data DIR` first"
+        )
+    return model.calibration
 
 
 def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:

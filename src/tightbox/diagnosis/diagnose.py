@@ -13,6 +13,7 @@ from tightbox.diagnosis.evidence import Evidence, gather_evidence
 from tightbox.diagnosis.gallery import pick_cards
 from tightbox.diagnosis.numbers import ClassRow, Diagnosis, Group, Lost, MissBreakdown, ScoreReliability, Tightness
 from tightbox.evaluation.average_precision import SIZES, AveragePrecision, average_precisions
+from tightbox.evaluation.calibration_measures import calibration_measures
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.figures import Bools, Floats, mean
 from tightbox.evaluation.inputs import GroundTruth, Predictions
@@ -99,6 +100,7 @@ def diagnose_results(
         lrp=optimum.mean,
         errors=ClassErrors(errors.ap, errors.gain, errors.count),
         laece={f"{LAECE_TAU:g}": calibration.error, "0.5": laece(matches, ON_OBJECT).error},
+        measures=calibration_measures(ground_truth, predictions),
         # A score predicts the IoU of a box that is right and 0 of one that is wrong; a predicted IoU the true one.
         score=_reliability(
             localisation_aware_reliability(matches, LAECE_TAU, bins=20), matches.scores[counted], true_ious

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.calibration_measures import CalibrationMeasures
 from tightbox.evaluation.coco import CocoMetrics
 from tightbox.evaluation.ladder import OracleVariant
 from tightbox.evaluation.lrp import Lrp
@@ -185,6 +186,7 @@ class Diagnosis:
         lrp: optimal LRP, mean over the classes.
         errors: TIDE's errors at IoU 0.5, all classes.
         laece: localisation-aware calibration error of the score, by its threshold τ.
+        measures: calibration of the score as published, each measure on all classes.
         score: reliability of the score.
         predicted_iou: reliability of the predicted IoU, calibrated if the detector is; None if there is none.
         before_suppression: correlations with the true IoU of the candidates that would be reported.
@@ -211,6 +213,7 @@ class Diagnosis:
     lrp: Lrp
     errors: ClassErrors
     laece: dict[str, float | None]
+    measures: CalibrationMeasures
     score: ScoreReliability
     predicted_iou: ScoreReliability | None
     before_suppression: dict[str, Correlation]

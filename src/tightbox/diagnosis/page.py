@@ -14,7 +14,7 @@ from typing import Any
 from tightbox.diagnosis.crops import crop_images
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
-from tightbox.diagnosis.sentences import STAGES, sentences
+from tightbox.diagnosis.sentences import STAGES, measure_sentences, sentences
 from tightbox.evaluation.average_precision import SIZES
 from tightbox.files import atomic_path
 from tightbox.version import __version__
@@ -35,6 +35,7 @@ LRP_COLUMNS: tuple[Column, ...] = (
     ("at score", "lrp/threshold", 1, ".2f"),
 )
 NONE = "–"  # in place of a figure that no box could tell
+MEASURES = {"d_ece": "D-ECE", "laece": "LaECE", "laece0": "LaECE₀", "laace0": "LaACE₀", "oce": "OCE"}
 DEFINITIONS = {
     "AP": "COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95, in per cent. Objects up to 32² "
     "pixels are small, up to 96² medium.",
@@ -53,6 +54,8 @@ DEFINITIONS = {
     "Kinds of mistakes": "TIDE's six, at IoU 0.5. Each gain is measured alone.",
     "Calibration of the score": "LaECE: how far scores are from precision times mean IoU, in bins; matches from "
     "IoU 0.1 on.",
+    "D-ECE, LaECE₀, LaACE₀, OCE": "Calibration of the score as others define it: against precision at IoU 0.5; against "
+    "the IoU in bins, and box by box, of each class; and against the class of each object, by all boxes on it.",
     "Calibration of the predicted IoU": "How far predicted IoUs are from the true ones, with the object of the class "
     "that is overlapped most, in bins.",
 }
@@ -165,7 +168,9 @@ def _sections(diagnosis: Diagnosis, figures: _Figures, plots: Mapping[str, Plot]
             "reliability",
             "How reliable the numbers are",
             said["reliability"],
-            _plots(plots, "score-table", "score-points", "iou-table", "iou-points") + _correlations(diagnosis, figures),
+            _plots(plots, "score-table", "score-points", "iou-table", "iou-points")
+            + _correlations(diagnosis, figures)
+            + _measures(diagnosis, figures),
         ),
         _section("groups", "By size and by class", said["groups"], _groups(diagnosis, figures)),
     ]
@@ -216,6 +221,21 @@ def _correlations(diagnosis: Diagnosis, figures: _Figures) -> str:
         ("boxes", "pairs", 1, ",d"),
     ]
     return _table("Correlation with the true IoU, of boxes above IoU 0.5", columns, places, figures)
+
+
+def _measures(diagnosis: Diagnosis, figures: _Figures) -> str:
+    """The published calibration measures, with a sentence each."""
+    rows = [
+        f"<dt>{MEASURES[name]} {figures(f'/measures/{name}', 1, '.3f')}</dt><dd>{escape(sentence)}</dd>"
+        for name, sentence in measure_sentences(diagnosis.measures).items()
+    ]
+    listed = "\n".join(rows)
+    return (
+        "<h3>Calibration of the score by published measures, less is better</h3>\n"
+        f'<dl class="definitions">\n{listed}\n</dl>'
+        if rows
+        else ""
+    )
 
 
 def _groups(diagnosis: Diagnosis, figures: _Figures) -> str:

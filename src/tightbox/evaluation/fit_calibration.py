@@ -13,7 +13,7 @@ from tightbox.evaluation.figures import Bools, Floats
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import finite_pairs
 
-Method = Literal["isotonic", "temperature"]
+Method = Literal["isotonic", "temperature", "linear", "none"]
 
 MIN_DETECTIONS = 20  # above a threshold; with fewer, their precision is an accident
 
@@ -25,7 +25,7 @@ def fit_calibration(matches: Matches, method: Method = "isotonic", **about: Any)
 
     Args:
         matches: matched at all `IOUS`.
-        method: `fit_isotonic` or `fit_temperature`.
+        method: `fit_isotonic`, `fit_temperature`, `fit_linear`, or "none" to keep predicted IoUs as they are.
         about: further facts to keep with it.
 
     Raises:
@@ -35,9 +35,8 @@ def fit_calibration(matches: Matches, method: Method = "isotonic", **about: Any)
     raw, true_ious = matches.ious[counted], matches.best_iou[counted]
     if len(raw) and np.isnan(raw).all():
         raise UserError("this detector predicts no IoU, so there is nothing to calibrate; choose one that does")
-    fit = fit_isotonic if method == "isotonic" else fit_temperature
     return Calibration(
-        ious=fit(raw, true_ious),
+        ious=FITS[method](raw, true_ious),
         thresholds=tuple(_lowest_scores(matches, iou) for iou in IOUS),
         about={"method": method, "detections": len(raw)} | about,
     )
@@ -90,6 +89,40 @@ def fit_temperature(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100,
     half = np.linspace(-12, 12, knots // 2)
     at = np.unique(np.concatenate([[0.0, 1.0], expit(half), expit(half * temperature)]))
     return IouCalibration(tuple(at.tolist()), tuple(expit(logit(at) / temperature).tolist()))
+
+
+def fit_linear(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100) -> IouCalibration:
+    """The rising line of least squares, cut off at 0 and 1; level where a falling one would fit better.
+
+    Raises:
+        UserError: if there are fewer than `minimum` pairs of finite numbers.
+    """
+    raw, true_ious = _enough_pairs(raw, true_ious, minimum)
+    spread = float(np.var(raw))
+    slope = max(0.0, float(np.mean((raw - raw.mean()) * (true_ious - true_ious.mean()))) / spread) if spread else 0.0
+    offset = float(true_ious.mean()) - slope * float(raw.mean())
+    # Knots where the line is cut off, too, so that it stays a line in between.
+    cuts = [(bound - offset) / slope for bound in (0, 1)] if slope > 1e-9 else []
+    at = np.unique([0.0, 1.0, *(cut for cut in cuts if 0 < cut < 1)])
+    return IouCalibration(tuple(at.tolist()), tuple(np.clip(offset + slope * at, 0, 1).tolist()))
+
+
+def keep_as_it_is(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100) -> IouCalibration:
+    """The map that changes nothing in [0, 1].
+
+    Raises:
+        UserError: if there are fewer than `minimum` pairs of finite numbers.
+    """
+    _enough_pairs(raw, true_ious, minimum)
+    return IouCalibration((0.0, 1.0), (0.0, 1.0))
+
+
+FITS = {  # the simplest first
+    "none": keep_as_it_is,
+    "linear": fit_linear,
+    "temperature": fit_temperature,
+    "isotonic": fit_isotonic,
+}
 
 
 def _lowest_scores(matches: Matches, iou: float) -> tuple[float | None, ...]:

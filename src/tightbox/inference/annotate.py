@@ -139,7 +139,8 @@ class Annotator:
 
     def _drawn(self, image: Image.Image, found: Detections) -> Image.Image:
         names = self.model.class_names
-        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
+        around = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
+        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious, margins=around)
 
     def _write_crops(self, image: Image.Image, result: ImageResult) -> None:
         """One JPEG for each box, numbered from the best on."""

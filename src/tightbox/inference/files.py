@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,11 +27,13 @@ class Selection:
         threshold: those with at least this score.
         min_iou: those with at least this predicted IoU; None for all.
         labels: those of these classes; None for all.
+        margins: their outer and inner boxes too, where the detector has them.
     """
 
     threshold: float
     min_iou: float | None = None
     labels: tuple[int, ...] | None = None
+    margins: bool = False
 
     def __call__(self, found: Detections) -> Detections:
         """The chosen ones, in their order.
@@ -44,7 +46,7 @@ class Selection:
             found = found.tighter_than(self.min_iou)
         if self.labels is not None:
             found = found[torch.isin(found.labels, torch.tensor(self.labels))]
-        return found
+        return found if self.margins else replace(found, outer=None, inner=None)
 
 
 def labels_of(names: Iterable[str], class_names: Iterable[str]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tightbox.calibration import Calibration
-from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights
+from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights, weights_digest
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector
@@ -75,11 +75,16 @@ def create_model(
     return kind(backbone=backbone, class_names=names, options=chosen, preprocess=preprocess or Preprocess())
 
 
-def load(path: str | Path) -> Detector:
+def load(path: str | Path, *, calibrated: bool = True) -> Detector:
     """A detector from the folder it was saved in, in evaluation mode, on the CPU.
 
+    Args:
+        path: the folder.
+        calibrated: with what `tightbox calibrate` learned, if it was run; else predicted IoUs stay raw.
+
     Raises:
-        UserError: if the folder holds no checkpoint, or card and weights do not fit each other.
+        UserError: if the folder holds no checkpoint, or card and weights do not fit each other, also if the card was
+            calibrated for other weights.
     """
     folder = Path(path)
     card = read_card(folder)
@@ -98,12 +103,19 @@ def load(path: str | Path) -> Detector:
     except Exception as error:  # whatever timm and PyTorch say of options that fit no network
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / CARD} is damaged ({reason}); copy the checkpoint again") from error
-    load_weights(model, read_weights(folder), str(folder / WEIGHTS))
+    tensors = read_weights(folder)
+    load_weights(model, tensors, str(folder / WEIGHTS))
     metrics = card.get("metrics", {})
     model.metrics = metrics if isinstance(metrics, dict) else {}
-    if card.get("calibration") is not None:  # cards from before there were calibrations have no such entry
+    # Cards from before there were calibrations have no such entry, and the first calibrations no digest.
+    if calibrated and card.get("calibration") is not None:
         with naming(folder / CARD):
             model.calibration = Calibration.from_json(card["calibration"])
+        if model.calibration.weights not in (None, weights_digest(tensors)):
+            raise UserError(
+                f"{folder / CARD} was calibrated for other weights than those beside it, so its promises do not hold; "
+                f"run `tightbox calibrate {folder} --data DIR` again"
+            )
     return model.eval()
 
 

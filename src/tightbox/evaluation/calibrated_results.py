@@ -1,0 +1,107 @@
+"""Anybody's COCO results with calibrated scores, the IoU to expect, and boxes that hold their object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tightbox.calibration import IOUS, IouCalibration
+from tightbox.errors import UserError
+from tightbox.evaluation.choose_map import choose_of_pairs
+from tightbox.evaluation.figures import Floats
+from tightbox.evaluation.fit_calibration import FITS
+from tightbox.evaluation.matching import Matches
+from tightbox.margins import Margins, grown
+from tightbox.miss_bound import MissBound
+
+
+@dataclass(frozen=True)
+class ResultCalibration:
+    """What the results of held-out images taught about a tool's numbers.
+
+    Attributes:
+        by_score: whether the score stands in for the predicted IoU, as the results have none.
+        scores: from the score to the IoU that counts: that of a right box, 0 of a wrong one.
+        ious: from the raw predicted IoU to the IoU to expect with the nearest object of the class.
+        outer: margins of the boxes that hold their object, `inner` of those that lie in it; None if not asked for.
+        inner: see `outer`.
+        misses: the score threshold, of raw scores, that misses few objects; None if not asked for.
+        class_ids: category id of each label of the margins.
+    """
+
+    by_score: bool
+    scores: IouCalibration
+    ious: IouCalibration
+    outer: Margins | None
+    inner: Margins | None
+    misses: MissBound | None
+    class_ids: tuple[int, ...]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a COCO result file of the same tool with calibrated numbers, the raw ones beside them.
+
+        Raises:
+            UserError: if a row has no predicted IoU, or a class, that the calibration needs.
+        """
+        if not rows:
+            return []
+        scores = np.array([row["score"] for row in rows], dtype=np.float64)
+        raw = scores if self.by_score else np.array([row.get("iou", np.nan) for row in rows], dtype=np.float64)
+        if np.isnan(raw).any():
+            raise UserError("a row to calibrate has no iou, but those that it was learned from have; write it too")
+        calibrated, ious = self.scores(scores), self.ious(raw)
+        boxes = self._boxes(rows, raw)
+        changed = []
+        for i, row in enumerate(rows):
+            kept = {"raw_score": row["score"]} | ({} if self.by_score else {"raw_iou": row["iou"]})
+            more = {name: values[i].round(3).tolist() for name, values in boxes.items()}
+            changed.append({**row, **kept, "score": float(calibrated[i]), "iou": float(ious[i]), **more})
+        return changed
+
+    def _boxes(self, rows: Sequence[Mapping[str, Any]], raw: Floats) -> dict[str, Floats]:
+        """(N, 4) [x, y, width, height] of the outer and inner boxes, those that there are."""
+        corners = np.array([row["bbox"] for row in rows], dtype=np.float64)
+        corners[:, 2:] += corners[:, :2]
+        label_of = {category: label for label, category in enumerate(self.class_ids)}
+        try:
+            labels = np.array([label_of[row["category_id"]] for row in rows])
+        except KeyError as error:
+            raise UserError(f"a row to calibrate has the category_id {error}, which the ground truth lacks") from error
+        boxes = {}
+        for name, margins, way in (("outer_bbox", self.outer, 1), ("inner_bbox", self.inner, -1)):
+            if margins is not None:
+                boxes[name] = grown(corners, way * margins.distances(corners, raw, labels))
+                boxes[name][:, 2:] -= boxes[name][:, :2]
+        return boxes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
+        return {
+            "by_score": self.by_score,
+            "scores": self.scores.to_json(),
+            "ious": self.ious.to_json(),
+            "class_ids": list(self.class_ids),
+        } | {name: part.to_json() for name, part in parts.items() if part is not None}
+
+
+def fit_maps(matches: Matches) -> tuple[bool, IouCalibration, IouCalibration]:
+    """Whether scores stand in for predicted IoUs, and the maps of scores and of predicted IoUs.
+
+    Each is the simplest that helps on images it was not learned from (`choose_of_pairs`), of all classes together.
+
+    Raises:
+        UserError: if there are too few detections.
+    """
+    outcome = matches.at(IOUS[0])
+    counted = ~outcome.ignored
+    scores, images = matches.scores[counted], matches.images[counted]
+    by_score = bool(np.isnan(matches.ious).any())
+    maps = []
+    earned = np.where(outcome.hit, outcome.ious, 0.0)[counted]
+    for raw, wanted in ((scores, earned), (scores if by_score else matches.ious[counted], matches.best_iou[counted])):
+        maps.append(FITS[choose_of_pairs(raw, wanted, images).method](raw, wanted))
+    return by_score, maps[0], maps[1]

@@ -1,0 +1,174 @@
+"""Calibration measures of detectors as published, beside LaECE (`reliability.laece`).
+
+Each says in one number how far the scores are from what they should mean; what that is differs:
+
+* D-ECE: the precision at IoU 0.5, of all classes together, in 10 bins (Küppers et al., CVPR workshops 2020; of the
+  score alone, as Kuzucu et al. report it).
+* LaECE₀ and LaACE₀: the IoU with the object, whatever it is (τ = 0), of each class for itself: in 25 bins, or box by
+  box (Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024).
+* OCE: the class of each object, told by all boxes on it; a missed object counts as an error of 1 (Park et al.,
+  "Quantifying the Reliability of Predictions in Detection Transformers", 2024, arXiv 2412.01782).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tightbox.evaluation.figures import Floats, mean
+from tightbox.evaluation.fit_scores import Baseline, fit_scores
+from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.evaluation.lrp import LrpReport, lrp, optimal_lrp
+from tightbox.evaluation.matching import Matches, match
+from tightbox.evaluation.overlaps import overlapping_pairs
+from tightbox.evaluation.reliability import laece, reliability
+
+OCE_IOUS = (0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class CalibrationMeasures:
+    """All of them for one set of detections; None where nothing can tell.
+
+    Attributes:
+        d_ece: D-ECE at IoU 0.5.
+        laece: LaECE at τ = 0.1.
+        laece0: LaECE₀.
+        laace0: LaACE₀.
+        oce: OCE, mean of the IoUs 0.5 and 0.75.
+    """
+
+    d_ece: float | None
+    laece: float | None
+    laece0: float | None
+    laace0: float | None
+    oce: float | None
+
+
+def calibration_measures(ground_truth: GroundTruth, predictions: Predictions) -> CalibrationMeasures:
+    """Every measure of some detections.
+
+    At τ = 0 a box that touches no object is wrong here. The published evaluator lets it take a free object of its class
+    in the image with an IoU of 0, so that a later box on that object counts as wrong: the two differ there.
+    """
+    matches = match(ground_truth, predictions, (0.0, 0.1, 0.5))
+    return CalibrationMeasures(
+        d_ece=d_ece(matches),
+        laece=laece(matches, 0.1).error,
+        laece0=laece(matches, 0.0).error,
+        laace0=laace(matches, 0.0),
+        oce=oce(ground_truth, predictions),
+    )
+
+
+def d_ece(matches: Matches, iou_threshold: float = 0.5, bins: int = 10) -> float | None:
+    """|mean score - precision| over score bins of all classes together; None without detections.
+
+    Detections of classes without ground truth do not count, as in the published evaluator.
+    """
+    outcome = matches.at(iou_threshold)
+    counted = ~outcome.ignored & (matches.ground_truth.positives > 0)[matches.labels]
+    return reliability(matches.scores[counted], outcome.hit[counted].astype(np.float64), bins).error
+
+
+def laace(matches: Matches, iou_threshold: float = 0.0) -> float | None:
+    """Mean over the classes of the mean |score - IoU| of their boxes, the IoU of wrong ones being 0.
+
+    That is LaECE with a bin for every box. A class counts if it has ground-truth boxes and detections.
+    """
+    outcome = matches.at(iou_threshold)
+    off = np.abs(matches.scores - np.where(outcome.hit, outcome.ious, 0.0))
+    errors = []
+    for label, positives in enumerate(matches.ground_truth.positives.tolist()):
+        part = matches.of_class(label)
+        kept = off[part][~outcome.ignored[part]]
+        errors.append(float(kept.mean()) if positives and len(kept) else None)
+    return mean(errors)
+
+
+def oce(
+    ground_truth: GroundTruth, predictions: Predictions, iou_thresholds: Sequence[float] = OCE_IOUS
+) -> float | None:
+    """Mean over objects and IoU thresholds of Σ over classes of (1 for the object's class, else 0, - p̄)².
+
+    p̄ is the mean over all boxes of any class with at least this IoU of their class scores. Of detections only the
+    score of their own class is known; those of others count as 0. Crowds are no objects. None without objects.
+    """
+    classes = len(ground_truth.category_ids)
+    objects = np.flatnonzero(~ground_truth.crowd)
+    if not len(objects):
+        return None
+    order = np.argsort(predictions.images, kind="stable")
+    pairs = list(overlapping_pairs(predictions.images[order], predictions.boxes[order], ground_truth))
+    box, target, iou = (np.concatenate(parts) for parts in zip(*pairs, strict=True)) if pairs else (None, None, None)
+    errors = []
+    for threshold in iou_thresholds:
+        sums, counts = np.zeros((len(ground_truth.labels), classes)), np.zeros(len(ground_truth.labels))
+        if box is not None and target is not None and iou is not None:
+            close = iou >= threshold
+            rows = order[box[close]]
+            np.add.at(sums, (target[close], predictions.labels[rows]), predictions.scores[rows])
+            np.add.at(counts, target[close], 1)
+        told: Floats = sums / np.maximum(counts, 1)[:, None]
+        told[np.arange(len(told)), ground_truth.labels] -= 1
+        brier = np.where(counts > 0, (told**2).sum(axis=1), 1.0)
+        errors.append(float(brier[objects].mean()))
+    return mean(errors)
+
+
+@dataclass(frozen=True)
+class ThresholdedProtocol:
+    """Accuracy and calibration of the boxes that would be used, those above each class's best threshold.
+
+    Attributes:
+        thresholds: by category id, chosen on the held-out images; None for a class of which nothing is right there.
+        lrp: LRP of what is left.
+        measures: calibration measures of what is left.
+    """
+
+    thresholds: dict[int, float | None]
+    lrp: LrpReport
+    measures: CalibrationMeasures
+
+
+def thresholded_protocol(
+    held_out: tuple[GroundTruth, Predictions],
+    test: tuple[GroundTruth, Predictions],
+    baseline: Baseline = "none",
+    iou_threshold: float = 0.0,
+) -> ThresholdedProtocol:
+    """Kuzucu et al.'s protocol: choose thresholds by LRP, fit scores above them, choose again, and judge the rest.
+
+    Args:
+        held_out: images that thresholds and maps are chosen on; of the same classes as the test images.
+        test: images that are judged.
+        baseline: how the scores of each class are calibrated.
+        iou_threshold: τ of the matching, 0 in the paper.
+    """
+    known, learned = held_out
+    first = _best_thresholds(known, learned, iou_threshold)
+    kept = _above(learned, first)
+    maps = fit_scores(match(known, kept, (iou_threshold,)), baseline, iou_threshold)
+    second = _best_thresholds(known, maps(kept), iou_threshold)
+    left = _above(maps(_above(test[1], first)), second)
+    matches = match(test[0], left, (iou_threshold,))
+    return ThresholdedProtocol(
+        thresholds=dict(zip(known.category_ids, (None if np.isinf(v) else float(v) for v in second), strict=True)),
+        lrp=lrp(matches, iou_threshold=iou_threshold),
+        measures=calibration_measures(test[0], left),
+    )
+
+
+def _best_thresholds(ground_truth: GroundTruth, predictions: Predictions, iou_threshold: float) -> Floats:
+    """(K,) the score threshold of least LRP of each class, infinite where nothing is right."""
+    report = optimal_lrp(match(ground_truth, predictions, (iou_threshold,)), iou_threshold)
+    best = (report.per_class[category].threshold for category in ground_truth.category_ids)
+    return np.array([np.inf if value is None else value for value in best])
+
+
+def _above(predictions: Predictions, thresholds: Floats) -> Predictions:
+    kept = predictions.scores >= thresholds[predictions.labels]
+    columns = ("images", "labels", "boxes", "scores", "ious")
+    return replace(predictions, **{name: getattr(predictions, name)[kept] for name in columns})

@@ -1,0 +1,239 @@
+"""Learning margins from held-out detections by split conformal prediction.
+
+The score of a matched detection is how far the object's side lies outside the box's side, for each of the four, in
+units of the box. The margins are a quantile of these scores, with the finite-sample correction ⌈(n + 1)(1 - α)⌉.
+The four sides hold together either by Bonferroni's correction (each at 1 - α/4) or because the quantile is that of the
+largest of the four, once they are made comparable.
+
+What makes margins narrow, the factor by predicted IoU and the proportions of the sides, is learned on one half of the
+images, and the quantile taken on the other: given the first half, the scores of the second are exchangeable with those
+of new images, whatever was learned.
+
+Timans et al., "Adaptive Bounding Box Uncertainties via Two-Step Conformal Prediction", ECCV 2024, and Andéol et al.,
+"Conformal Object Detection by Sequential Risk Control", 2025, have the scores of the sides; the factor is our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tightbox.errors import UserError
+from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.matching import Matches
+from tightbox.margins import OUTWARD, Margins, Unit, grown
+
+Simultaneous = Literal["max", "bonferroni"]
+
+AT_IOU = 0.5  # from which a detection is matched to an object
+MIN_BOXES = 25  # that proportions of the sides are learned from
+PER_GROUP = 100  # boxes of like predicted IoU that a factor is learned from: fewer give noise, which widens margins
+MAX_GROUPS = 12
+LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedBoxes:
+    """Detections that were matched to an object, as the margins see them.
+
+    Attributes:
+        boxes: (N, 4) xyxy.
+        errors: (N, 4) by how many pixels the object's left, top, right, bottom side lies outside the box's.
+        raw: (N,) raw predicted IoUs, NaN for none.
+        labels: (N,) positions in the class names they were asked for.
+        images: (N,) image of each.
+    """
+
+    boxes: Floats
+    errors: Floats
+    raw: Floats
+    labels: Ints
+    images: Ints
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, which: Bools | Ints) -> MatchedBoxes:
+        """Some of them."""
+        return MatchedBoxes(*(getattr(self, name)[which] for name in ("boxes", "errors", "raw", "labels", "images")))
+
+
+def matched_boxes(matches: Matches, class_names: Sequence[str] | None = None, at_iou: float = AT_IOU) -> MatchedBoxes:
+    """The detections that found an object.
+
+    Args:
+        matches: matched at `at_iou` at least, with raw predicted IoUs.
+        class_names: the classes in the order of a detector's labels; that of the ground truth if not given.
+        at_iou: IoU from which a detection is matched.
+    """
+    outcome, truth = matches.at(at_iou), matches.ground_truth
+    hit = outcome.hit
+    boxes, objects = _corners(matches.boxes[hit]), _corners(truth.boxes[outcome.matched[hit]])
+    order = {name: label for label, name in enumerate(class_names or truth.class_names)}
+    to_label = np.array([order.get(name, -1) for name in truth.class_names], dtype=np.int64)
+    return MatchedBoxes(
+        boxes, (objects - boxes) * OUTWARD, matches.ious[hit], to_label[matches.labels[hit]], matches.images[hit]
+    )
+
+
+def fit_margins(
+    found: MatchedBoxes,
+    coverage: float,
+    unit: Unit = "iou",
+    *,
+    inner: bool = False,
+    classes: int = 0,
+    simultaneous: Simultaneous = "max",
+    seed: int = 0,
+    **about: Any,
+) -> Margins:
+    """Margins with which at least this fraction of objects is to lie within the outer box of their detection.
+
+    Args:
+        found: held-out detections that were matched.
+        coverage: the probability, in (0, 1).
+        unit: what margins are multiples of.
+        inner: margins of inner boxes instead, which are to lie within their object.
+        classes: of how many classes each is to have margins of its own, if it has enough boxes; 0 for none.
+        simultaneous: how the four sides are to hold together.
+        seed: of the choice of the half of the images that the quantile is taken from.
+        about: further facts to keep with them.
+
+    Raises:
+        UserError: if the coverage is out of range, there are too few boxes for it, or predicted IoUs are missing.
+    """
+    if not 0 < coverage < 1:
+        raise UserError(f"the coverage is {coverage:g}; it must be more than 0 and less than 1, such as 0.9")
+    if unit == "iou" and np.isnan(found.raw).any():
+        raise UserError("margins by predicted IoU need one for each box; choose margins by size instead")
+    shape, rest = _halves(found, seed)
+    if len(rest) < (needed := boxes_needed(coverage, simultaneous)):
+        raise UserError(
+            f"a coverage of {coverage:g} needs at least {needed} matched boxes in the half of the images that the "
+            f"quantile is taken from, but there are {len(rest)}; calibrate on more images, or ask for less"
+        )
+    # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
+    raw, factors = _factors(shape, coverage, inner) if unit == "iou" else ((), ())
+    plain = Margins(coverage, unit, (1.0,) * 4, (), raw, factors, {})
+    proportions = _proportions(_scores(shape, plain, inner), coverage)
+    scores = _scores(rest, plain, inner) / proportions
+    sides = proportions * np.maximum(_quantile(scores, coverage, simultaneous), 0)
+    own, without = _of_classes(scores, rest.labels, classes, coverage, simultaneous)
+    return Margins(
+        coverage=coverage,
+        unit=unit,
+        sides=tuple(sides.tolist()),
+        classes=own,
+        raw=raw,
+        factors=factors,
+        about={"boxes": len(rest), "shape_boxes": len(shape), "simultaneous": simultaneous}
+        | ({"classes_without_own": without} if classes else {})
+        | about,
+    )
+
+
+def boxes_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
+    """The least number n of scores with ⌈(n + 1)(1 - α)⌉ ≤ n, below which no finite margin would do."""
+    alpha = (1 - coverage) / (4 if simultaneous == "bonferroni" else 1)
+    return max(1, math.ceil(1 / alpha - 1e-9) - 1)
+
+
+def covered(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> Bools:
+    """(N,) whether all four sides of the object are within the outer box (or the inner box within the object)."""
+    return np.asarray((_scores(found, margins, inner) <= 1 + 1e-9).all(axis=1))
+
+
+def relative_area(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> float:
+    """Mean area of the outer (or inner) boxes in areas of the boxes; NaN without any.
+
+    Timans et al. and Andéol et al. call it (or its root) stretch.
+    """
+    distances = margins.distances(found.boxes, found.raw, found.labels)
+    moved = grown(found.boxes, -distances if inner else distances)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (moved, found.boxes)]
+    there = areas[1] > 0
+    return float(np.mean(areas[0][there] / areas[1][there])) if there.any() else float("nan")
+
+
+def _scores(found: MatchedBoxes, margins: Margins, inner: bool) -> Floats:
+    """(N, 4) how far each side would have to be moved, in margins of these; infinite where such a margin is nothing."""
+    errors = -found.errors if inner else found.errors
+    units = margins.distances(found.boxes, found.raw, found.labels)
+    return np.where(units > 0, errors / np.where(units > 0, units, 1), np.where(errors > 1e-9, np.inf, 0.0))
+
+
+def _halves(found: MatchedBoxes, seed: int) -> tuple[MatchedBoxes, MatchedBoxes]:
+    """The boxes of one half of the images, and those of the other; boxes of one image are never parted."""
+    images = np.unique(found.images)
+    first = np.random.default_rng(seed).permutation(images)[: len(images) // 2]
+    within = np.isin(found.images, first)
+    return found[within], found[~within]
+
+
+def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots of the factor: in groups of like predicted IoU, the quantile of the largest of the four scores, falling.
+
+    So every predicted IoU gets about the margin that it needs, and none pays for the least trusted boxes.
+    """
+    from scipy.optimize import isotonic_regression
+
+    if len(shape) < 2 * PER_GROUP:
+        return (0.0,), (1.0,)
+    size = Margins(coverage, "size", (1.0,) * 4, (), (), (), {})
+    worst = np.clip(_scores(shape, size, inner).max(axis=1), 0, None)
+    groups = max(1, min(MAX_GROUPS, len(shape) // PER_GROUP))
+    edges = np.unique(np.quantile(shape.raw, np.linspace(0, 1, groups + 1)[1:-1]))
+    group = np.searchsorted(edges, shape.raw, side="right")  # equal ones are never parted
+    members = [group == i for i in np.unique(group)]
+    at = np.array([shape.raw[m].mean() for m in members])
+    height = np.array([np.quantile(worst[m], coverage) for m in members])
+    counts = np.array([np.count_nonzero(m) for m in members], dtype=np.float64)
+    fit = isotonic_regression(np.where(np.isfinite(height), height, 1.0), weights=counts, increasing=False)
+    steps = fit.blocks[:-1]
+    middle = np.add.reduceat(at * counts, steps) / np.add.reduceat(counts, steps)
+    return tuple(middle.tolist()), tuple(np.maximum(fit.x[steps], LEAST_FACTOR).tolist())
+
+
+def _proportions(scores: Floats, coverage: float) -> Floats:
+    """(4,) the quantile of each side's scores, so that no side widens the margins of the others; 1 without boxes."""
+    if len(scores) < MIN_BOXES:
+        return np.ones(4)
+    finite = np.where(np.isfinite(scores), scores, np.nanmax(np.where(np.isfinite(scores), scores, 0), initial=1.0))
+    each = np.quantile(finite, 1 - (1 - coverage) / 4, axis=0)
+    largest = max(float(each.max()), LEAST_FACTOR)
+    return np.asarray(np.maximum(each, 0.05 * largest))
+
+
+def _quantile(scores: Floats, coverage: float, simultaneous: Simultaneous) -> Floats:
+    """(4,) the conformal quantile of (N, 4) scores, enough of them, of each side or of their largest."""
+    n = len(scores)
+    if simultaneous == "bonferroni":
+        rank = math.ceil((n + 1) * (1 - (1 - coverage) / 4) - 1e-9)
+        return np.asarray(np.sort(scores, axis=0)[rank - 1])
+    rank = math.ceil((n + 1) * coverage - 1e-9)
+    return np.full(4, np.sort(scores.max(axis=1))[rank - 1])
+
+
+def _of_classes(
+    scores: Floats, labels: Ints, classes: int, coverage: float, simultaneous: Simultaneous
+) -> tuple[tuple[float | None, ...], list[int]]:
+    """What the margins of all are multiplied with for each class, and the classes with too few boxes for their own."""
+    if not classes:
+        return (), []
+    pooled = _quantile(scores, coverage, simultaneous).clip(0)
+    own: list[float | None] = []
+    for label in range(classes):
+        part = scores[labels == label]
+        if len(part) < boxes_needed(coverage, simultaneous) or not pooled.min() > 0:
+            own.append(None)
+        else:  # the largest ratio of the four sides: with "max" they are all the same
+            own.append(float((_quantile(part, coverage, simultaneous).clip(0) / pooled).max()))
+    return tuple(own), [label for label, value in enumerate(own) if value is None]
+
+
+def _corners(boxes: Floats) -> Floats:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -1,0 +1,113 @@
+"""Calibrating scores after training, class by class: the published baselines, Platt scaling and isotonic regression.
+
+Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines", ECCV 2024: both are fitted to
+the IoU of each box with its object, 0 for a wrong one, and beat calibration at training time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tightbox.evaluation.figures import Floats
+from tightbox.evaluation.inputs import Predictions
+from tightbox.evaluation.matching import Matches
+
+Baseline = Literal["none", "platt", "isotonic"]
+
+
+@dataclass(frozen=True)
+class PlattScaling:
+    """sigmoid(scale · logit(score) + shift)."""
+
+    scale: float
+    shift: float
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        """The calibrated scores."""
+        from scipy.special import expit
+
+        return np.asarray(expit(self.scale * _logits(scores) + self.shift))
+
+
+@dataclass(frozen=True)
+class StepScaling:
+    """Linear between knots, constant beyond: isotonic regression with all its steps."""
+
+    scores: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        """The calibrated scores."""
+        return np.interp(np.asarray(scores, dtype=np.float64), self.scores, self.values)
+
+
+@dataclass(frozen=True)
+class ScoreMaps:
+    """One map for each label, None for a class whose scores stay as they are."""
+
+    maps: tuple[PlattScaling | StepScaling | None, ...]
+
+    def __call__(self, predictions: Predictions) -> Predictions:
+        """The predictions with calibrated scores."""
+        scores = predictions.scores.copy()
+        for label, each in enumerate(self.maps):
+            if each is not None:
+                of_class = predictions.labels == label
+                scores[of_class] = each(scores[of_class])
+        return replace(predictions, scores=scores.clip(0, 1))
+
+
+def fit_scores(matches: Matches, baseline: Baseline, iou_threshold: float = 0.0) -> ScoreMaps:
+    """The maps of all classes; `matches` are matched at `iou_threshold` at least."""
+    outcome = matches.at(iou_threshold)
+    earned = np.where(outcome.hit, outcome.ious, 0.0)
+    positives = matches.ground_truth.positives
+    maps: list[PlattScaling | StepScaling | None] = []
+    for label in range(len(matches.ground_truth.category_ids)):
+        part = matches.of_class(label)
+        kept = ~outcome.ignored[part]
+        if baseline == "none" or not positives[label] or not kept.any():
+            maps.append(None)
+        else:
+            maps.append(
+                (fit_platt if baseline == "platt" else fit_steps)(matches.scores[part][kept], earned[part][kept])
+            )
+    return ScoreMaps(tuple(maps))
+
+
+def fit_platt(scores: ArrayLike, wanted: ArrayLike) -> PlattScaling:
+    """The scale and shift of the least cross-entropy with targets in [0, 1]."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    logits, targets = _logits(scores), np.asarray(wanted, dtype=np.float64)
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        z = parameters[0] * logits + parameters[1]
+        slope = expit(z) - targets
+        value = float(np.mean(np.logaddexp(0, z) - targets * z))
+        return value, np.array([np.mean(slope * logits), np.mean(slope)])
+
+    best = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, 100), (-100, 100)])
+    return PlattScaling(float(best.x[0]), float(best.x[1]))
+
+
+def fit_steps(scores: ArrayLike, wanted: ArrayLike) -> StepScaling:
+    """The rising steps of least squares; equal scores count as one."""
+    from scipy.optimize import isotonic_regression
+
+    at, which, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
+    means = np.bincount(which, weights=np.asarray(wanted, dtype=np.float64)) / counts
+    values = isotonic_regression(means, weights=counts).x
+    return StepScaling(tuple(at.tolist()), tuple(np.clip(values, 0, 1).tolist()))
+
+
+def _logits(scores: ArrayLike) -> Floats:
+    from scipy.special import logit
+
+    edge = float(np.finfo(np.float64).eps)
+    return np.asarray(logit(np.clip(np.asarray(scores, dtype=np.float64), edge, 1 - edge)))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tightbox.errors import UserError
+from tightbox.evaluation.coco_files import from_coco
+from tightbox.evaluation.fit_margins import (
+    MatchedBoxes,
+    Simultaneous,
+    boxes_needed,
+    covered,
+    fit_margins,
+    matched_boxes,
+)
+from tightbox.evaluation.matching import match
+from tightbox.margins import Unit, grown
+
+
+def drawn(count: int, seed: int = 0, classes: int = 1) -> MatchedBoxes:
+    """Boxes of 20 to 200 pixels whose sides are off by a fraction of their size that falls with the predicted IoU."""
+    rng = np.random.default_rng(seed)
+    corner, size = rng.uniform(0, 500, (count, 2)), rng.uniform(20, 200, (count, 2))
+    raw = rng.uniform(0.5, 1, count)
+    labels = rng.integers(0, classes, count)
+    spread = (1.02 - raw)[:, None] * np.tile(size, 2) * (1 + labels)[:, None]
+    return MatchedBoxes(
+        boxes=np.concatenate([corner, corner + size], axis=1),
+        errors=0.3 * spread * rng.normal(size=(count, 4)),
+        raw=raw,
+        labels=labels,
+        images=np.arange(count) // 2,
+    )
+
+
+@pytest.mark.parametrize("unit", ["iou", "size", "pixels"])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("simultaneous", ["max", "bonferroni"])
+def test_coverage_on_new_boxes(unit: Unit, inner: bool, simultaneous: Simultaneous) -> None:
+    margins = fit_margins(drawn(2000), 0.9, unit, inner=inner, simultaneous=simultaneous)
+    fraction = covered(drawn(20_000, seed=1), margins, inner=inner).mean()
+    # 1000 scores: the coverage of split conformal prediction is Beta(901, 100), of the standard deviation 0.0095.
+    # Four independent sides by Bonferroni cover 0.975^4 = 0.904.
+    assert 0.9 - 3 * 0.0095 < fraction < 0.904 + 3 * 0.0095
+
+
+def test_covered_is_that_the_grown_box_holds_the_object() -> None:
+    found = drawn(500, seed=3)
+    margins = fit_margins(drawn(500), 0.8)
+    distances = margins.distances(found.boxes, found.raw, found.labels)
+    objects, outer = grown(found.boxes, found.errors), grown(found.boxes, distances)
+    holds = (outer[:, :2] <= objects[:, :2]).all(1) & (outer[:, 2:] >= objects[:, 2:]).all(1)
+    assert (holds == covered(found, margins)).all()
+    assert 0 < holds.sum() < 500
+
+
+def test_scaled_margins_are_smaller_at_equal_coverage() -> None:
+    found, new = drawn(4000), drawn(4000, seed=1)
+    extra = {}
+    for unit in ("iou", "size", "pixels"):
+        distances = fit_margins(found, 0.9, unit).distances(new.boxes, new.raw, new.labels)
+        outer = grown(new.boxes, distances)
+        extra[unit] = ((outer[:, 2:] - outer[:, :2]).prod(1) / (new.boxes[:, 2:] - new.boxes[:, :2]).prod(1) - 1).mean()
+    assert extra["iou"] < 0.85 * extra["size"] < 0.85 * extra["pixels"]
+
+
+def test_the_quantile_by_hand() -> None:
+    # One box in each of 40 images, 20 of them in the half of the quantile, all errors the same on the four sides.
+    # With fewer than 25 boxes no proportions are learned, so the margin is the ⌈21 × 0.9⌉ = 19th of 20 errors.
+    count = 40
+    errors = np.random.default_rng(1).permutation(np.arange(1.0, count + 1))
+    found = MatchedBoxes(
+        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (count, 1)),
+        errors=np.tile(errors[:, None], (1, 4)),
+        raw=np.full(count, 0.5),
+        labels=np.zeros(count, dtype=np.int64),
+        images=np.arange(count),
+    )
+    half = np.random.default_rng(7).permutation(count)[:20]
+    rest = np.sort(np.delete(errors, half))
+    for unit, size in (("pixels", 1.0), ("size", 100.0)):
+        margins = fit_margins(found, 0.9, unit, seed=7)  # type: ignore[arg-type]
+        assert margins.sides == pytest.approx((rest[18] / size,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "simultaneous", "needed"),
+    # ⌈(n + 1) 0.9⌉ ≤ n from n = 9 on: ⌈9.0⌉ ≤ 8 is wrong, ⌈9.0⌉ ≤ 9 right. Bonferroni at 0.975: ⌈40 × 0.975⌉ = 39.
+    [(0.9, "max", 9), (0.95, "max", 19), (0.99, "max", 99), (0.5, "max", 1), (0.9, "bonferroni", 39)],
+)
+def test_boxes_needed(coverage: float, simultaneous: Simultaneous, needed: int) -> None:
+    assert boxes_needed(coverage, simultaneous) == needed
+    fit_margins(drawn(4 * needed), coverage, "size", simultaneous=simultaneous)
+    few = drawn(2 * needed)[np.arange(max(2 * needed - 2, 0))]
+    with pytest.raises(UserError, match=f"at least {needed} matched boxes"):
+        fit_margins(few, coverage, "size", simultaneous=simultaneous)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, 2.0, float("nan")])
+def test_a_coverage_that_is_none(coverage: float) -> None:
+    with pytest.raises(UserError, match="more than 0 and less than 1"):
+        fit_margins(drawn(100), coverage)
+
+
+def test_classes_of_their_own() -> None:
+    found = drawn(4000, classes=2)
+    margins = fit_margins(found, 0.9, classes=3)
+    assert margins.classes[2] is None
+    assert margins.about["classes_without_own"] == [2]
+    new = drawn(20_000, seed=1, classes=2)
+    for label in (0, 1):
+        part = new[new.labels == label]
+        # Some 1000 scores of each class: a standard deviation of 0.0095; together the first class covers far more.
+        assert covered(part, margins).mean() == pytest.approx(0.9, abs=0.03)
+        assert abs(covered(part, fit_margins(found, 0.9)).mean() - 0.9) > 0.03
+
+
+def test_nothing_learned_from_too_few_boxes_but_the_quantile() -> None:
+    margins = fit_margins(drawn(60), 0.9)
+    assert margins.factors == (1.0,)
+    assert margins.factor([0.1, 0.9]).tolist() == [1, 1]
+
+
+def test_predicted_ious_are_needed() -> None:
+    found = drawn(100)
+    without = MatchedBoxes(found.boxes, found.errors, np.full(100, np.nan), found.labels, found.images)
+    with pytest.raises(UserError, match="choose margins by size"):
+        fit_margins(without, 0.9)
+    fit_margins(without, 0.9, "size")
+
+
+def test_exact_boxes_need_no_margin() -> None:
+    found = drawn(200)
+    exact = MatchedBoxes(found.boxes, 0 * found.errors, found.raw, found.labels, found.images)
+    margins = fit_margins(exact, 0.9)
+    assert margins.sides == (0.0,) * 4
+    assert covered(exact, margins).all()
+    assert (covered(found, margins) == (found.errors <= 1e-9).all(axis=1)).all()
+
+
+def test_matched_boxes_of_files() -> None:
+    def row(image: int, category: int, bbox: list[float], **more: Any) -> dict[str, Any]:
+        return {"id": image, "image_id": image, "category_id": category, "bbox": bbox} | more
+
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [row(1, 5, [10, 10, 20, 20]), row(2, 3, [0, 0, 10, 10])],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+    }
+    results = [row(1, 5, [11, 9, 20, 19], score=0.9, iou=0.7), row(2, 3, [50, 50, 10, 10], score=0.8, iou=0.6)]
+    found = matched_boxes(match(*from_coco(content, results), (0.5,)), class_names=["dog", "cat"])
+    # The box (11, 9, 31, 28) and its object (10, 10, 30, 30): outside on the left by 1, above by -1, right -1, below 2.
+    np.testing.assert_allclose(found.errors, [[1, -1, -1, 2]])
+    assert (found.raw.tolist(), found.labels.tolist(), found.images.tolist()) == ([0.7], [0], [0])
