@@ -22,6 +22,7 @@ from tightbox.commands import (
     oracle,
     predict,
     rescore,
+    serve,
     train,
 )
 from tightbox.errors import UserError
@@ -32,6 +33,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "serve": serve,
     "oracle": oracle,
     "diagnose": diagnose,
     "calibrate": calibrate,
