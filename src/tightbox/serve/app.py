@@ -40,7 +40,7 @@ from tightbox.version import __version__
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`
 JSON, JPEG = "application/json", "image/jpeg"
 # What anybody may ask without the token: probes, and the page, which holds nothing but its own code.
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/v2/health/live", "/v2/health/ready"})
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -147,7 +147,7 @@ class _Endpoints:
         folder = files("tightbox.serve")
         page = Template((folder / "page.html").read_text(encoding="utf-8"))
         self._page = page.substitute(name=escape(name), version=__version__, max_mb=f"{service.options.max_mb:g}")
-        self._css, self._js = ((folder / file).read_bytes() for file in ("page.css", "page.js"))
+        self._css, self._js, self._icon = ((folder / f).read_bytes() for f in ("page.css", "page.js", "icon.svg"))
 
     def routes(self) -> list[Route]:
         """Every path that is answered."""
@@ -155,6 +155,7 @@ class _Endpoints:
             Route("/", self.page),
             Route("/page.css", self.css),
             Route("/page.js", self.js),
+            Route("/icon.svg", self.icon),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
@@ -177,6 +178,10 @@ class _Endpoints:
     async def js(self, request: Request) -> Response:
         """Its script."""
         return Response(self._js, media_type="text/javascript")
+
+    async def icon(self, request: Request) -> Response:
+        """Its icon."""
+        return Response(self._icon, media_type="image/svg+xml")
 
     async def metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
