@@ -12,7 +12,8 @@ import torch
 import uvicorn
 from PIL import Image
 
-from tightbox.serve.run import listen
+from tightbox.options import ServeOptions
+from tightbox.serve.run import configuration, listen
 from tightbox.structures import Detections
 
 POISON = (255, 0, 255)  # a colour that the detector below fails on
@@ -58,8 +59,7 @@ def image_bytes(size: tuple[int, int] = (64, 48), kind: str = "PNG", colour: Any
 def serving(app: Any) -> Iterator[str]:
     """The address of the application, while it is served on loopback."""
     with listen("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_level="error", access_log=False)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configuration(app, ServeOptions()))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -6,7 +6,7 @@ const model = document.body.dataset.model;
 const maxBytes = Number(document.body.dataset.maxMb) * 1e6;
 // Okabe and Ito's colours, which people of any colour vision tell apart; the order is that of the drawn copies.
 const PALETTE = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"];
-const DARK_TEXT = new Set(["#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73"]);
+const DARKEST = "#0072B2"; // white text stands out on this one, dark text on the others
 const SVG = "http://www.w3.org/2000/svg";
 
 let token = "";
@@ -136,13 +136,23 @@ function drawBoxes(boxes) {
     tag.dataset.box = i;
     tag.textContent = `${box.class} ${two(box.score)}` + (box.iou === undefined ? "" : ` · IoU ${two(box.iou)}`);
     tag.style.background = colour(box);
-    tag.style.color = DARK_TEXT.has(colour(box)) ? "#111" : "#fff";
+    tag.style.color = colour(box) === DARKEST ? "#fff" : "#111";
     return tag;
   }));
   mark();
 }
 
 const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
+
+// The image fills the stage, but small ones are not blown up to a blur.
+function fit() {
+  const photo = $("photo"), most = innerHeight * (innerWidth > 960 ? 0.78 : 0.62);
+  if (!photo.naturalWidth) return;
+  const scale = Math.min($("stage").clientWidth / photo.naturalWidth, most / photo.naturalHeight, 2.5);
+  photo.style.width = `${Math.max(1, Math.floor(photo.naturalWidth * scale))}px`;
+  photo.style.height = `${Math.max(1, Math.floor(photo.naturalHeight * scale))}px`;
+  placeTags();
+}
 
 // Tags of better boxes are placed first; one that would cover another is left out until its box is selected.
 function placeTags() {
@@ -217,8 +227,10 @@ function select(i, focus = false) {
 }
 
 function mark(focus = false) {
-  for (const group of $("boxes").children) group.classList.toggle("selected", Number(group.dataset.box) === selected);
-  $("boxes").classList.toggle("some-selected", selected !== null);
+  for (const layer of [$("boxes"), $("tags")]) {
+    layer.classList.toggle("some-selected", selected !== null);
+    for (const part of layer.children) part.classList.toggle("selected", Number(part.dataset.box) === selected);
+  }
   [...$("list").children].forEach((row, position) => {
     const here = Number(row.dataset.box) === selected;
     row.setAttribute("aria-selected", here);
@@ -357,7 +369,9 @@ addEventListener("keydown", (event) => {
     actions[event.key]();
   }
 });
-new ResizeObserver(placeTags).observe($("shown"));
+new ResizeObserver(fit).observe($("stage"));
+addEventListener("resize", fit);
+$("photo").addEventListener("load", fit);
 $("photo").addEventListener("error", () => say("The browser cannot show this image", true));
 
 draw();

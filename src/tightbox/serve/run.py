@@ -30,13 +30,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from error
 
 
-def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeOptions) -> int:
-    """Serve; after SIGTERM or Ctrl-C no connection is taken any more, and what was accepted is still answered.
-
-    Returns:
-        How many images were accepted.
-    """
-    config = uvicorn.Config(
+def configuration(app: Starlette, options: ServeOptions) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
         app,
         http="h11",  # written in Python, and strict about what a request may be
         ws="none",
@@ -48,10 +44,18 @@ def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeO
         timeout_keep_alive=30,
         timeout_graceful_shutdown=math.ceil(options.timeout_s) + SPARE_SECONDS,
     )
+
+
+def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeOptions) -> int:
+    """Serve; after SIGTERM or Ctrl-C no connection is taken any more, and what was accepted is still answered.
+
+    Returns:
+        How many images were accepted.
+    """
     # uvicorn raises the signal once more when it is done; an orderly end is none to die of.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configuration(app, options)).run(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)
     service: Service = app.state.service
