@@ -67,7 +67,7 @@ def test_sigterm_answers_what_was_accepted(server: Process, checkpoint: Path) ->
 
     def all_accepted() -> bool:
         text = httpx.get(f"{server.url}/metrics", headers=headers, trust_env=False).text
-        return f"tightbox_images_accepted {accepted}.0" in text
+        return f"tightbox_images_waiting {accepted}.0" in text
 
     until(all_accepted)
     server.process.send_signal(signal.SIGTERM)

@@ -249,7 +249,7 @@ def test_metrics(client: httpx.Client) -> None:
     assert value(bad) == before[bad] + 1
     assert value("tightbox_images_total") == before["tightbox_images_total"] + 1
     assert value("tightbox_boxes_total") == before["tightbox_boxes_total"] + 2
-    assert value("tightbox_images_accepted") == 0
+    assert value("tightbox_images_waiting") == 0
     assert "choice" not in client.get("/metrics").text
 
 
@@ -321,7 +321,7 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
     with serving(app) as url, ready_client(url) as client:
         predictor.go.clear()
         senders = [Sender(url) for _ in range(5)]
-        until(lambda: "tightbox_images_accepted 5.0" in client.get("/metrics").text)
+        until(lambda: "tightbox_images_waiting 5.0" in client.get("/metrics").text)
         refused = client.post("/predict", content=GOOD)
         assert "waiting" in sentence(refused, 503)
         assert int(refused.headers["retry-after"]) >= 1

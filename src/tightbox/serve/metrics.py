@@ -28,9 +28,8 @@ class Metrics:
         self.batch_seconds = Histogram(
             "tightbox_batch_seconds", "Time of the network for a batch.", buckets=SECONDS, registry=self.registry
         )
-        self.waiting = Gauge(
-            "tightbox_images_accepted", "Images accepted and not yet answered.", registry=self.registry
-        )
+        self.accepted = Counter("tightbox_images_accepted", "Images that were accepted.", registry=self.registry)
+        self.waiting = Gauge("tightbox_images_waiting", "Images accepted and not yet answered.", registry=self.registry)
 
     def note_batch(self, size: int, seconds: float) -> None:
         """A batch is done."""

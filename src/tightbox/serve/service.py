@@ -95,6 +95,7 @@ class Service:
         if self._open + images > self.options.max_queue:
             raise Refusal(503, "too many images are waiting; try again", RETRY_SECONDS)
         self.accepted += images
+        self.metrics.accepted.inc(images)
         self._open += images
         self.metrics.waiting.set(self._open)
         try:
