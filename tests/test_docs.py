@@ -137,6 +137,7 @@ def test_what_must_run_is_there() -> None:
         "docs/howto/add_a_reader.md",
         "docs/howto/rescore.md",
         "docs/howto/rules.md",
+        "docs/howto/serve.md",
         "docs/howto/thresholds.md",
         "docs/reference/evaluation.md",
         "docs/tutorial.md",

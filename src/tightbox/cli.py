@@ -23,6 +23,7 @@ from tightbox.commands import (
     oracle,
     predict,
     rescore,
+    serve,
     train,
 )
 from tightbox.errors import UserError
@@ -34,6 +35,7 @@ COMMANDS = {
     "eval": evaluate,
     "predict": predict,
     "merge": merge,
+    "serve": serve,
     "oracle": oracle,
     "diagnose": diagnose,
     "calibrate": calibrate,

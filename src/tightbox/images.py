@@ -85,10 +85,7 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     with _reading(path), Image.open(path) as image:
         if image.format in _UNSAFE:
             raise UnidentifiedImageError
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        stored = to_rgb(image)
-    upright = stored if turn is None else stored.transpose(turn)
+        stored, upright = _stored_and_upright(image)
     if size is None or size == upright.size:
         return upright
     if size == stored.size:
@@ -97,6 +94,22 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         f"the annotation says {size[0]}x{size[1]} but the image {path} is {upright.width}x{upright.height}; "
         "correct the width and height in the annotation, or restore the image that the boxes were drawn on"
     )
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """An image that Pillow has opened as RGB, fully loaded and turned upright as its EXIF orientation says.
+
+    Raises:
+        Exception: whatever Pillow's decoders raise if it is cut off or damaged.
+    """
+    return _stored_and_upright(image)[1]
+
+
+def _stored_and_upright(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    stored = to_rgb(image)
+    return stored, stored if turn is None else stored.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -448,3 +448,31 @@ class TrainOptions:
         _require(self.seed < 2**32, "seed must be below 2^32")
         _require(self.lr > 0, "lr must be positive")
         _require(0 <= self.ema < 1, "ema must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How much an endpoint takes on at once, and what it refuses.
+
+    Args:
+        max_batch: most images that the network sees together.
+        max_wait_ms: longest time that a batch waits for images which have arrived and are being decoded.
+        max_queue: most images accepted and not yet answered; more are refused with 503.
+        max_mb: largest body of a request, in megabytes (10^6 bytes).
+        max_megapixels: largest image, in millions of pixels.
+        timeout_s: longest time from the head of a request to its answer.
+    """
+
+    max_batch: int = 8
+    max_wait_ms: float = 10.0
+    max_queue: int = 64
+    max_mb: float = 20.0
+    max_megapixels: float = 50.0
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require_types(self)
+        _require(min(self.max_batch, self.max_queue) >= 1, "max_batch and max_queue must be at least 1")
+        _require(self.max_wait_ms >= 0, "max_wait_ms must not be negative")
+        positive = min(self.max_mb, self.max_megapixels, self.timeout_s) > 0
+        _require(positive, "max_mb, max_megapixels and timeout_s must be positive")

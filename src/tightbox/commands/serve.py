@@ -1,0 +1,75 @@
+"""Serve a detector: an endpoint for programs, and a page to drop images on."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+from dataclasses import fields
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from tightbox.commands import on_data
+from tightbox.errors import UserError, missing_extra
+from tightbox.options import ServeOptions
+
+USAGE = "CHECKPOINT [--host 127.0.0.1] [--port 8000] [--token TOKEN]"
+TOKEN_VARIABLE = "TIGHTBOX_TOKEN"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What, where, and how much at once."""
+    parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
+    parser.add_argument("--name", default="tightbox", help="of the model, in /v2/models/NAME")
+    parser.add_argument(
+        "--token", default=None, help=f"bearer token that requests must carry; or in the environment, {TOKEN_VARIABLE}"
+    )
+    parser.add_class_arguments(ServeOptions, as_group=False)
+    on_data.add_device(parser)
+
+
+def run(args: Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; the status is 0 after SIGTERM."""
+    options = ServeOptions(**{field.name: args[field.name] for field in fields(ServeOptions)})
+    if not 0 <= args.port <= 65535:
+        raise UserError(f"--port is {args.port}; it must be between 0 and 65535")
+    if not re.fullmatch(r"[\w.-]+", args.name):
+        raise UserError(f"--name is {args.name!r}; it must consist of letters, digits, dots, dashes and underscores")
+    token = _token(args.token)
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(f"{error.name}, which serving needs,", "serve") from error
+
+    from tightbox.models import load
+    from tightbox.serve.app import create_app
+    from tightbox.serve.predictor import CheckpointPredictor
+    from tightbox.serve.run import listen, serve_until_signal
+
+    predictor = CheckpointPredictor(load(args.checkpoint).to(on_data.find_device(args.device)))
+    app = create_app(predictor, name=args.name, options=options, token=token)
+    with listen(args.host, args.port) as listening:
+        address: tuple[Any, ...] = listening.getsockname()
+        if not ipaddress.ip_address(address[0]).is_loopback and token is None:
+            print("tightbox: anybody who reaches this machine can send images; --token asks for one", file=sys.stderr)
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        print(f"{args.checkpoint} is served at http://{host}:{address[1]}; Ctrl-C ends it", flush=True)
+        accepted = serve_until_signal(app, listening, options)
+    print(f"ended after {accepted} accepted images")
+    return 0
+
+
+def _token(given: str | None) -> str | None:
+    """The token of the option, or of the environment, where other users of the machine cannot read it."""
+    token = os.environ.get(TOKEN_VARIABLE) if given is None else given
+    if token is None:
+        return None
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UserError("the token must be of printable ASCII characters without spaces, as a header carries it")
+    return token

@@ -1,0 +1,62 @@
+"""Serving an application until a signal ends it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from tightbox.errors import UserError
+from tightbox.options import ServeOptions
+from tightbox.serve.service import Service
+
+BACKLOG = 2048  # connections that the system holds until they are taken
+SPARE_SECONDS = 5  # beyond the longest time of a request, until what is still open is dropped
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: if the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from error
+
+
+def configuration(app: Starlette, options: ServeOptions) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
+        app,
+        http="h11",  # written in Python, and strict about what a request may be
+        ws="none",
+        lifespan="on",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(options.timeout_s) + SPARE_SECONDS,
+    )
+
+
+def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeOptions) -> int:
+    """Serve; after SIGTERM or Ctrl-C no connection is taken any more, and what was accepted is still answered.
+
+    Returns:
+        How many images were accepted.
+    """
+    # uvicorn raises the signal once more when it is done; an orderly end is none to die of.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(configuration(app, options)).run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    service: Service = app.state.service
+    return service.accepted
