@@ -41,9 +41,7 @@ class Detector:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong with a file is said once, here
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, options, providers=providers or ["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(path, options, providers=providers or ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no class in common
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded ({reason}); export the checkpoint again") from error

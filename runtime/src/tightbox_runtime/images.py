@@ -11,7 +11,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tightbox_runtime.errors import UserError
 
-
 # How to turn the stored pixels upright, by the value of the EXIF orientation tag.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -107,7 +107,7 @@ def _unitbox(model: UnitBox, pixels: Tensor, sizes: Tensor) -> BatchCandidates:
     )  # (B, rows), (B, columns)
     inside = ((y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]).flatten(1)
     places = (y.clamp(max=height - 1)[:, :, None] * width + x.clamp(max=width - 1)[:, None]).flatten(1)
-    x, y = torch.broadcast_tensors(x[:, None], y[:, :, None])
+    x, y = torch.broadcast_tensors(x[:, None], y[:, :, None])  # type: ignore[no-untyped-call]
     points = torch.stack([x.flatten(1), y.flatten(1)], dim=2)
     scores = _take(output.logits.flatten(2).mT, places).sigmoid()
     scores = torch.where(inside[..., None], _numbers(scores), 0)
@@ -123,7 +123,7 @@ def _counts(sizes: Sequence[tuple[int, int]], anchors: int = 1) -> list[int]:
 
 def _levels(counts: list[int], *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The rows of each level of outputs (B, N, ...)."""
-    return zip(*(column.split(counts, dim=1) for column in columns), strict=True)
+    return zip(*(torch.split(column, counts, dim=1) for column in columns), strict=True)
 
 
 def _best(values: Tensor, top_k: int) -> Tensor:
@@ -141,12 +141,12 @@ def _numbers(scores: Tensor) -> Tensor:
     return torch.where(scores >= 0, scores, 0)
 
 
-def _together(
-    boxes: list[Tensor], scores: list[Tensor], ious: list[Tensor] | None, sizes: Tensor
-) -> BatchCandidates:
+def _together(boxes: list[Tensor], scores: list[Tensor], ious: list[Tensor] | None, sizes: Tensor) -> BatchCandidates:
     """The levels' candidates in a row: boxes (B, N, 4), scores (B, N, C), and ious like them or (B, N)."""
     clipped = clip_boxes(torch.cat(boxes, dim=1), sizes[:, None])
     has_area = (clipped[..., 2:] > clipped[..., :2]).all(dim=2, keepdim=True)
     ranking = torch.where(has_area, torch.cat(scores, dim=1), 0).mT
-    predicted = None if ious is None else torch.cat(ious, dim=1)
-    return BatchCandidates(clipped, ranking, predicted.mT if predicted is not None and predicted.dim() == 3 else predicted)
+    if ious is None:
+        return BatchCandidates(clipped, ranking, None)
+    predicted = torch.cat(ious, dim=1)
+    return BatchCandidates(clipped, ranking, predicted.mT if predicted.dim() == 3 else predicted)

@@ -1,4 +1,4 @@
-"""Suppression as one operator of an exported file: class by class, for a whole batch, with no shape that depends on data."""
+"""Suppression as one operator of an exported file: class by class, a whole batch at once, no shape depending on data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SUPPRESSED = -1.0
 def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
     """The scores (B, C, N) of the boxes (B, N, 4) that greedy suppression keeps, and -1 in place of all others.
 
-    Each class of each image is suppressed by itself. In an ONNX file this is one NonMaxSuppression; here it is the slow,
-    obvious form.
+    Each class of each image is suppressed by itself. In an ONNX file this is one NonMaxSuppression; here it is the
+    slow, obvious form.
 
     Args:
         boxes: (B, N, 4).

@@ -1,4 +1,4 @@
-"""A detector as one pure function: pixels in, boxes, scores, labels and predicted IoUs out, padded to a fixed number."""
+"""A detector as one pure function: pixels in; boxes, scores, labels and predicted IoUs out, a fixed number of them."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def calibrated(raw: Tensor, calibration: IouCalibration) -> Tensor:
     >>> calibrated(torch.tensor([0.1, 0.5, 0.9]), IouCalibration((0.2, 0.6, 0.8), (0.0, 0.4, 1.0)))
     tensor([0.0000, 0.3000, 1.0000])
     """
-    at, ious = (torch.tensor(values, dtype=torch.float64, device=raw.device) for values in (calibration.raw, calibration.ious))
+    knots = torch.tensor([calibration.raw, calibration.ious], dtype=torch.float64, device=raw.device)
+    at, ious = knots.unbind()
     if len(calibration.raw) == 1:
         return torch.where(raw.isnan(), raw, ious[0].to(raw.dtype))
     passed = ((raw.double()[..., None] - at[:-1]) / at.diff()).clamp(0, 1)  # (..., pieces)
     return (ious[0] + (passed * ious.diff()).sum(dim=-1)).to(raw.dtype)
-
