@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.helpers.exported import Exported, export_published_vfnet
 from tests.helpers.references import SHARED
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
@@ -28,3 +29,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def exported_vfnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A calibrated VFNet that was imported, and its ONNX file; made once, as the exporter takes its time."""
+    return export_published_vfnet(tmp_path_factory.mktemp("exported"))

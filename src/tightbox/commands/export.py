@@ -1,39 +1,75 @@
-"""Write a checkpoint for another program: a state dict that mmdetection loads."""
+"""Write a checkpoint for other programs: an ONNX or OpenVINO model, or a state dict that mmdetection loads."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.errors import UserError
 
-USAGE = "CHECKPOINT --format mmdet --out FILE"
+if TYPE_CHECKING:
+    from tightbox.models import Detector
+
+USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "mmdet": ".pth"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What, how, and to where."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` or `tightbox import` wrote")
-    parser.add_argument("--format", choices=["mmdet"], required=True, help="mmdet: a .pth file for mmdetection's VFNet")
+    parser.add_argument(
+        "--format",
+        choices=list(SUFFIXES),
+        required=True,
+        help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
+        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net cannot be written); "
+        "mmdet: a .pth file for mmdetection's VFNet",
+    )
     parser.add_argument("--out", required=True, help="the file to write")
 
 
 def run(args: Namespace) -> int:
     """Write the file, and say what is in it."""
     out = Path(args.out)
+    suffix = SUFFIXES[args.format]
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name the file to write, such as {out / 'vfnet.pth'}")
+        raise UserError(f"--out {out} is a folder; name the file to write, such as {out / ('model' + suffix)}")
+    if args.format == "openvino" and out.suffix != suffix:
+        raise UserError(f"--out is {out}, but OpenVINO's files end in {suffix}; name it {out.with_suffix(suffix)}")
 
+    from tightbox.models import load
+
+    model = load(args.checkpoint)
+    {"onnx": _onnx, "openvino": _openvino, "mmdet": _mmdet}[args.format](model, out)
+    return 0
+
+
+def _onnx(model: Detector, out: Path) -> None:
+    from tightbox.export.onnx_file import write_onnx
+
+    write_onnx(model, out)
+    print(f"written: {out}, {_megabytes(out)}")
+    print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
+
+
+def _openvino(model: Detector, out: Path) -> None:
+    from tightbox.export.openvino_file import write_openvino
+
+    weights = write_openvino(model, out)
+    print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
+
+
+def _mmdet(model: Detector, out: Path) -> None:
     import torch
 
     from tightbox import __version__
     from tightbox.files import atomic_path
-    from tightbox.models import load
     from tightbox.models.mmdet import export_state
     from tightbox.models.mmdet.variants import title
 
-    model = load(args.checkpoint)
     state = export_state(model)
     content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
     whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
@@ -42,4 +78,7 @@ def run(args: Namespace) -> int:
         temporary.write_bytes(whole.getbuffer())
     print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
     print(f"mmdetection loads it into its VFNet with num_classes={len(model.class_names)}")
-    return 0
+
+
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.1f} MB"

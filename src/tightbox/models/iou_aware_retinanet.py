@@ -125,15 +125,20 @@ class IoUAwareRetinaNet(Detector):
 
     def _anchors(self, output: AnchorOutput) -> Tensor:
         """(N, 4) nine around the middle of every cell, in the order of the outputs."""
-        device = output.logits.device
-        points = level_points(output.sizes, STRIDES, offset=0.5, device=device)
+        return torch.cat(self.level_anchors(output.sizes, output.logits.device))
+
+    def level_anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """Of each level of (height, width) cells its anchors (cells · 9, 4)."""
         scale, ratio = torch.cartesian_prod(
             torch.tensor(SCALES, device=device), torch.tensor(RATIOS, device=device)
         ).unbind(1)
         shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
-        unit = self.options.anchor_scale * per_point(points.new_tensor(STRIDES), output.sizes)
-        half = shapes * unit[:, None, None] / 2  # (cells, A, 2)
-        return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
+        levels = []
+        for size, stride in zip(sizes, STRIDES, strict=True):
+            points = level_points([size], [stride], offset=0.5, device=device)[:, None]
+            half = shapes * (self.options.anchor_scale * stride) / 2  # (A, 2)
+            levels.append(torch.cat([points - half, points + half], dim=-1).flatten(0, 1))
+        return levels
 
     def _assign(self, output: AnchorOutput, anchors: Tensor, size: tuple[int, int], targets: Targets) -> Assignment:
         inside = inside_image(output.sizes, STRIDES, size, anchors.device).repeat_interleave(ANCHORS)

@@ -1,0 +1,1 @@
+"""Detectors as one pure function of tensors, and files of it that run without PyTorch."""

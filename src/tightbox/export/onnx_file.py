@@ -1,0 +1,133 @@
+"""A detector as one ONNX file that describes itself."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from tightbox.errors import UserError, missing_extra
+from tightbox.export.suppression import onnx_translations
+from tightbox.export.tensors import PaddedDetections, TensorDetector
+from tightbox.files import atomic_path
+from tightbox.models import Detector, IoUNet, UnitBox
+from tightbox.version import __version__
+
+OPSET = 20  # the first with deformable convolution is 19
+METADATA, FORMAT = "tightbox", 1
+INPUTS = ("images", "sizes")
+LICENCE = "network: Apache-2.0; weights: as whoever trained them says"
+# No two levels of the pyramid have the same side here, and none is one cell wide: what the exporter takes for
+# equal, or for 1, it writes into the file as such.
+EXAMPLE_SIZES = ((310, 405), (260, 280))
+
+
+def require_exportable(model: Detector) -> None:
+    """Raises UserError for a detector that is no function of tensors."""
+    if isinstance(model, IoUNet):
+        raise UserError(
+            "an IoU-Net cannot be exported: its suppression and refinement have no counterpart in ONNX; "
+            "export a VFNet or an IoU-aware RetinaNet"
+        )
+
+
+def to_onnx(model: Detector) -> Any:
+    """The detector as an `onnx.ModelProto` with its description as metadata.
+
+    Inputs and outputs are those of `TensorDetector`; batch, height and width are free.
+
+    Raises:
+        UserError: if the extra `export` is missing, or the detector cannot be expressed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from error
+    require_exportable(model)
+    height, width = EXAMPLE_SIZES[0]
+    example = torch.rand(len(EXAMPLE_SIZES), 3, height, width), torch.tensor(EXAMPLE_SIZES)
+    free = {"images": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, of which nobody who exports can do anything about
+        program = torch.onnx.export(
+            TensorDetector(model),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(PaddedDetections._fields),
+            dynamic_shapes=free,
+            custom_translation_table=onnx_translations(),
+            verbose=False,
+        )
+    assert program is not None  # as dynamo=True
+    proto = program.model_proto
+    _name_axes(proto)
+    proto.producer_name, proto.producer_version = "tightbox", __version__
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, json.dumps(description(model))
+    return proto
+
+
+def write_onnx(model: Detector, path: Path) -> None:
+    """Write `to_onnx(model)` to a file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.touch()  # a path that cannot be written is found out before the long work
+        temporary.write_bytes(to_onnx(model).SerializeToString())
+
+
+def description(model: Detector) -> dict[str, Any]:
+    """What a program that has only the file needs to know to run it right."""
+    options = model.options
+    return {
+        "format": FORMAT,
+        "tightbox": __version__,
+        "licence": LICENCE,
+        "model": model.name,
+        "class_names": list(model.class_names),
+        "preprocessing": {
+            "color": "RGB in [0, 1]",
+            "resize": "bilinear, antialiased, keeping the shape",
+            "long_side": model.preprocess.long_side,
+            "short_side": model.preprocess.short_side,
+            "padding": "right and below, with anything; sizes holds each image's height and width without it",
+        },
+        "ranking": _ranking(model),
+        "reading": "dense" if isinstance(model, UnitBox) else "as published",
+        "score_threshold": options.score_threshold,
+        "nms_iou": options.nms_iou,
+        "max_detections": options.max_detections,
+        "predicts_iou": predicts_iou(model),
+        "calibrated": model.calibration is not None,  # within the network: the file's IoUs are those to expect
+        "calibration": None if model.calibration is None else model.calibration.to_json(),
+    }
+
+
+def predicts_iou(model: Detector) -> bool:
+    """Whether its detections have a predicted IoU."""
+    if isinstance(model, UnitBox):
+        return False
+    options = model.options
+    return bool(options.varifocal if model.name == "vfnet" else options.iou_head)
+
+
+def _ranking(model: Detector) -> str:
+    if model.name == "vfnet":
+        return "class score x centerness" if model.options.centerness else "class score"
+    if model.name == "iou_aware_retinanet" and model.options.iou_head:
+        alpha = model.options.alpha
+        return f"class score^{alpha:g} x predicted IoU^{1 - alpha:g}"
+    return "class score"
+
+
+def _name_axes(proto: Any) -> None:
+    """Gives the free axes of inputs and outputs names that people understand."""
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}}
+    for value in (*proto.graph.input, *proto.graph.output):
+        for axis, name in axes.get(value.name, {0: "batch"}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.exported import CALIBRATION, KNOTS, SIZES, assert_same, disturb
+from tests.helpers.models import image_batch, tiny_model, tiny_retinanet, tiny_unitbox
+from tightbox.calibration import IouCalibration
+from tightbox.export.suppression import suppress
+from tightbox.export.tensors import TensorDetector, calibrated
+from tightbox.models import Detector, UnitBox
+from tightbox.structures import Detections, ImageBatch
+
+Make = Callable[[], Detector]
+MODELS: dict[str, Make] = {
+    "VFNet": tiny_model,
+    "VFNet of pairs": lambda: tiny_model(top_k_of="pairs", top_k=50),
+    "VFNet of few": lambda: tiny_model(top_k=3),
+    "deformable VFNet, FCOS's points": lambda: tiny_model(deformable=True, assigner="fcos"),
+    "baseline": lambda: tiny_model(varifocal=False, centerness=True),
+    "IoU-aware RetinaNet": tiny_retinanet,
+    "RetinaNet": lambda: tiny_retinanet(iou_head=False),
+    "UnitBox": lambda: tiny_unitbox(2, dense_stride=8, top_k=40),
+}
+
+
+def eager(model: Detector, batch: ImageBatch) -> list[Detections]:
+    if not isinstance(model, UnitBox):
+        return model.detect(batch)
+    with torch.no_grad():  # the dense reading
+        return [model.select(candidates) for candidates in model.candidates(batch)]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_same_as_image_by_image(make: Make) -> None:
+    model = disturb(make())
+    model.calibration = CALIBRATION
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        with torch.no_grad():
+            outputs = TensorDetector(model)(batch.pixels, torch.tensor(batch.sizes))
+        assert_same([value.numpy() for value in outputs], eager(model, batch))
+
+
+def test_what_lies_outside_an_image_does_not_count() -> None:
+    model = TensorDetector(disturb(tiny_model()))
+    pixels, sizes = torch.rand(1, 3, 64, 96), torch.tensor([[50, 70]])
+    changed = pixels.clone()
+    changed[..., 50:, :] = torch.nan
+    changed[..., 70:] = 9
+    with torch.no_grad():
+        for a, b in zip(model(pixels, sizes), model(changed, sizes), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_nothing_found() -> None:
+    model = tiny_model().eval()
+    model.options = replace(model.options, score_threshold=0.9)
+    outputs = TensorDetector(model)(torch.rand(2, 3, 32, 32), torch.tensor([[32, 32], [1, 1]]))
+    assert outputs.counts.tolist() == [0, 0]
+    assert (outputs.labels == -1).all()
+    assert outputs.ious.isnan().all()
+
+
+def test_scores_that_are_not_numbers_are_not_detected() -> None:
+    model = tiny_model().eval()
+    with torch.no_grad():
+        model.head.classes.bias[0] = torch.nan
+        outputs = TensorDetector(model)(torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]]))
+    assert outputs.counts[0] > 0
+    assert set(outputs.labels[0].tolist()) <= {1, -1}
+
+
+def test_suppression_by_hand() -> None:
+    """The second box covers 0.9 of the first, the third is alone; of class 1 only two are above 0.1."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]]])
+    scores = torch.tensor([[[0.6, 0.8, 0.7], [0.1, 0.3, 0.2]]])
+    kept = suppress(boxes, scores, 0.6, 0.1, 100)
+    torch.testing.assert_close(kept, torch.tensor([[[-1.0, 0.8, 0.7], [-1, 0.3, 0.2]]]))
+    torch.testing.assert_close(suppress(boxes, scores, 0.6, 0.1, 1), torch.tensor([[[-1.0, 0.8, -1], [-1, 0.3, -1]]]))
+    assert (suppress(boxes, scores, 1.0, 0.1, 100)[0, 0] == scores[0, 0]).all()  # no IoU is above 1
+
+
+@pytest.mark.parametrize("knots", [KNOTS, IouCalibration((0.3,), (0.6,)), IouCalibration((0.1, 0.9), (0.5, 0.5))])
+def test_calibration_is_that_of_the_package(knots: IouCalibration) -> None:
+    raw = torch.tensor([-1.0, 0.0, *knots.raw, *np.linspace(0, 1, 23), 2.0, torch.nan])
+    torch.testing.assert_close(calibrated(raw, knots), knots.of_tensor(raw), rtol=0, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [MODELS["VFNet"], MODELS["IoU-aware RetinaNet"]], ids=["VFNet", "RetinaNet"])
+def test_compiles_without_a_graph_break(make: Make) -> None:
+    model = TensorDetector(disturb(make()))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # a break would be an error
+    images, sizes = torch.rand(2, 3, 64, 96), torch.tensor([[64, 96], [50, 61]])
+    with torch.no_grad():
+        for a, b in zip(model(images, sizes), compiled(images, sizes), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4, equal_nan=True)

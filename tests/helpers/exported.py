@@ -1,0 +1,86 @@
+"""Detectors as ONNX files, and what ONNX Runtime finds with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from tests.helpers.models import small_vfnet
+from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
+from tightbox.export.onnx_file import write_onnx
+from tightbox.models import Detector, load
+from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.options import Preprocess
+from tightbox.structures import Detections, ImageBatch
+
+# Two steep steps and flat ends: a mistake in any knot shows.
+KNOTS = IouCalibration((0.005, 0.0099, 0.00991, 0.0102, 0.02), (0.1, 0.2, 0.4, 0.5, 0.9))
+CALIBRATION = Calibration(KNOTS, tuple((None,) * len(PRECISIONS) for _ in IOUS), {})
+SIZES = [((64, 64),), ((70, 93), (33, 50)), ((31, 33), (1, 1)), ((257, 31), (100, 300)), ((40, 57),) * 8]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A detector and its file."""
+
+    model: Detector
+    path: Path
+
+
+def disturb(model: Detector, scale: float = 0.05) -> Detector:
+    """Random numbers added to every weight, so that no two places of an image score the same."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * max(0.1, float(parameter.std(correction=0))) * torch.randn_like(parameter)
+    return model.eval()
+
+
+def run(path: Path, batch: ImageBatch) -> list[NDArray[np.generic]]:
+    """The file's outputs for a batch."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = {"images": batch.pixels.numpy(), "sizes": np.array(batch.sizes, dtype=np.int64)}
+    return list(session.run(["boxes", "scores", "labels", "ious", "counts"], inputs))
+
+
+def assert_same(outputs: list[NDArray[np.generic]], expected: list[Detections]) -> None:
+    """Boxes to 0.01 px, scores and IoUs to 1e-4, labels exactly; and what lies beyond the count is empty."""
+    boxes, scores, labels, ious, counts = map(torch.as_tensor, outputs)
+    assert counts.tolist() == [len(found) for found in expected]
+    assert counts.sum() > 0
+    for i, found in enumerate(expected):
+        n = len(found)
+        torch.testing.assert_close(boxes[i, :n], found.boxes, rtol=0, atol=0.01)
+        torch.testing.assert_close(scores[i, :n], found.scores, rtol=0, atol=1e-4)
+        assert labels[i, :n].equal(found.labels)
+        if found.ious is None:
+            assert ious[i].isnan().all()
+        else:
+            torch.testing.assert_close(ious[i, :n], found.ious, rtol=0, atol=1e-4)
+        assert (boxes[i, n:] == 0).all()
+        assert (scores[i, n:] == 0).all()
+        assert (labels[i, n:] == -1).all()
+        assert ious[i, n:].isnan().all()
+
+
+def export_published_vfnet(folder: Path) -> Exported:
+    """A VFNet with deformable towers that came from a file of mmdetection, ranks pairs, and is calibrated."""
+    source = disturb(small_vfnet(classes=2, deformable=True))
+    torch.save({"meta": {"CLASSES": ("cat", "dog")}, "state_dict": export_state(source)}, folder / "vfnet.pth")
+    model = import_checkpoint(folder / "vfnet.pth", top_k_of="pairs")
+    model.preprocess = Preprocess(long_side=96, short_side=64)
+    model.options = replace(model.options, score_threshold=0.0, max_detections=20, top_k=50)
+    model.calibration = CALIBRATION
+    return write(model.eval(), folder)
+
+
+def write(model: Detector, folder: Path) -> Exported:
+    """The detector, saved and read again, and its file."""
+    model.save(folder / "checkpoint")
+    write_onnx(model, folder / "model.onnx")
+    return Exported(load(folder / "checkpoint"), folder / "model.onnx")
