@@ -97,8 +97,8 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
 
 
 def _sentence(error: UserError) -> str:
-    """The error's own sentence, of which a DataLoader's process makes the last line of a traceback."""
-    return re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).strip()
+    """The error's own sentence in one line, of which a DataLoader's process makes the last line of a traceback."""
+    return " ".join(re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).split())
 
 
 def _refuse_empty(options: dict[str, Any]) -> None:
@@ -122,6 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tightbox: {_sentence(error)}", file=sys.stderr)
         return 130 if type(error).__name__ == "Interrupted" else 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "perhaps for want of memory; try again with fewer --workers"
+        print(f"tightbox: a process that loads images was ended, {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tightbox: stopped", file=sys.stderr)
         return 130

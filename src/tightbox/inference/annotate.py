@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,10 @@ class Annotator:
                     yield image
                     continue
                 drawn = self._annotate(image, next(detections), file_name=str(path))
+                whole = BytesIO()  # Pillow, writing itself, takes no notice of a disk that takes half of a file
+                drawn.save(whole, format="JPEG", quality=92)
                 with atomic_path(target) as temporary:
-                    drawn.save(temporary, format="JPEG", quality=92)
+                    temporary.write_bytes(whole.getbuffer())
                 yield None
 
     def video(self, path: Path, target: Path, progress: Callable[[int, int], None]) -> None:
