@@ -53,6 +53,13 @@ class _HelpFormatter(DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """A parser whose errors are one sentence."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The same, also where jsonargparse passes on what converting a value raises."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (ArithmeticError, LookupError, RecursionError, ValueError) as error:
+            self.error(f"a value cannot be read ({str(error)[:100]})")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""
         text, command = str(ex or message), self.prog.replace(" [options]", "")
