@@ -57,7 +57,7 @@ class Parser(ArgumentParser):
         """The same, also where jsonargparse passes on what converting a value raises."""
         try:
             return super().parse_args(*args, **kwargs)
-        except (ArithmeticError, LookupError, RecursionError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
             self.error(f"a value cannot be read ({str(error)[:100]})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
