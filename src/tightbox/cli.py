@@ -57,6 +57,13 @@ class _HelpFormatter(DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """A parser whose errors are one sentence."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The same, also where jsonargparse passes on what converting a value raises."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
+            self.error(f"a value cannot be read ({str(error)[:100]})")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with status 2."""
         text, command = str(ex or message), self.prog.replace(" [options]", "")
@@ -101,8 +108,8 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
 
 
 def _sentence(error: UserError) -> str:
-    """The error's own sentence, of which a DataLoader's process makes the last line of a traceback."""
-    return re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).strip()
+    """The error's own sentence in one line, of which a DataLoader's process makes the last line of a traceback."""
+    return " ".join(re.sub(r"(?s)^Caught UserError in .*\.UserError: ", "", str(error)).split())
 
 
 def _refuse_empty(options: dict[str, Any]) -> None:
@@ -126,6 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tightbox: {_sentence(error)}", file=sys.stderr)
         return 130 if type(error).__name__ == "Interrupted" else 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "perhaps for want of memory; try again with fewer --workers"
+        print(f"tightbox: a process that loads images was ended, {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tightbox: stopped", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tightbox.errors import UserError
+from tightbox.files import atomic_path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
 # Pillow hands these to an interpreter of programs, or to whatever handler another library has registered.
@@ -153,3 +155,18 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableImage(path, f"it has too many pixels to open safely ({error})") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsers met
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """The image as PNG where `path` ends so, else as JPEG; whole or not at all.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    whole = io.BytesIO()  # Pillow, writing itself, takes no notice of a disk that takes half of a file
+    if path.suffix == ".png":
+        image.save(whole, format="PNG")
+    else:
+        image.save(whole, format="JPEG", quality=92)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())

@@ -88,6 +88,14 @@ GOOD = result(0.5, 0, 0, 4, 4)
         (GOOD | {"score": [0.5]}, "result 2 must have a number as its score"),  # a list
         (GOOD | {"score": 87.5}, "result 2 has the score 87.5, .* divide percentages by 100"),  # per cent
         (GOOD | {"score": -3.2}, "result 2 has the score -3.2, .* sigmoid"),  # a logit
+        (GOOD | {"score": "0.5"}, "result 2 must have a number as its score, but has '0.5'"),  # a number as text
+        (GOOD | {"score": True}, "result 2 must have a number as its score, but has True"),
+        (GOOD | {"iou": True}, "result 2 must have a number as its iou"),
+        (GOOD | {"image_id": True}, "result 2 has the image_id True"),
+        (GOOD | {"category_id": True}, "result 2 has the category_id True"),
+        (GOOD | {"bbox": ["0", "0", "4", "4"]}, "result 2 must have a bbox"),
+        (GOOD | {"bbox": [True, 0, 4, 4]}, "result 2 must have a bbox"),
+        (GOOD | {"bbox": [8, 8, -4, 4]}, "result 2 has the bbox .* whose width or height is negative"),
         (GOOD | {"iou": 1.2}, "result 2 has the iou 1.2"),  # an IoU above 1
         (GOOD | {"iou": -0.2}, "result 2 has the iou -0.2"),  # below 0
         (GOOD | {"iou": "tight"}, "result 2 must have a number as its iou"),  # text
@@ -120,6 +128,7 @@ def test_other_files_than_results_are_told(results: Any, message: str) -> None:
         ({"images": None}, "no list images"),
         ({"annotations": {}}, "no list annotations"),
         ({"categories": [{"name": "cat"}]}, "categories must be objects that each have a whole number as id"),
+        ({"images": [{"id": True}]}, "images must be objects that each have a whole number as id"),
         ({"images": ["a.jpg"]}, "images must be objects that each have a whole number as id"),
         ({"images": [{"id": 1}, {"id": "2"}]}, "images must be objects that each have a whole number as id"),
         ({"images": [{"id": 1}]}, "annotation 2 has the image_id 2, .* such as 1"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,20 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, modern: bool, share: flo
         sentence = str(error)
     # A flipped bit of a weight is a weight; half a file is none.
     assert (flip and not sentence) or (str(path) in sentence and "\n" not in sentence)
+
+
+def test_what_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "plain.pth", {"state_dict": {"a": torch.zeros(10**6)}})
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(UserError, match=r"unpacks to 40.* as no file of PyTorch does"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_tensor_that_repeats_one_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds tensors larger than itself"):
+        read_checkpoint(save(tmp_path / "a.pth", {"state_dict": {"a": torch.zeros(1).expand(10**6, 10**6)}}))

@@ -89,14 +89,14 @@ def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: if there is no such run, or no such checkpoint.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--resume", action="store_true")
     for option in ("--out", "--init"):
         first.add_argument(option)
     first.add_argument("--config", action="append", default=[])
     try:
         named, _ = first.parse_known_args(arguments)
-    except SystemExit:  # an option without its value: the parser of all options says so
+    except argparse.ArgumentError:  # an option without its value: the parser of all options says so
         return {}
     if named.resume:
         return {} if named.out is None else _flat(_configuration(Path(named.out)))

@@ -159,4 +159,4 @@ def _xyxy(bbox: object) -> tuple[float, float, float, float] | None:
 
 def _area(value: object) -> float:
     """The annotated area; nan, which stands for the box's own, if there is none worth the name."""
-    return value if _is_number(value) and value > 0 else float("nan")
+    return value if _is_number(value) and value > 1e-6 else float("nan")

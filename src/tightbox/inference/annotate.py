@@ -13,7 +13,7 @@ from PIL import Image
 from tightbox.draw import draw_boxes
 from tightbox.errors import missing_extra
 from tightbox.files import atomic_path
-from tightbox.images import UnreadableImage
+from tightbox.images import UnreadableImage, write_image
 from tightbox.inference.files import Selection, detect_files
 from tightbox.inference.formats import ImageResult
 from tightbox.models import Detector
@@ -133,7 +133,7 @@ class Annotator:
 
     def _write_images(self, image: Image.Image, result: ImageResult) -> None:
         if self.draw:
-            _save(self._drawn(image, result.found), self.out / result.name)
+            write_image(self.out / result.name, self._drawn(image, result.found))
         if self.crops:
             self._write_crops(image, result)
 
@@ -147,7 +147,7 @@ class Annotator:
         columns = zip(result.found.boxes.tolist(), result.found.labels.tolist(), strict=True)
         for number, (box, label) in enumerate(columns):
             folder = self.out / "crops" / _as_file_name(self.model.class_names[label])
-            _save(crop(image, box), folder / result.stem.with_name(f"{result.stem.name}_{number}.jpg"))
+            write_image(folder / result.stem.with_name(f"{result.stem.name}_{number}.jpg"), crop(image, box))
 
 
 def crop(image: Image.Image, box: Iterable[float]) -> Image.Image:
@@ -165,11 +165,6 @@ def crop(image: Image.Image, box: Iterable[float]) -> Image.Image:
 def _as_file_name(class_name: str) -> str:
     """A class's name without what would lead to another folder."""
     return re.sub(r"[^\w .-]", "_", class_name).strip(" .") or "_"
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="JPEG", quality=92)
 
 
 def _write_video(path: Path, frames: Iterator[Image.Image], rate: object) -> None:

@@ -235,7 +235,7 @@ def _loader(
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
         pin_memory=torch.cuda.is_available(),
-        # Each iteration draws a number for its workers; from the shared generator, a resumed training would draw one more.
+        # Each iteration draws a number for its workers; from the shared generator, a resumed training would draw more.
         generator=torch.Generator().manual_seed(options.seed),
     )
 

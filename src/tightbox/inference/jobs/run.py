@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tightbox.draw import draw_boxes
-from tightbox.files import atomic_path
+from tightbox.images import write_image
 from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files
 from tightbox.inference.jobs.job import Part
 from tightbox.inference.jobs.parts import Row, read_rows, row_of, write_rows
@@ -79,8 +79,7 @@ class Work:
         found, names = result.found, model.class_names
         drawn = draw_boxes(result.image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
         # The whole name and not its stem, as a.png may lie beside a.jpg.
-        with atomic_path(self.drawn / f"{name.lstrip('/')}.jpg") as temporary:
-            drawn.save(temporary, format="JPEG", quality=92)
+        write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
 
 
 def failures_in(parts: Iterable[Path]) -> Failures:
