@@ -1,7 +1,7 @@
 """Kill `tightbox predict` at random points, resume it each time, and compare with a run that nobody killed.
 
-Writes the log of the kills as a table: how many images were in finished parts at each. The images are small and drawn at
-random, the detector is a tiny one with random weights.
+Writes the log of the kills as a table: how many images were in finished parts at each. The images are small and made of
+noise, the detector is a tiny one with random weights.
 """
 
 from __future__ import annotations
