@@ -108,7 +108,13 @@ def run_parts(
     own = not ray.is_initialized()
     try:
         # Without an address a cluster is started here, whatever RAY_ADDRESS says.
-        ray.init(address or "local", log_to_driver=False, ignore_reinit_error=True, include_dashboard=False)
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            ignore_reinit_error=True,
+            include_dashboard=False,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check --address") from error
     try:
