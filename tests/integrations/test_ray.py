@@ -96,8 +96,8 @@ def test_a_worker_that_fails_is_a_sentence(
     (out / "images").write_text("a file where the folder of copies should be")
     assert status(arguments(checkpoint, images, out, "--engine", "ray", "--images")) == 2
     last = capsys.readouterr().err.splitlines()[-1]  # after what Ray itself says
-    assert last.startswith("tightbox: a worker of Ray failed (cannot write ")
-    assert last.endswith("finished parts are kept: run again with --resume")
+    assert last.startswith(f"tightbox: cannot write {out / 'images'}")
+    assert last.endswith("; choose another place")
 
 
 def test_predictor_alone(checkpoint: Path, images: Path) -> None:
