@@ -1,7 +1,7 @@
 """Kill `tightbox predict` at random points, resume it each time, and compare with a run that nobody killed.
 
-Writes the log of the kills as a table: how many images were in finished parts at each. The images are small and drawn at
-random, the detector is a tiny one with random weights.
+Writes the log of the kills as a table: how many images were in finished parts at each. The images are small and made of
+noise, the detector is a tiny one with random weights.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args()
-    lines = [measured(), "", "| kill | seconds after the start | images in finished parts |", "|---|---|---|"]
+    lines = [measured(), "", "| kill | planned after images | images in finished parts |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder, options.images)
         seconds = run(folder, "whole", options.part_size)
         chance = random.Random(0)
-        for kill in range(1, options.kills + 1):
-            # Of each run a part of the time that a whole one takes: all kills together fit into it.
-            after = chance.uniform(0.2, 1.6) * seconds / (options.kills + 1)
-            run(folder, "killed", options.part_size, kill_after=after)
+        points = sorted(chance.sample(range(options.images), options.kills))
+        for kill, point in enumerate(points, 1):
+            parts, within = divmod(point, options.part_size)
+            run(folder, "killed", options.part_size, (parts, within / options.images * seconds))
             done = len(list((folder / "killed").glob("part-*"))) * options.part_size
-            lines.append(f"| {kill} | {after:.1f} | {min(done, options.images):,} |")
+            lines.append(f"| {kill} | {point:,} | {min(done, options.images):,} |")
             print(lines[-1], flush=True)
         run(folder, "killed", options.part_size)
         whole, killed = digest(folder / "whole"), digest(folder / "killed")
@@ -77,8 +77,8 @@ def make_inputs(folder: Path, images: int) -> None:
     ).save(folder / "model")
 
 
-def run(folder: Path, out: str, part_size: int, kill_after: float | None = None) -> float:
-    """Predict or go on, and kill it after so many seconds; the seconds that it took."""
+def run(folder: Path, out: str, part_size: int, kill: tuple[int, float] | None = None) -> float:
+    """Predict or go on, and kill it once so many parts are there, so many seconds later; the seconds that it took."""
     command = [sys.executable, "-m", "tightbox", "predict", str(folder / "model"), str(folder / "images")]
     command += ["--out", str(folder / out), "--format", "jsonl", "--part-size", str(part_size)]
     command += ["--score-threshold", "0", "--device", "cpu", "--batch-size", "16"]
@@ -86,13 +86,13 @@ def run(folder: Path, out: str, part_size: int, kill_after: float | None = None)
         command.append("--resume")
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        status = process.wait(kill_after)
-        if status != 0:
-            sys.exit(f"predict ended with status {status}")
-    except subprocess.TimeoutExpired:
+    if kill is not None:
+        while len(list((folder / out).glob("part-*"))) < kill[0] and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(kill[1])
         process.send_signal(signal.SIGKILL)
-        process.wait()
+    if process.wait() not in (0, -signal.SIGKILL):
+        sys.exit(f"predict ended with status {process.returncode}")
     return time.perf_counter() - start
 
 

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from jsonargparse import ActionYesNo
+
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -90,7 +92,10 @@ def _entry(action: argparse.Action) -> str:
     if action.nargs != 0 and action.default not in (None, argparse.SUPPRESS):
         shown = str(action.default).lower() if isinstance(action.default, bool) else action.default
         text += f" *Default: `{shown}`.*"
-    return f"`{name}`\n:   {_escaped(text)}"
+    names = [f"`{name}`"]
+    if isinstance(action, ActionYesNo):  # two options with one meaning
+        names = [f"`{option.replace('_', '-')}`" for option in action.option_strings]
+    return "\n".join(names) + f"\n:   {_escaped(text)}"
 
 
 def _escaped(text: str) -> str:

@@ -167,7 +167,7 @@ def test_commands_parse(page: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
             continue
         else:
             continue
-        if "--resume" in arguments:
+        if "--resume" in arguments and arguments[0] == "train":
             arguments = [*arguments, "--data", "DIR"]  # which such a run remembers
         try:
             build_parser().parse_args(with_underscores(arguments))

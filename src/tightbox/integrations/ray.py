@@ -79,8 +79,11 @@ class _PartRunner:
         part = Part(int(row["number"]), int(row["start"]), tuple(str(name) for name in row["names"]))
         target = self.folder / f"part-{part.number:06d}.{self.kind}"
         if not target.exists():  # Ray runs a row again if the actor that had done it died
-            self.work.run(self.model, part, target)
-        return {"number": part.number, "images": len(part.names)}
+            try:
+                self.work.run(self.model, part, target)
+            except UserError as error:  # Ray would bury the sentence in a traceback
+                return {"number": part.number, "error": str(error)}
+        return {"number": part.number, "error": ""}
 
 
 def run_parts(
@@ -108,7 +111,13 @@ def run_parts(
     own = not ray.is_initialized()
     try:
         # Without an address a cluster is started here, whatever RAY_ADDRESS says.
-        ray.init(address or "local", log_to_driver=False, ignore_reinit_error=True, include_dashboard=False)
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            ignore_reinit_error=True,
+            include_dashboard=False,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check --address") from error
     try:
@@ -119,11 +128,14 @@ def run_parts(
             compute=ActorPoolStrategy(size=min(actors, len(parts))),
             num_gpus=1 if ray.cluster_resources().get("GPU") and device != "cpu" else 0,
         )
-        for _ in done.iter_rows():
-            pass
+        for row in done.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+    except UserError:
+        raise
     except Exception as error:  # Ray wraps what its workers raise, and its own errors have no common class
         raise UserError(
-            f"a worker of Ray failed ({_cause(error)}); finished parts are kept: run again with --resume"
+            f"a worker of Ray failed ({_last_line(error)}); finished parts are kept: run again with --resume"
         ) from error
     finally:
         if own:
@@ -166,15 +178,9 @@ def _column(rows: list[Row], name: str) -> Any:
     return values
 
 
-def _cause(error: BaseException) -> str:
-    """The user's own sentence, if there is one in the chain of what Ray raised; else the last line of its text."""
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, UserError):
-            return str(at)
-        at = getattr(at, "cause", None) or at.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
