@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Self
 
 SECONDS = 9.0  # between two plain lines
+SHORT = 0.9  # seconds that something must take to be worth one
 
 
 @contextmanager
@@ -35,8 +36,10 @@ class PlainLines:
     Args:
         line: gives the line; called from another thread.
         shown: whether to print, so that one process of several does.
-        every: seconds between two lines; what is over sooner prints none.
+        every: seconds between two lines, of this or of what came before it.
     """
+
+    _last = time.monotonic()
 
     def __init__(self, line: Callable[[], str], *, shown: bool = True, every: float = SECONDS) -> None:
         self.line = line
@@ -56,8 +59,10 @@ class PlainLines:
             self._thread.join()
 
     def _print(self) -> None:
-        while not self._over.wait(self.every):
+        soonest = min(SHORT, self.every)
+        while not self._over.wait(max(soonest, PlainLines._last + self.every - time.monotonic())):
             print(self.line(), flush=True)
+            PlainLines._last = time.monotonic()
 
 
 class Counted:
