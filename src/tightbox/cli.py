@@ -68,6 +68,9 @@ class Parser(ArgumentParser):
         """Print the sentence and exit with status 2."""
         text, command = str(ex or message), self.prog.replace(" [options]", "")
         text = re.sub(r"Parser key \"([\w.]+)\":", lambda key: "--" + key[1].replace("_", "-") + ":", text)
+        # An option that may be left out counts as a number or nothing; who gave one wants to read of the number.
+        optional = r"(?s)Does not validate against any of the Union subtypes.*?(Expected a \S+ \S+>).*Given value: "
+        text = re.sub(optional, r"\1. Got value: ", text)
         if missing := re.search(r"arguments are required: (\w+)\.(.+)", text):
             names = [name.split(".")[-1] for name in missing[2].split(", ")]
             shown = [name.upper() if name in ("checkpoint", "source") else f"--{name}" for name in names]

@@ -11,12 +11,15 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 
-def new_accelerator(**options: Any) -> Accelerator:
-    """An accelerator with these options, on a GPU or whatever else speeds up torch, else on the CPU."""
-    # A second training of one Python session may want another precision than the first.
-    AcceleratorState._reset_state()
+def new_accelerator(device: torch.device | None = None, **options: Any) -> Accelerator:
+    """An accelerator with these options, on this device, or on whatever speeds up torch, else on the CPU."""
+    # A second training of one Python session may want another precision, or another device, than the first.
+    AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     # Processes on CPUs find each other only if told that they are meant to be on CPUs.
-    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    cpu = not torch.accelerator.is_available() if device is None else device.type == "cpu"
+    return Accelerator(cpu=cpu, **options)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

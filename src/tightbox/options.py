@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tightbox.errors import UserError
@@ -22,6 +23,10 @@ def _require_types(options: object) -> None:
     """Every field holds what it is declared to: one of its choices, or a value of its type; numbers are finite."""
     for name, kind in get_type_hints(type(options)).items():
         value = getattr(options, name)
+        if NoneType in get_args(kind):
+            if value is None:
+                continue
+            kind = next(part for part in get_args(kind) if part is not NoneType)
         if get_origin(kind) is Literal:
             _require(value in get_args(kind), f"{name} is {value!r:.50}; choose from {', '.join(get_args(kind))}")
         elif kind is float:
@@ -393,23 +398,28 @@ class AugmentOptions:
         _require(self.scale_max <= 10, "scale_max must be at most 10")
 
 
+EPOCHS = 100  # of a training whose length is not given
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The schedule and the engine.
 
     Args:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 100 if no minutes are given instead.
+        minutes: train for so long, not counting evaluation: the schedule fits itself to the clock. Evaluated at the end
+            and at most every ten minutes.
         batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
         optimizer: AdamW, or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
         lr: highest learning rate.
         weight_decay: pull towards zero on weights, not on biases and norms.
-        warmup: steps of linear warm-up; a number below 1 is a fraction of all steps.
-        schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the epochs (1x, 2x).
+        warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
+        schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the training (1x, 2x).
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
         clip: gradients are scaled down to this norm; 0 is off.
         precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
-        eval_every: epochs between evaluations on the validation split.
+        eval_every: epochs between evaluations on the validation split, if no minutes are given.
         patience: stop after this many evaluations without a better AP; 0 is never.
         keep_all: keep the weights of every evaluation, in epoch-N.
         workers: processes that load images; 0 loads in the training process.
@@ -419,7 +429,8 @@ class TrainOptions:
         tensorboard: also log for TensorBoard (needs the extra `track`).
     """
 
-    epochs: int = 100
+    epochs: int | None = None
+    minutes: float | None = None
     batch_size: int = 8
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -441,7 +452,14 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         _require_types(self)
-        for name in ("epochs", "batch_size", "accumulate", "eval_every"):
+        if self.minutes is None and self.epochs is None:
+            object.__setattr__(self, "epochs", EPOCHS)
+        _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
+        _require(self.minutes is None or self.minutes > 0, "minutes must be more than 0")
+        _require(self.epochs is None or self.epochs >= 1, "epochs must be at least 1")
+        timed_warmup = "warmup must be below 1, a fraction, with --minutes: how many steps there will be is not known"
+        _require(self.minutes is None or self.warmup < 1, timed_warmup)
+        for name in ("batch_size", "accumulate", "eval_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative")

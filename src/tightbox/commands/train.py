@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, only_writer
 from tightbox.options import (
@@ -28,7 +29,7 @@ CONFIGURATION = "config.yaml"
 SAVED = ("last", "resume", "resume.old")  # one of them is there once a run has saved anything
 # What a resumed run may do differently and still be the same run; `data` and `out` may have been moved.
 MAY_CHANGE = (
-    *("config", "resume", "data", "out", "epochs", "eval_every", "patience", "keep_all"),
+    *("config", "resume", "data", "out", "device", "epochs", "minutes", "eval_every", "patience", "keep_all"),
     *("precision", "workers", "cache", "skip_unreadable", "tensorboard"),
 )
 # What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
@@ -66,12 +67,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="continue the run in --out exactly where it stopped, with its own options; others may be given for "
-        "--epochs, --eval-every, --patience, --keep-all, --precision, --workers, --cache, --skip-unreadable, "
-        "--tensorboard and, where the data set was moved, --data",
+        "--epochs or --minutes, --eval-every, --patience, --keep-all, --precision, --workers, --cache, "
+        "--skip-unreadable, --tensorboard, --device and, where the data set was moved, --data",
     )
     parser.add_argument("--model", choices=list(MODEL_OPTIONS), default="vfnet", help="which detector")
     parser.add_argument("--standalone", action="store_true", help="short for --iou_net.standalone true")
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
+    on_data.add_device(parser)
     parser.add_class_arguments(BackboneOptions, None, skip={"name"})
     parser.add_class_arguments(Preprocess, None)
     parser.add_class_arguments(TrainOptions, None)
@@ -146,6 +148,7 @@ def run(args: Namespace) -> int:
         raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
     args.iou_net.standalone |= args.standalone
     backbone, preprocess, options, augment, chosen = choices(args)
+    args.epochs = options.epochs  # that of a training whose length is not given is known here
     if args.resume:
         _require_same_run(args, out)
     elif any((out / name).exists() for name in SAVED):
@@ -162,13 +165,15 @@ def run(args: Namespace) -> int:
             val = val.only_classes([name for name in args.classes if name in val.class_names])
         val = val.with_classes(train.class_names)
 
+    device = on_data.training_device(args.device)
+
     from accelerate.utils import set_seed
 
     from tightbox.distributed import new_accelerator
     from tightbox.models import create_model, start_from
     from tightbox.training.fit import choose_precision, fit
 
-    state = new_accelerator()
+    state = new_accelerator(device)
     state.print(f"found {train.layout}: {len(train.records)} training images, classes {', '.join(train.class_names)}")
     if args.model == "iou_net" and args.iou_net.standalone:
         val = None
@@ -184,7 +189,9 @@ def run(args: Namespace) -> int:
         anew = "" if same else " but those of the class layer, which starts anew because the class names differ"
         state.print(f"starting from {args.init}: all weights{anew}")
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
-    state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision)}")
+    state.print(
+        f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision, device)}"
+    )
 
     with ExitStack() as until_trained:
 
@@ -193,11 +200,13 @@ def run(args: Namespace) -> int:
             with atomic_path(out / CONFIGURATION) as temporary:
                 temporary.write_text(_resolved(args), encoding="utf-8")
 
-        trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=write_configuration)
+        trained = fit(
+            model, train, val, out, options, augment, resume=args.resume, ready=write_configuration, device=device
+        )
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
     if args.model == "iou_net" and args.iou_net.standalone:
-        state.print(f"next: tightbox rescore --model {out / 'best'} --data {args.data} --dt RESULTS --out BETTER")
+        state.print(f"next: tightbox rescore {out / 'best'} --data {args.data} --dt RESULTS --out BETTER")
     else:
         state.print(f"next: tightbox predict {out / 'best'} YOUR_IMAGES --out predictions")
     return 0
@@ -265,6 +274,6 @@ def _resolved(args: Namespace) -> str:
     """The YAML that gives the same run again."""
     import yaml
 
-    plain = {name: value for name, value in args.as_dict().items() if name not in ("config", "resume")}
+    plain = {name: value for name, value in args.as_dict().items() if name not in ("config", "resume", "device")}
     text: str = yaml.safe_dump(plain, sort_keys=False)
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from tightbox.options import Preprocess
 from tightbox.structures import ImageBatch, Targets
 
 Item = tuple[Tensor, Targets, int]
+# Epoch and index; where the clock decides how long the training is, also the fraction of it that is over.
+Key = tuple[int, int] | tuple[int, int, float]
 
 
 class DetectionDataset(Dataset[Item]):
@@ -27,7 +29,7 @@ class DetectionDataset(Dataset[Item]):
         preprocess: the size images are fitted into.
         transform: the random changes; None for evaluation.
         seed: of the changes.
-        epochs: length of the whole training, so that changes may depend on how far it is.
+        epochs: length of the whole training, so that changes may depend on how far it is, if keys do not say it.
         cache_mb: decoded images are kept in memory up to this size.
         skip_unreadable: go on past an image that cannot be read, and note its index in `skipped`: in training the next
             one that can be read takes its place; in evaluation a grey one, so that its objects count as missed.
@@ -57,9 +59,9 @@ class DetectionDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.data.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Pixels (3, H, W) uint8, targets and index of the sample `key` = (epoch, index)."""
-        epoch, index = key
+    def __getitem__(self, key: Key) -> Item:
+        """Pixels (3, H, W) uint8, targets and index of the sample with this key."""
+        epoch, index, *clock = key
         if self.transform is None:
             sample = self._load(index)
             sample = resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]))
@@ -67,7 +69,7 @@ class DetectionDataset(Dataset[Item]):
             seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                sample = self.transform(self._load, index, len(self), epoch / self.epochs)
+                sample = self.transform(self._load, index, len(self), clock[0] if clock else epoch / self.epochs)
         object_ = ~sample.crowd
         targets = Targets.of(sample.boxes[object_], sample.labels[object_], sample.boxes[sample.crowd])
         return sample.image, targets, index
@@ -103,13 +105,14 @@ class DetectionDataset(Dataset[Item]):
         return pixels
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that is a function of seed and epoch alone.
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys in an order that is a function of seed and epoch alone.
 
     Args:
         count: number of samples.
         batch_size: samples a batch; a last smaller batch is dropped unless it is the only one.
         seed: of the order.
+        fraction: tells the part of the training that is over, where that is not a matter of epochs.
 
     Attributes:
         epoch: which epoch the next iteration gives.
@@ -118,8 +121,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     drop_last = True
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, fraction: Callable[[], float] | None = None) -> None:
         self.count = count
+        self.fraction = fraction
         self.batch_size = min(batch_size, count)
         self.seed = seed
         self.epoch = 0
@@ -128,11 +132,16 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.count // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(self.start, len(self)):
-            yield [(self.epoch, j) for j in order[i * self.batch_size : (i + 1) * self.batch_size]]
+            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+            if self.fraction is None:
+                yield [(self.epoch, j) for j in chosen]
+            else:
+                over = self.fraction()
+                yield [(self.epoch, j, over) for j in chosen]
 
 
 def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Targets], list[int]]:

@@ -69,6 +69,8 @@ def evaluate_model(
     *,
     accelerator: Accelerator | None = None,
     loading: Loading = LOADING,
+    progress: Progress | None = None,
 ) -> CocoMetrics:
     """COCO metrics of a detector on records with its classes; the arguments are those of `detect_data`."""
-    return evaluate_detections(detect_data(model, data, accelerator=accelerator, loading=loading), data)
+    found = detect_data(model, data, accelerator=accelerator, loading=loading, progress=progress)
+    return evaluate_detections(found, data)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -20,20 +18,18 @@ from torch.utils.data import DataLoader
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
-from tightbox.distributed import mean_over_processes, new_accelerator
+from tightbox.distributed import new_accelerator
 from tightbox.errors import UserError, missing_extra
-from tightbox.files import atomic_path
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import evaluate_model
 from tightbox.models import Detector
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.structures import ImageBatch, Targets
 from tightbox.training.interrupt import interruptible
 from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
+from tightbox.training.pace import Pace, Position
 from tightbox.training.progress import Progress
-from tightbox.training.state import load_state, save_state
-
-RESUME = "resume"
+from tightbox.training.readings import Clock, Readings
+from tightbox.training.run import RESUME, Run
+from tightbox.training.state import load_state
 
 
 class _Loss(nn.Module):
@@ -47,29 +43,6 @@ class _Loss(nn.Module):
         return self.model.loss(images, targets)
 
 
-@dataclass
-class _Position:
-    """How far the training is; saved with its state."""
-
-    epoch: int = 0
-    batch: int = 0
-    best_ap: float = -1.0
-    since_best: int = 0
-    seconds: float = 0.0
-    loss_sums: dict[str, float] = field(default_factory=dict)  # over the epoch's batches so far
-
-    def mean_losses(self) -> dict[str, float]:
-        """Of the epoch so far."""
-        return {name: round(total / self.batch, 5) for name, total in self.loss_sums.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
 def fit(
     model: Detector,
     train: DetectionData,
@@ -80,6 +53,8 @@ def fit(
     *,
     resume: bool = False,
     ready: Callable[[], None] | None = None,
+    device: torch.device | None = None,
+    clock: Clock = time.monotonic,
 ) -> Detector:
     """Train a detector; leaves `last` and `best` checkpoints, `metrics.jsonl` and a resumable state in `out`.
 
@@ -92,64 +67,78 @@ def fit(
         augment: random changes to the images.
         resume: continue exactly where the run in `out` stopped.
         ready: called by the main process before anything is written, once a resumed state has proved to be loadable.
+        device: where to train; by default on a GPU if there is one, of several processes each on its own.
+        clock: gives seconds, from any beginning, by which the training is timed.
 
     Returns:
         The model whose weights are evaluated and saved: the moving average if there is one.
 
     Raises:
-        UserError: if the loss stops being finite, an image cannot be read, the disk refuses, or there is no state to
-            resume, or one that is damaged, of other data, or of more epochs than there are to be.
+        UserError: if the loss stops being finite, an image cannot be read, the disk refuses, the minutes are over after
+            the first step, or there is no state to resume, or one that is damaged, of other data, or of more epochs
+            than there are to be.
         Interrupted: after Ctrl-C, once the state is saved.
     """
     accelerator = new_accelerator(
-        mixed_precision=choose_precision(options.precision),
+        device,
+        mixed_precision=choose_precision(options.precision, device),
         gradient_accumulation_steps=options.accumulate,
         log_with=_tracker() if options.tensorboard else None,
         project_dir=str(out),
     )
     set_seed(options.seed, device_specific=True)  # processes draw different random numbers; the weights they share
+    position = Position()
     batches = EpochBatches(len(train.records), options.batch_size, options.seed)
     batches_per_epoch = len(batches) // accelerator.num_processes
     if batches_per_epoch == 0:
         raise UserError(f"{batches.count} training images do not give a batch to each process; add some")
+    pace = Pace(options, batches_per_epoch)
+    if pace.seconds is not None:
+        batches.fraction = lambda: pace.done(position) / pace.total
     loader = _loader(model, train, batches, options, augment)
     optimizer = build_optimizer(model, options)
-    scheduler = LambdaLR(optimizer, learning_rate_factor(options, -(-batches_per_epoch // options.accumulate)))
+    steps_per_epoch = -(-batches_per_epoch // options.accumulate)
+    scheduler = LambdaLR(optimizer, learning_rate_factor(options, steps_per_epoch, lambda: position.seconds))
     loss_of, optimizer, loader = accelerator.prepare(
         _Loss(model), optimizer, loader, device_placement=[True, True, False]
     )
     average = moving_average(model, options.ema) if options.ema > 0 else None
     result = model if average is None else cast(Detector, average.module)
-    position = _Position()
     accelerator.register_for_checkpointing(scheduler, position, *([average] if average is not None else []))
     if resume:
         load_state(accelerator, out / RESUME, train)
-        done = f"{position.epoch} epochs of {out} are done already; to train on, give --epochs a larger number"
-        if position.epoch > options.epochs:
-            raise UserError(done)
-        if position.epoch == options.epochs:
-            accelerator.print(f"all {done}")
+        _check_resumed(pace, position, out, accelerator)
     if ready is not None and accelerator.is_main_process:
         ready()
     if options.tensorboard:
         accelerator.init_trackers("tensorboard")
-    log = _Log(out / "metrics.jsonl", accelerator, epochs_done=position.epoch)
 
-    with Progress(options.epochs, batches_per_epoch, shown=accelerator.is_main_process) as bar, interruptible() as stop:
-        while position.epoch < options.epochs:
+    with Progress(pace.total, pace.epochs, shown=accelerator.is_main_process) as bar, interruptible() as stop:
+        run = Run(
+            out=out,
+            accelerator=accelerator,
+            model=result,
+            train=train,
+            val=val,
+            options=options,
+            pace=pace,
+            position=position,
+            bar=bar,
+        )
+        run.keep_rows()
+        readings = Readings(accelerator, position, clock)
+        goes_on = not pace.over(position)
+        while goes_on:
             batches.epoch, batches.start = position.epoch, position.batch * accelerator.num_processes
-            bar.start_epoch(position.epoch, position.batch)
+            bar.start_epoch(position.epoch, pace.done(position))
             loss_of.train()
-            clock = time.monotonic()
+            readings.start()
             for images, targets, _ in loader:
                 images = images.to(accelerator.device)
                 targets = [target.to(accelerator.device) for target in targets]
                 with accelerator.accumulate(loss_of):
                     losses = loss_of(images, targets)
-                    total = torch.stack(list(losses.values())).sum()
-                    if not torch.isfinite(total):
-                        raise UserError(_diverged(position, losses))
-                    accelerator.backward(total)
+                    accelerator.backward(torch.stack(list(losses.values())).sum())
                     if accelerator.sync_gradients and options.clip > 0:
                         accelerator.clip_grad_norm_(loss_of.parameters(), options.clip)
                     optimizer.step()
@@ -158,41 +147,22 @@ def fit(
                     scheduler.step()
                     if average is not None:
                         average.update_parameters(model)
-                for name, value in losses.items():
-                    position.loss_sums[name] = position.loss_sums.get(name, 0.0) + value.item()
-                position.batch += 1
-                position.seconds, clock = position.seconds + time.monotonic() - clock, time.monotonic()
-                bar.step(position.mean_losses(), len(images) * accelerator.num_processes)
+                readings.add(losses)
+                bar.step(len(images) * accelerator.num_processes)
                 # All processes stop together, and never between batches whose gradients are being added up.
-                if accelerator.sync_gradients and mean_over_processes(total.new_tensor(stop())) > 0:
-                    save_state(accelerator, out / RESUME, train)
-                    raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
-            row = {"epoch": position.epoch + 1, "lr": scheduler.get_last_lr()[0], **position.mean_losses()}
-            position.epoch, position.batch, position.loss_sums = position.epoch + 1, 0, {}
-            row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(bar.rate(), 2)}
-            if val is not None and (position.epoch % options.eval_every == 0 or position.epoch == options.epochs):
-                loading = Loading(options.batch_size, options.workers, options.skip_unreadable)
-                figures = evaluate_model(result, val, accelerator=accelerator, loading=loading).to_dict()
-                result.metrics = {"epoch": position.epoch, "train_seconds": row["train_seconds"], **figures}
-                row |= {name: value for name, value in figures.items() if name != "per_class"}
-                if options.keep_all:
-                    _save(accelerator, result, out / f"epoch-{position.epoch}")
-                ap = figures["ap"] or 0.0
-                bar.print(
-                    f"epoch {position.epoch}: AP {ap:.3f}  AP50 {row['ap50'] or 0:.3f}  AP75 {row['ap75'] or 0:.3f}"
-                )
-                position.since_best += 1
-                if ap > position.best_ap:
-                    position.best_ap, position.since_best = ap, 0
-                    _save(accelerator, result, out / "best")
-            log.write(row)
-            _save(accelerator, result, out / "last")
-            save_state(accelerator, out / RESUME, train)
-            if options.patience and position.since_best >= options.patience:
-                bar.print(f"stopped early: no better AP in the last {options.patience} evaluations")
-                break
+                if accelerator.sync_gradients and readings.due():
+                    stopped = readings.read(stop=stop())
+                    bar.show(position.mean_losses(), pace.done(position))
+                    if stopped:
+                        run.save_state()
+                        raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
+                    if pace.seconds is not None and pace.over(position):
+                        break
+            readings.read()
+            _refuse_less_than_a_step(pace, position)
+            goes_on = run.end_epoch(float(scheduler.get_last_lr()[0]))
     if val is None:
-        _save(accelerator, result, out / "best")
+        run.save("best")
     accelerator.end_training()
     return result
 
@@ -201,19 +171,42 @@ class Interrupted(UserError):
     """The user pressed Ctrl-C, and the training's state is on disk."""
 
 
-def choose_precision(precision: str) -> str:
+def choose_precision(precision: str, device: torch.device | None = None) -> str:
     """Accelerate's name for a precision; "auto" is bf16 where the hardware computes in it.
+
+    Args:
+        precision: fp32, bf16, fp16 or auto.
+        device: where the training runs; by default on a GPU if there is one.
 
     Raises:
         UserError: if it is fp16 and there is no GPU.
     """
-    if precision == "fp16" and not torch.cuda.is_available():
+    gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if precision == "fp16" and not gpu:
         raise UserError("--precision fp16 needs a GPU; use bf16 or fp32")
     if precision != "auto":
         return {"fp32": "no"}.get(precision, precision)
-    if torch.cuda.is_available():
+    if gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def _check_resumed(pace: Pace, position: Position, out: Path, accelerator: Accelerator) -> None:
+    """Says so where nothing is left to be done, and refuses to have done too much."""
+    if not pace.over(position):
+        return
+    option = "--epochs" if pace.seconds is None else "--minutes"
+    done = f"{pace.length(position)} of {out} are done already; to train on, give {option} a larger number"
+    if pace.epochs is not None and position.epoch > pace.epochs:
+        raise UserError(done)
+    accelerator.print(f"all {done}")
+
+
+def _refuse_less_than_a_step(pace: Pace, position: Position) -> None:
+    first = position.epoch == 0 and position.batch <= pace.options.accumulate
+    if pace.options.minutes is not None and first and pace.over(position):
+        given, took = f"--minutes {pace.options.minutes:g}", f"{position.seconds:.1f} s"
+        raise UserError(f"{given} is shorter than the first step, which took {took}; give more")
 
 
 def _loader(
@@ -224,7 +217,7 @@ def _loader(
         model.preprocess,
         transform=TrainTransform(augment, model.preprocess),
         seed=options.seed,
-        epochs=options.epochs,
+        epochs=options.epochs or 1,
         cache_mb=options.cache // max(1, options.workers),
         skip_unreadable=options.skip_unreadable,
     )
@@ -240,55 +233,7 @@ def _loader(
     )
 
 
-def _save(accelerator: Accelerator, model: Detector, folder: Path) -> None:
-    if accelerator.is_main_process:
-        model.save(folder)
-
-
-def _diverged(position: _Position, losses: dict[str, Tensor]) -> str:
-    terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-    return (
-        f"the loss stopped being a finite number in epoch {position.epoch + 1}, batch {position.batch + 1} ({terms}); "
-        "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
-    )
-
-
 def _tracker() -> str:
     if find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "track")
     return "tensorboard"
-
-
-class _Log:
-    """One row of figures per epoch, as JSON lines and to the tracker."""
-
-    def __init__(self, path: Path, accelerator: Accelerator, *, epochs_done: int) -> None:
-        self.path = path
-        self.accelerator = accelerator
-        if not accelerator.is_main_process:
-            return
-        rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        # A resumed training runs the rest again.
-        kept = [row for row in rows if _epoch_of(row) <= epochs_done]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            try:
-                with open(self.path, "a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise UserError(
-                    f"cannot write {self.path}: {error.strerror}; free some space, then go on with --resume"
-                ) from error
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        self.accelerator.log(numbers, step=row["epoch"])
-
-
-def _epoch_of(row: str) -> float:
-    """The epoch of a row of the log; infinity for the last one where the machine died while it was written."""
-    try:
-        return float(json.loads(row)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

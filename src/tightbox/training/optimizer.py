@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from tightbox.options import TrainOptions
 
+DROPS = 2 / 3, 11 / 12  # fractions of the training after which the rate of a step schedule drops
+
 
 def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     """AdamW without decay on vectors, or SGD as the papers' code has it: biases at twice the rate without decay."""
@@ -36,19 +38,33 @@ def _convolution_biases(model: nn.Module) -> set[str]:
     return {f"{name}.bias" for name, m in convolutions if m.bias is not None}
 
 
-def learning_rate_factor(options: TrainOptions, steps_per_epoch: int) -> Callable[[int], float]:
-    """The factor on the learning rate as a function of the step: linear warm-up, then cosine or two drops."""
-    total = options.epochs * steps_per_epoch
-    warmup = int(options.warmup if options.warmup >= 1 else options.warmup * total)
+def learning_rate_factor(
+    options: TrainOptions, steps_per_epoch: int, seconds: Callable[[], float] = lambda: 0.0
+) -> Callable[[int], float]:
+    """The factor on the learning rate as a function of the step: linear warm-up, then cosine or two drops.
+
+    Args:
+        options: the schedule, and the length of the training in epochs or minutes.
+        steps_per_epoch: changes of the weights, not batches.
+        seconds: how long the training has taken so far; with minutes, the factor depends on this and not on the step.
+    """
+    if options.minutes is None:
+        epochs = options.epochs or 0
+        total: float = epochs * steps_per_epoch
+        drops: list[float] = [steps_per_epoch * round(epochs * fraction) for fraction in DROPS]
+        warmup: float = int(options.warmup if options.warmup >= 1 else options.warmup * total)
+    else:
+        total = 60 * options.minutes
+        drops = [total * fraction for fraction in DROPS]
+        warmup = options.warmup * total
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return 0.1 + 0.9 * step / warmup
+        done = step if options.minutes is None else seconds()
+        if done < warmup:
+            return 0.1 + 0.9 * done / warmup
         if options.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-        epoch = step / steps_per_epoch
-        drops = sum(epoch >= round(options.epochs * fraction) for fraction in (2 / 3, 11 / 12))
-        return float(0.1**drops)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (total - warmup or 1))))
+        return float(0.1 ** sum(done >= drop for drop in drops))
 
     return factor
 

@@ -1,28 +1,34 @@
-"""The progress bar of a training: epoch, time left, losses and images per second."""
+"""What a training shows while it runs: epoch, time left, losses and images per second."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from tightbox.progress import Counted, PlainLines, time_left
+
 
 class Progress:
-    """One bar over all steps; nothing is drawn when `shown` is false.
+    """One bar over all of a training, or plain lines where there is no terminal; nothing when `shown` is false.
 
     Args:
-        epochs: of the training.
-        batches: of an epoch, for this process.
+        total: length of the training, in any unit.
+        epochs: of the training, if their number is known.
         shown: whether to draw, so that one process of several does.
+        console: where to.
     """
 
-    def __init__(self, epochs: int, batches: int, *, shown: bool = True) -> None:
+    def __init__(self, total: float, epochs: int | None, *, shown: bool = True, console: Console | None = None) -> None:
+        self.total = total
         self.epochs = epochs
-        self.batches = batches
         self.shown = shown
+        self.console = console or Console()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -32,34 +38,75 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._bar = RichProgress(*columns, console=Console(), disable=not shown, refresh_per_second=4)
-        self._task = self._bar.add_task("epoch 1", total=epochs * batches, note="")
+        drawn = shown and self.console.is_terminal
+        self._bar = RichProgress(*columns, console=self.console, disable=not drawn, refresh_per_second=4)
+        self._task = self._bar.add_task("epoch 1", total=total, note="")
+        self._plain = PlainLines(self.line, shown=shown and not drawn)
+        self._open = ExitStack()
+        self._evaluation: Counted | None = None
+        self._epoch, self._note = "epoch 1", "starting"
+        self._first: float | None = None  # how much was done at the beginning, and ...
+        self._done, self._began = 0.0, time.monotonic()  # ... is now; and when that was
         self._images = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._open.enter_context(self._bar)
+        self._open.enter_context(self._plain)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._open.close()
 
-    def start_epoch(self, epoch: int, batch: int) -> None:
-        """Count images anew, and go to this batch of this epoch."""
+    def start_epoch(self, epoch: int, done: float) -> None:
+        """Count images anew, in this epoch, with so much of the training done."""
         self._images = 0
         self._started = time.monotonic()
-        description = f"epoch {epoch + 1}/{self.epochs}"
-        self._bar.update(self._task, description=description, completed=epoch * self.batches + batch)
+        self._epoch = f"epoch {epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
+        self._done = done
+        if self._first is None:
+            self._first, self._began = done, self._started
+        self._bar.update(self._task, description=self._epoch, completed=done)
 
-    def step(self, losses: dict[str, float], images: int) -> None:
-        """One more step; `losses` are shown."""
+    def step(self, images: int) -> None:
+        """So many more images were trained on."""
         self._images += images
+
+    def show(self, losses: Mapping[str, float], done: float) -> None:
+        """The losses, and how much of the training is done."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self._bar.update(self._task, advance=1, note=f"{terms}  {self.rate():.1f} img/s")
+        self._done, self._note = done, f"{terms}  {self.rate():.1f} images/s"
+        self._bar.update(self._task, completed=done, note=self._note)
 
     def rate(self) -> float:
         """Images per second since the epoch began."""
         return self._images / max(time.monotonic() - self._started, 1e-9)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Callable[[int, int], None]]:
+        """A function to call with (images done, their total) while the training waits for an evaluation."""
+        self._evaluation = counted = Counted("evaluating")
+        task = self._bar.add_task("evaluating", total=None, note="")
+
+        def progress(done: int, total: int) -> None:
+            counted(done, total)
+            self._bar.update(task, completed=done, total=total)
+
+        try:
+            yield progress
+        finally:
+            self._bar.remove_task(task)
+            self._evaluation = None
+
+    def line(self) -> str:
+        """All of it in one line, such as "epoch 2/9, 17 %: box 0.412  class 0.801  38.2 images/s, 1:02 left"."""
+        evaluation = self._evaluation
+        if evaluation is not None:
+            return evaluation.line()
+        fraction = min(1.0, self._done / self.total)
+        own = (self._done - (self._first or 0.0)) / (self.total - (self._first or 0.0) or 1)
+        left = f", {time_left(min(own, 1.0), time.monotonic() - self._began)} left" if own > 0 else ""
+        return f"{self._epoch}, {100 * fraction:.0f} %: {self._note}{left}"
 
     def print(self, line: str) -> None:
         """A line above the bar."""

@@ -1,0 +1,142 @@
+"""What happens at the end of an epoch: evaluating, writing figures, saving, and stopping early."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tightbox.data.records import DetectionData
+from tightbox.distributed import mean_over_processes
+from tightbox.errors import UserError
+from tightbox.files import atomic_path
+from tightbox.inference.batches import Loading
+from tightbox.inference.detect import evaluate_model
+from tightbox.models import Detector
+from tightbox.options import TrainOptions
+from tightbox.training.pace import Pace, Position
+from tightbox.training.progress import Progress
+from tightbox.training.state import save_state
+
+RESUME = "resume"
+# By the clock, evaluations are at least so many seconds of training apart, and so many times what the last one took.
+SECONDS_APART, TIMES_APART = 600.0, 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training's folder and what is written there.
+
+    Args:
+        out: the folder.
+        accelerator: of the training.
+        model: the one that is evaluated and saved.
+        train: training records.
+        val: validation records, if there are any.
+        options: of the training.
+        pace: its length.
+        position: how far it is; moved to the next epoch here.
+        bar: says what is going on.
+    """
+
+    out: Path
+    accelerator: Accelerator
+    model: Detector
+    train: DetectionData
+    val: DetectionData | None
+    options: TrainOptions
+    pace: Pace
+    position: Position
+    bar: Progress
+
+    def keep_rows(self) -> None:
+        """Of `metrics.jsonl`, those of whole epochs that are done: a resumed training runs the rest again."""
+        path = self.out / "metrics.jsonl"
+        if not self.accelerator.is_main_process:
+            return
+        rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [row for row in rows if _epoch_of(row) <= self.position.epoch]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+    def end_epoch(self, lr: float) -> bool:
+        """Everything that an epoch's end asks for; whether the training goes on.
+
+        Time can be up within an epoch: then it ends there, and a resumed training goes on with the rest of it.
+        """
+        position, number = self.position, self.position.epoch + 1
+        over = self.pace.over(position)
+        row = {"epoch": number, "lr": lr, **position.mean_losses()}
+        row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(self.bar.rate(), 2)}
+        if position.batch >= self.pace.batches:
+            position.epoch, position.batch, position.loss_sums = number, 0, {}
+        if self.val is not None and self._evaluates(number, over=over):
+            row |= self._evaluate(self.val, number)
+        self._write(row)
+        self.save("last")
+        self.save_state()
+        if self.options.patience and position.since_best >= self.options.patience:
+            self.bar.print(f"stopped early: no better AP in the last {self.options.patience} evaluations")
+            return False
+        return not over
+
+    def _evaluates(self, number: int, *, over: bool) -> bool:
+        if over or self.pace.seconds is None:
+            return over or number % self.options.eval_every == 0
+        apart = self.position.seconds - self.position.evaluated
+        return apart >= max(SECONDS_APART, TIMES_APART * self.position.evaluation_seconds)
+
+    def _evaluate(self, val: DetectionData, number: int) -> dict[str, Any]:
+        """The figures for the epoch's row; the model is saved with them if it is the best so far."""
+        position, model, started = self.position, self.model, time.monotonic()
+        loading = Loading(self.options.batch_size, self.options.workers, self.options.skip_unreadable)
+        with self.bar.evaluating() as progress:
+            metrics = evaluate_model(model, val, accelerator=self.accelerator, loading=loading, progress=progress)
+        seconds = torch.tensor(time.monotonic() - started, device=self.accelerator.device)
+        position.evaluated, position.evaluation_seconds = position.seconds, mean_over_processes(seconds).item()
+        figures = metrics.to_dict()
+        model.metrics = {"epoch": number, "train_seconds": round(position.seconds, 1), **figures}
+        if self.options.keep_all:
+            self.save(f"epoch-{number}")
+        ap, ap50, ap75 = (figures[name] or 0.0 for name in ("ap", "ap50", "ap75"))
+        self.bar.print(f"epoch {number}: AP {ap:.3f}  AP50 {ap50:.3f}  AP75 {ap75:.3f}")
+        position.since_best += 1
+        if ap > position.best_ap:
+            position.best_ap, position.since_best = ap, 0
+            self.save("best")
+        return {name: value for name, value in figures.items() if name != "per_class"}
+
+    def save(self, name: str) -> None:
+        """The model, as a checkpoint in the folder."""
+        if self.accelerator.is_main_process:
+            self.model.save(self.out / name)
+
+    def save_state(self) -> None:
+        """What the training needs to go on exactly."""
+        save_state(self.accelerator, self.out / RESUME, self.train)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """One row of figures per epoch, as JSON lines and to the tracker."""
+        if self.accelerator.is_main_process:
+            path = self.out / "metrics.jsonl"
+            try:
+                with open(path, "a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+            except OSError as error:
+                advice = "free some space, then go on with --resume"
+                raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        self.accelerator.log(numbers, step=row["epoch"])
+
+
+def _epoch_of(row: str) -> float:
+    """The epoch of a row of the log; infinity for the last one where the machine died while it was written."""
+    try:
+        return float(json.loads(row)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
