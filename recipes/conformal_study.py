@@ -280,10 +280,10 @@ def verdict(study: dict[str, Any]) -> list[str]:
         for plain in ("pixels", "size"):
             saved = 1 - area / mean(rows[plain]["area"])
             added = 1 - (area - 1) / (mean(rows[plain]["area"]) - 1)
-            aim = "" if plain == "size" else ", target 15: " + ("reached" if saved >= 0.15 else "missed")
+            aim = "" if plain == "size" else ", target -15: " + ("reached" if saved >= 0.15 else "missed")
             lines.append(
-                f"* Outer area against margins by {plain}: {100 * saved:.0f} % less{aim}; of the area that is added to "
-                f"the boxes, {100 * added:.0f} % less."
+                f"* Outer area against margins by {plain}: {-100 * saved:+.0f} %{aim}; "
+                f"of the area that is added to the boxes, {-100 * added:+.0f} %."
             )
     before, after = (mean(study["ece"][name]) for name in ("before", "after"))
     reached = "reached" if after <= 0.03 else "missed"

@@ -123,6 +123,14 @@ def test_nothing_learned_from_too_few_boxes_but_the_quantile() -> None:
     assert margins.factor([0.1, 0.9]).tolist() == [1, 1]
 
 
+def test_predicted_ious_that_tell_nothing_change_nothing() -> None:
+    found = drawn(1000)
+    wrong = MatchedBoxes(found.boxes, found.errors, 1.5 - found.raw, found.labels, found.images)  # trusts the worst
+    margins = fit_margins(wrong, 0.9)
+    assert margins.factors == (1.0,)
+    assert margins.sides == pytest.approx(fit_margins(wrong, 0.9, "size").sides)
+
+
 def test_predicted_ious_are_needed() -> None:
     found = drawn(100)
     without = MatchedBoxes(found.boxes, found.errors, np.full(100, np.nan), found.labels, found.images)

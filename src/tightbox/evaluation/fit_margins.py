@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ AT_IOU = 0.5  # from which a detection is matched to an object
 MIN_BOXES = 25  # that proportions of the sides are learned from
 PER_GROUP = 100  # boxes of like predicted IoU that a factor is learned from: fewer give noise, which widens margins
 MAX_GROUPS = 12
+FOLDS = 4
+CONSTANT: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))  # the factor that changes nothing
 LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
 
 
@@ -117,7 +119,7 @@ def fit_margins(
             f"quantile is taken from, but there are {len(rest)}; calibrate on more images, or ask for less"
         )
     # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
-    raw, factors = _factors(shape, coverage, inner) if unit == "iou" else ((), ())
+    raw, factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
     plain = Margins(coverage, unit, (1.0,) * 4, (), raw, factors, {})
     proportions = _proportions(_scores(shape, plain, inner), coverage)
     scores = _scores(rest, plain, inner) / proportions
@@ -174,6 +176,33 @@ def _halves(found: MatchedBoxes, seed: int) -> tuple[MatchedBoxes, MatchedBoxes]
     return found[within], found[~within]
 
 
+def _helpful_factors(
+    shape: MatchedBoxes, coverage: float, inner: bool, seed: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The factors, or a constant one if they make outer boxes no smaller (inner boxes no larger) on unseen images.
+
+    That is judged within the first half, by cross-validation over its images, at equal coverage.
+    """
+    if len(shape) < 2 * PER_GROUP:
+        return CONSTANT
+    images = np.unique(shape.images)
+    fold = (np.random.default_rng(seed).permutation(len(images)) % FOLDS)[np.searchsorted(images, shape.images)]
+    areas: dict[bool, list[float]] = {True: [], False: []}
+    for k in range(FOLDS):
+        learn, held = shape[fold != k], shape[fold == k]
+        if len(held) < boxes_needed(coverage):
+            return CONSTANT
+        for scaled in areas:
+            raw, factors = _factors(learn, coverage, inner) if scaled else CONSTANT
+            plain = Margins(coverage, "iou", (1.0,) * 4, (), raw, factors, {})
+            proportions = _proportions(_scores(learn, plain, inner), coverage)
+            sides = proportions * np.maximum(_quantile(_scores(held, plain, inner) / proportions, coverage, "max"), 0)
+            if np.isfinite(sides).all():
+                areas[scaled].append(relative_area(held, replace(plain, sides=tuple(sides.tolist())), inner=inner))
+    gain = (np.sum(areas[False]) - np.sum(areas[True])) * (-1 if inner else 1)
+    return _factors(shape, coverage, inner) if len(areas[True]) == len(areas[False]) and gain > 1e-6 else CONSTANT
+
+
 def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Knots of the factor: in groups of like predicted IoU, the quantile of the largest of the four scores, falling.
 
@@ -181,8 +210,6 @@ def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[f
     """
     from scipy.optimize import isotonic_regression
 
-    if len(shape) < 2 * PER_GROUP:
-        return (0.0,), (1.0,)
     size = Margins(coverage, "size", (1.0,) * 4, (), (), (), {})
     worst = np.clip(_scores(shape, size, inner).max(axis=1), 0, None)
     groups = max(1, min(MAX_GROUPS, len(shape) // PER_GROUP))
