@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def new_accelerator(**options: Any) -> Accelerator:
     """An accelerator with these options, on a GPU or whatever else speeds up torch, else on the CPU."""
+    # Here, since every model imports this file and only a training needs accelerate.
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     # A second training of one Python session may want another precision than the first.
     AcceleratorState._reset_state()
     # Processes on CPUs find each other only if told that they are meant to be on CPUs.

@@ -103,7 +103,7 @@ def test_no_network_for_pretrained_weights_is_one_sentence(monkeypatch: pytest.M
         return real(*args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"weights of resnet18 is unavailable .*--pretrained false") as caught:
+    with pytest.raises(UserError, match=r"weights of resnet18 are unavailable .*--pretrained false") as caught:
         Backbone(BackboneOptions(name="resnet18", pretrained=True))
     assert "\n" not in str(caught.value)
 
