@@ -171,6 +171,7 @@ def test_the_bound_stops_the_gradient_of_the_side_alone() -> None:
     deltas = torch.tensor([0.1, 0.1, 9.0, 1.0], requires_grad=True)
     decode_deltas(torch.tensor([0.0, 0.0, 10.0, 10.0]), deltas)[2:].sum().backward()
     # right = 5 + 10 dx + 5 e^dw and bottom = 5 + 10 dy + 5 e^dh.
+    assert deltas.grad is not None
     assert deltas.grad.tolist() == pytest.approx([10, 10, 0, 5 * math.e])
 
 

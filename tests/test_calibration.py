@@ -103,6 +103,7 @@ def test_detections_have_calibrated_ious_and_nothing_else_changes(tmp_path: Path
     torch.testing.assert_close(model.detect([image])[0].ious, 0.5 * batch.ious)
     loaded = tightbox.load(model.save(tmp_path))
     assert loaded.calibration == HALVES
+    assert calibrated.ious is not None
     assert torch.equal(loaded.predict(image).ious, calibrated.ious)
 
 

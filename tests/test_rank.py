@@ -116,6 +116,7 @@ def test_the_best_of_each_level_stay_in_their_order(rows: list[tuple[int, int]],
     expected = cut(scores.tolist(), levels, top_k)
     assert found.boxes[:, 0].tolist() == expected
     assert kept.equal(scores[expected])
+    assert of.levels is not None
     mask = best_rows(torch.tensor(values).float(), of.levels, top_k)
     assert mask.nonzero().squeeze(1).tolist() == expected
 
@@ -124,6 +125,7 @@ def test_candidates_without_levels_are_one_level() -> None:
     found, kept = best_of_levels(candidates(ious=IOUS), SCORES, 1)
     # The second row's best score, 1, beats the first row's 0.9.
     assert kept.equal(SCORES[1:])
+    assert found.ious is not None
     assert found.ious.equal(IOUS[1:])
     assert found.levels is None
 
@@ -137,6 +139,7 @@ def test_of_equals_only_so_many_stay() -> None:
     scores = torch.ones(5, 2)
     levels = torch.tensor([0, 0, 0, 1, 1])
     found, _ = best_of_levels(Candidates(torch.zeros(5, 4), scores, levels=levels), scores, 2)
+    assert found.levels is not None
     assert found.levels.tolist() == [0, 0, 1, 1]
 
 

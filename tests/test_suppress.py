@@ -55,6 +55,8 @@ def test_equals_the_reference(count: int, classes: int, origin: float, class_agn
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
     assert torch.equal(found.scores, scores[rows, labels])
+    assert found.ious is not None
+    assert candidates.ious is not None
     assert torch.equal(found.ious, candidates.ious[rows, labels])
 
 
@@ -67,6 +69,7 @@ def test_reference_values(case: int) -> None:
     by_class = torch.zeros(len(boxes), int(labels.max()) + 1).scatter(1, labels[:, None], scores[:, None])
     candidates = Candidates(boxes, by_class, ious=torch.arange(len(boxes)))
     found = greedy_nms(candidates, by_class, 0.6, score_threshold=0.0, max_detections=len(boxes))
+    assert found.ious is not None
     assert torch.equal(found.ious, keep)
     assert torch.equal(found.labels, labels[keep])
     assert torch.equal(torch.cat([found.boxes, found.scores[:, None]], dim=1), golden[f"{case}/dets"])
@@ -89,6 +92,7 @@ def test_ranking_scores_decide_and_are_reported() -> None:
     found = greedy_nms(candidates, scores=torch.tensor([[0.42], [0.85]]))
     assert found.boxes.tolist() == [[0, 0, 10, 9]]
     assert found.scores.tolist() == pytest.approx([0.85])
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0.9])
 
 
@@ -137,6 +141,7 @@ def test_nothing_to_detect(count: int) -> None:
     found = greedy_nms(candidates, candidates.class_scores)
     assert found.boxes.shape == (0, 4)
     assert found.labels.dtype == torch.int64
+    assert found.ious is not None
     assert found.ious.shape == (0,)
 
 
@@ -176,6 +181,8 @@ def test_soft_equals_the_reference(class_agnostic: bool) -> None:
     rows, labels = (torch.tensor(column) for column in list(zip(*expected, strict=True))[1:])
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert found.ious is not None
+    assert candidates.ious is not None
     assert torch.equal(found.ious, candidates.ious[rows, labels])
     assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
 
@@ -223,8 +230,11 @@ def test_iou_guided_equals_the_reference(
     candidates = random_candidates(count, 3, origin)
     scores, ious = candidates.class_scores, candidates.ious
     if not ious_of_classes:
+        assert ious is not None
         candidates = Candidates(candidates.boxes, scores, ious=ious[:, 0])
+        assert ious is not None
         ious = ious[:, :1].expand(-1, 3)
+    assert ious is not None
     columns = candidates.boxes.tolist(), scores.tolist(), ious.tolist()
     expected = iou_guided_reference(*columns, 0.5, 0.1, class_agnostic)[:60]
     found = iou_guided_nms(candidates, scores, 0.5, 0.1, 60, class_agnostic)
@@ -232,6 +242,7 @@ def test_iou_guided_equals_the_reference(
     assert torch.equal(found.scores, scores)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert found.ious is not None
     assert torch.equal(found.ious, ious)
 
 
@@ -241,6 +252,7 @@ def test_iou_guided_removes_background_first() -> None:
     candidates = Candidates(boxes, torch.tensor([[0.9], [0.04]]), ious=torch.tensor([0.6, 0.8]))
     found = iou_guided_nms(candidates, candidates.class_scores)
     assert found.boxes.tolist() == [[0, 0, 10, 10]]
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0.6])
 
 

@@ -77,7 +77,9 @@ def test_reference_assignments(case: str) -> None:
     expected = torch.where(theirs < 0, IGNORED, theirs - 1)
     assert torch.equal(found.matched, expected)
     positive = expected >= 0
+    assert found.ious is not None
     torch.testing.assert_close(found.ious[positive], golden["max_overlaps"][positive])
+    assert found.ious is not None
     assert (found.ious[~positive] == 0).all()
 
 
@@ -103,6 +105,7 @@ def test_an_anchor_of_two_objects_learns_the_tighter() -> None:
     targets = exact_targets(torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 9.0, 9.0]]))
     found = atss(anchor, [1], targets)
     assert found.matched.tolist() == [1]
+    assert found.ious is not None
     assert found.ious.item() == pytest.approx(64 / 81)
 
 

@@ -86,6 +86,7 @@ def test_equals_loops(
     matched, ious = reference(anchors, truths, regions, valid, *arguments)
     assert found.matched.tolist() == matched
     assert found.matched.dtype == torch.int64
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx(ious)
 
 
@@ -113,6 +114,7 @@ def test_half_is_positive_and_under_two_fifths_is_background(right: float, match
     anchor = tensor([(0, 0, right, 10)])
     found = max_iou(anchor, in_double([(0, 0, 10, 10)]), low_quality=False)
     assert found.matched.tolist() == [matched]
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([right / 10 if matched == 0 else 0.0])
 
 
@@ -121,6 +123,7 @@ def test_an_object_claims_all_anchors_that_overlap_it_most() -> None:
     anchors = tensor([(8, 0, 18, 10), (-8, 0, 2, 10), (9, 0, 19, 10)])
     found = max_iou(anchors, in_double([(0, 0, 10, 10)]))
     assert found.matched.tolist() == [0, 0, BACKGROUND]
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([1 / 9, 1 / 9, 0])
     assert max_iou(anchors, in_double([(0, 0, 10, 10)]), low_quality=False).matched.tolist() == [BACKGROUND] * 3
 
@@ -141,6 +144,7 @@ def test_the_object_of_highest_iou_has_the_anchor_unless_another_claims_it() -> 
     assert max_iou(anchors, in_double(truths)).matched.tolist() == [1, 0]
     # Alone it is the best anchor of both: the last has it, with the last one's IoU.
     found = max_iou(anchors[:1], in_double(truths))
+    assert found.ious is not None
     assert (found.matched.tolist(), found.ious.tolist()) == ([1], pytest.approx([0.6]))
     assert max_iou(anchors[:1], in_double(truths[::-1])).matched.tolist() == [1]
 
@@ -166,6 +170,7 @@ def test_an_anchor_in_the_padding_neither_learns_nor_stands_in_the_way() -> None
     anchors = tensor([(0, 0, 10, 10), (8, 0, 18, 10)])
     found = max_iou(anchors, in_double([(0, 0, 10, 10)]), valid=torch.tensor([False, True]))
     assert found.matched.tolist() == [IGNORED, 0]
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0, 1 / 9])
 
 
@@ -174,6 +179,7 @@ def test_nothing_to_assign(anchors: int, truths: int) -> None:
     found = max_iou(tensor([(0, 0, 8, 8)] * anchors), in_double([(0, 0, 9, 9)] * truths), ignore_iof=0.5)
     assert found.matched.tolist() == [BACKGROUND] * anchors
     assert found.matched.dtype == torch.int64
+    assert found.ious is not None
     assert found.ious.tolist() == [0.0] * anchors
 
 
@@ -197,4 +203,5 @@ def test_half_precision_overlaps_are_computed_in_float32() -> None:
     anchor = torch.tensor([[0.0, 0.0, 300.0, 300.0]]).half()
     found = max_iou(anchor, Targets.of(anchor, torch.tensor([0])))
     assert found.matched.tolist() == [0]
+    assert found.ious is not None
     assert found.ious.item() == 1

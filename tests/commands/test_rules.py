@@ -18,6 +18,7 @@ from tightbox.models import Detector, IoUAwareRetinaNet
 def detector(**options: Any) -> Detector:
     """Scores and IoUs differ from anchor to anchor."""
     model = tiny_retinanet(**({"top_k": 20} | options))
+    assert model.head.classes.bias is not None
     nn.init.zeros_(model.head.classes.bias)
     for layer in (model.head.classes, model.head.iou):
         if layer is not None:

@@ -55,6 +55,7 @@ def test_extreme_logits_stay_finite(gamma: float) -> None:
     loss = focal_loss(logits, torch.tensor([0.0] * 4 + [1.0] * 4), gamma=gamma)
     loss.sum().backward()
     assert loss.isfinite().all()
+    assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 

@@ -41,6 +41,7 @@ def test_unitbox_value_and_gradient() -> None:
     loss = iou_loss(decode_distances(point, ltrb), target)
     loss.backward()
     assert loss.item() == pytest.approx(0.451985, abs=1e-6)
+    assert ltrb.grad is not None
     left, top, right, bottom = ltrb.grad.tolist()
     assert (top, bottom, left, right) == pytest.approx((-0.131494, 0.102273, -0.113636, 0.090909), abs=1e-6)
 

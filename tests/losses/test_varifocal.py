@@ -60,6 +60,7 @@ def test_extreme_logits_stay_finite(gamma: float) -> None:
     loss = varifocal_loss(logits, torch.tensor([0.0] * 4 + [0.7] * 4), gamma=gamma)
     loss.sum().backward()
     assert loss.isfinite().all()
+    assert logits.grad is not None
     assert logits.grad.isfinite().all()
     # Surely background: nothing to pay. Surely object yet background: α · -ln(1 - p) = 0.75 · 200.
     assert loss[1].item() == 0

@@ -80,8 +80,10 @@ def test_frozen_norm_keeps_statistics_but_trains_weights() -> None:
     assert norms
     assert not any(m.training for m in norms)
     assert network.body.training
+    assert norms[0].running_mean is not None
     before = norms[0].running_mean.clone()
     network(torch.rand(2, 3, 64, 64))
+    assert norms[0].running_mean is not None
     assert norms[0].running_mean.equal(before)
     assert norms[0].weight.requires_grad
 

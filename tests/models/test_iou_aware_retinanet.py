@@ -28,6 +28,7 @@ def build(**options: Any) -> IoUAwareRetinaNet:
     """A tiny detector with scores, boxes and IoUs that differ from anchor to anchor."""
     model = fresh(**options)
     head = model.head
+    assert head.classes.bias is not None
     nn.init.zeros_(head.classes.bias)
     for layer, spread in ((head.classes, 0.3), (head.deltas, 0.1), (head.iou, 0.3)):
         if layer is not None:
@@ -181,6 +182,7 @@ def test_outputs_are_in_the_order_of_the_anchors() -> None:
     for layer in (model.head.classes, model.head.deltas, model.head.iou):
         assert layer is not None
         nn.init.zeros_(layer.weight)
+        assert layer.bias is not None
         layer.bias.data = torch.arange(float(layer.out_channels))
     output = model(torch.zeros(1, 3, 64, 64))
     assert output.logits.view(-1, 18).unique(dim=0).tolist() == [list(range(18))]
@@ -278,7 +280,9 @@ def test_batch_without_objects_has_gradients(options: dict[str, Any]) -> None:
     model = build(**options)
     torch.stack(list(model.loss(image_batch(*SIZES), [NOTHING, NOTHING]).values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert model.head.deltas.weight.grad is not None
     assert not model.head.deltas.weight.grad.any()
+    assert model.head.classes.weight.grad is not None
     assert model.head.classes.weight.grad.any()
 
 

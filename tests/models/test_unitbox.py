@@ -26,7 +26,9 @@ def constant(logit: float, distance: float, classes: int = 1, **options: Any) ->
     model = tiny(classes, **options)
     torch.nn.init.zeros_(model.head.classes.weight)
     torch.nn.init.zeros_(model.head.distances.weight)
+    assert model.head.classes.bias is not None
     torch.nn.init.constant_(model.head.classes.bias, logit)
+    assert model.head.distances.bias is not None
     torch.nn.init.constant_(model.head.distances.bias, distance / model.options.distance_unit)
     return model.eval()
 
@@ -209,6 +211,7 @@ def test_regions_to_be_ignored_have_no_part() -> None:
 def test_each_class_has_its_map_and_all_one_box() -> None:
     # The large object of class 0 and the small one of class 1 share 4 pixels: these are positive in both maps.
     model = constant(0.0, 2.0, classes=2, region="box", reduction="sum")
+    assert model.head.classes.bias is not None
     torch.nn.init.constant_(model.head.classes.bias[1:], 1.0)
     targets = of((0, 0, 6, 4), (0, 0, 2, 2), labels=[0, 1])
     found = model.loss([torch.rand(3, 4, 6)], [targets])

@@ -28,8 +28,10 @@ def build(**options: Any) -> VFNet:
     """A tiny VFNet with scores about a half, so that classes and boxes differ from point to point."""
     model = tiny_model(**options)
     assert isinstance(model, VFNet)
+    assert model.head.classes.bias is not None
     torch.nn.init.zeros_(model.head.classes.bias)
     torch.nn.init.normal_(model.head.classes.weight, std=0.3)
+    assert model.head.box.bias is not None
     torch.nn.init.constant_(model.head.box.bias, -1.0)  # e⁻¹ of each level's range: boxes that overlap their objects
     torch.nn.init.normal_(model.head.box.weight, std=0.05)
     return model.eval()
@@ -216,6 +218,7 @@ def test_quality_is_a_constant_of_the_class_loss() -> None:
 def test_refined_box_scales_the_initial_one() -> None:
     model = build()
     torch.nn.init.zeros_(model.head.refine.weight)
+    assert model.head.refine.bias is not None
     torch.nn.init.constant_(model.head.refine.bias, math.log(2))
     output = model(torch.rand(1, 3, 64, 64))
     torch.testing.assert_close(output.distances, 2 * output.initial)
@@ -370,6 +373,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
 def test_distance_unit(unit: str) -> None:
     model = build(distance_unit=unit, refine=False)
     torch.nn.init.zeros_(model.head.box.weight)
+    assert model.head.box.bias is not None
     torch.nn.init.zeros_(model.head.box.bias)
     initial = model(torch.rand(1, 3, 64, 64)).initial[0].split([64, 16, 4, 1, 1])
     # exp(0) = 1 of the unit at every point.

@@ -25,6 +25,7 @@ def test_value_and_gradient(raw: float, pull: float, value: float, gradient: flo
     leaf = torch.tensor(raw, requires_grad=True)
     out = floored_relu(leaf)
     (pull * out).backward()
+    assert leaf.grad is not None
     assert (out.item(), leaf.grad.item()) == (value, gradient)
 
 
@@ -44,6 +45,7 @@ def descend(activation: Callable[[torch.Tensor], torch.Tensor], start: Sequence[
         optimizer.zero_grad()
         loss = unitbox_iou_loss(activation(raw), target)
         loss.backward()
+        assert raw.grad is not None
         assert raw.grad.isfinite().all()
         optimizer.step()
     return loss.item()

@@ -43,6 +43,7 @@ def assert_kept(found: tuple[torch.Tensor, torch.Tensor], expected: Any) -> None
 def test_equals_the_loops(method: Any, iou_threshold: float, sigma: float, score_threshold: float) -> None:
     boxes, scores = random_boxes(120, dtype=torch.float64), torch.rand(120, dtype=torch.float64)
     numbers = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
+    assert numbers is not None
     found = soft_nms(boxes, scores, method=method, **numbers)
     assert_kept(found, algorithm(boxes.tolist(), scores.tolist(), method, **numbers))
 

@@ -61,7 +61,9 @@ def test_moving_average_takes_buffers_along() -> None:
     model = nn.BatchNorm1d(2)
     average = moving_average(model, decay=0.9)
     average.update_parameters(model)
+    assert model.running_mean is not None
     model.running_mean.fill_(1.0)
+    assert model.num_batches_tracked is not None
     model.num_batches_tracked.fill_(7)
     average.update_parameters(model)
     assert average.module.running_mean[0].item() == pytest.approx(1 - 2 / 11)
