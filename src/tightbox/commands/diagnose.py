@@ -53,13 +53,12 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
-    detections = on_data.detect(args, model, data)
-    with progress_bar("looking before suppression") as progress:
-        before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
+    with progress_bar(f"detecting in {data.split}") as progress:
+        before = look_before_suppression(model, data, loading=on_data.loading(args), progress=progress)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             GroundTruth.from_data(data),
-            Predictions.from_detections(detections, data),
+            Predictions.from_detections(before.detections, data),
             title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
             before=before,
             notes=_calibrated(model, args.split),
