@@ -119,7 +119,7 @@ class TorchvisionFCOS(Detector):
         raise RuntimeError("torchvision's FCOS keeps its candidates to itself")
 
 
-class _NoResize(GeneralizedRCNNTransform):
+class _NoResize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
     """Our data set has resized the images already."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:

@@ -1,7 +1,7 @@
-"""Processor seconds of starting up: a command of one image against importing its libraries, and `--help` likewise.
+"""CPU seconds of starting up: a command of one image against importing its libraries, and `--help` likewise.
 
-Every round starts each process once, one after the other, so that a busy moment of the machine falls on all. CPU seconds
-are those of the process with all its threads, user and system together.
+Every round starts each process once, one after the other, so that a busy moment of the machine falls on all. Seconds of
+the CPU are those of the process with all its threads, user and system together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import write_table
@@ -21,7 +22,7 @@ from machine import measured
 from PIL import Image
 
 from tightbox.models import create_model
-from tightbox.options import Preprocess
+from tightbox.options import BackboneOptions, Preprocess
 
 LIBRARIES, PARSER = "import torch, torchvision, timm", "import jsonargparse"
 SIDE = 64  # of the image, in pixels: the network's own seconds are no start-up
@@ -54,8 +55,9 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
     """A checkpoint of a tiny network with random weights, and an image."""
     torch.manual_seed(0)
     preprocess = Preprocess(long_side=SIDE, short_side=SIDE)
-    options = {"pretrained_backbone": False, "preprocess": preprocess, "channels": 32, "tower_depth": 1}
-    model = create_model("vfnet", num_classes=2, backbone="test_resnet", **options)
+    small: dict[str, Any] = {"channels": 32, "tower_depth": 1}
+    backbone = BackboneOptions(name="test_resnet", pretrained=False)
+    model = create_model("vfnet", num_classes=2, backbone=backbone, preprocess=preprocess, **small)
     Image.new("RGB", (SIDE, SIDE), "grey").save(folder / "image.png")
     return model.save(folder / "checkpoint"), folder / "image.png"
 

@@ -43,9 +43,9 @@ sound_box = st.builds(lambda x, y, width, height: (x, y, x + width, y + height),
     ],
 )
 def test_iou_by_hand(a: Sequence[float], b: Sequence[float], expected: Any) -> None:
-    a, b = torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)
-    assert iou(a, b).item() == pytest.approx(expected)
-    assert iou(b, a).item() == pytest.approx(expected)
+    left, right = torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32)
+    assert iou(left, right).item() == pytest.approx(expected)
+    assert iou(right, left).item() == pytest.approx(expected)
 
 
 @given(st.lists(box, min_size=1, max_size=4), st.lists(box, min_size=1, max_size=3))
@@ -137,7 +137,7 @@ def test_deltas_by_hand() -> None:
 
 
 @given(sound_box, sound_box)
-def test_deltas_go_to_boxes_and_back(anchor: Sequence[float], box: Sequence[float]) -> None:
+def test_deltas_go_to_boxes_and_back(anchor: Any, box: Any) -> None:
     anchor, box = torch.tensor(anchor, dtype=torch.float64), torch.tensor(box, dtype=torch.float64)
     deltas = encode_deltas(anchor, box)
     found = decode_deltas(anchor, deltas)

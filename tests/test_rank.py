@@ -93,7 +93,7 @@ def test_power_lies_between_its_factors(alpha: float, pairs: list[tuple[float, f
     assert ((found >= torch.minimum(p, u) * (1 - 1e-12)) & (found <= torch.maximum(p, u) * (1 + 1e-12))).all()
 
 
-def cut(scores: list[float], levels: list[int] | None, top_k: int) -> list[int]:
+def cut(scores: Any, levels: Any, top_k: int) -> list[int]:
     """Rows that stay, level by level, the best first."""
     kept = []
     for level in sorted(set(levels)):

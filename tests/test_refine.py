@@ -46,7 +46,8 @@ class TrueIoU:
     """The perfect predictor: the IoU with each box's own target; it notes what it was asked."""
 
     def __init__(self, targets: torch.Tensor) -> None:
-        self.targets, self.asked = targets, []
+        self.targets = targets
+        self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, boxes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         self.asked.append((boxes.detach().clone(), index.clone()))
@@ -129,7 +130,8 @@ class Network(nn.Module):
         self.layer = nn.Linear(4, 1)
 
     def forward(self, boxes: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        return self.layer(boxes / 100).sigmoid().squeeze(1)
+        predicted: torch.Tensor = self.layer(boxes / 100).sigmoid().squeeze(1)
+        return predicted
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])

@@ -24,7 +24,7 @@ def reference(
 ) -> list[tuple[int, int]]:
     """(row, label) of each detection, best first."""
     pairs = [(s, k, c) for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold]
-    kept = []
+    kept: list[tuple[int, int]] = []
     for _, k, c in sorted(pairs, reverse=True):
         rivals = [boxes[j] for j, d in kept if class_agnostic or c == d]
         if all(iou_of_two(boxes[k], rival) <= iou_threshold for rival in rivals):
@@ -162,7 +162,7 @@ def soft_reference(
     pairs = {(k, c): s for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold}
     found = []
     while pairs:
-        best = max(pairs, key=pairs.get)
+        best = max(pairs, key=pairs.__getitem__)
         found.append((pairs.pop(best), *best))
         for k, c in pairs:
             overlap = iou_of_two(boxes[best[0]], boxes[k])
@@ -260,7 +260,8 @@ def test_iou_guided_takes_equal_estimates_by_score() -> None:
     # One box, two classes, one estimate: where classes compete the better one is the label.
     candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[0.2, 0.7]]), torch.tensor([0.5]))
     found = iou_guided_nms(candidates, candidates.class_scores, class_agnostic=True)
-    assert (found.labels.tolist(), found.scores.tolist()) == ([1], pytest.approx([0.7]))
+    assert found.labels.tolist() == [1]
+    assert found.scores.tolist() == pytest.approx([0.7])
 
 
 def test_iou_guided_never_detects_a_nan_estimate() -> None:

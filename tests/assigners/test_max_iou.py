@@ -145,7 +145,8 @@ def test_the_object_of_highest_iou_has_the_anchor_unless_another_claims_it() -> 
     # Alone it is the best anchor of both: the last has it, with the last one's IoU.
     found = max_iou(anchors[:1], in_double(truths))
     assert found.ious is not None
-    assert (found.matched.tolist(), found.ious.tolist()) == ([1], pytest.approx([0.6]))
+    assert found.matched.tolist() == [1]
+    assert found.ious.tolist() == pytest.approx([0.6])
     assert max_iou(anchors[:1], in_double(truths[::-1])).matched.tolist() == [1]
 
 

@@ -32,7 +32,11 @@ def lies_on(x: int, y: int, box: Sequence[float], shape: str) -> bool:
 
 
 def reference(
-    boxes: Sequence[Sequence[float]], labels: list[int], ignore: Sequence[Sequence[float]], shape: str, box_shape: str
+    boxes: Sequence[tuple[float, ...]],
+    labels: list[int],
+    ignore: Sequence[tuple[float, ...]],
+    shape: str,
+    box_shape: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     confidence = torch.zeros(2, *SIZE)
     matched = torch.full(SIZE, BACKGROUND)
@@ -44,7 +48,7 @@ def reference(
             for g, (box, label) in enumerate(zip(boxes, labels, strict=True)):
                 if lies_on(x, y, box, shape):
                     confidence[label, y, x] = 1
-                    matched[y, x] = max(matched[y, x], BACKGROUND)
+                    matched[y, x] = max(int(matched[y, x]), BACKGROUND)
                 size = (box[2] - box[0]) * (box[3] - box[1])
                 if lies_on(x, y, box, box_shape) and size < least:
                     least, matched[y, x] = size, g
@@ -61,7 +65,11 @@ shapes = st.sampled_from(["ellipse", "box"])
 
 @given(boxes_inside, st.lists(st.integers(0, 1), min_size=5, max_size=5), boxes_inside, shapes, shapes)
 def test_equals_the_reference(
-    boxes: Sequence[Sequence[float]], labels: list[int], ignore: Sequence[Sequence[float]], shape: Any, box_shape: Any
+    boxes: Sequence[tuple[float, ...]],
+    labels: list[int],
+    ignore: Sequence[tuple[float, ...]],
+    shape: Any,
+    box_shape: Any,
 ) -> None:
     labels = labels[: len(boxes)]
     targets = targets_of(*boxes, labels=labels, ignore=ignore)
@@ -118,7 +126,7 @@ def test_a_pixel_is_positive_for_every_class_on_it() -> None:
     ],
 )
 @pytest.mark.parametrize("shape", ["ellipse", "box"])
-def test_the_smallest_objects_have_a_pixel(box: Sequence[float], x: int, y: int, shape: Any) -> None:
+def test_the_smallest_objects_have_a_pixel(box: tuple[float, ...], x: int, y: int, shape: Any) -> None:
     targets = targets_of((0, 0, 16, 12), box)
     maps = pixel_regions(SIZE, targets, shape=shape)
     assert (maps.matched == 1).nonzero().tolist() == [[y, x]]

@@ -16,15 +16,21 @@ from tightbox.errors import UserError
 from tightbox.losses import ciou_loss, diou_loss, giou_loss, iou_loss
 
 
-def iou_log(*args: Any, **options: Any) -> torch.Tensor:
-    return iou_loss(*args, kind="log", **options)
+def iou_log(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    return iou_loss(pred, target, kind="log", **options)
 
 
-def iou_linear(*args: Any, **options: Any) -> torch.Tensor:
-    return iou_loss(*args, kind="linear", **options)
+def iou_linear(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    return iou_loss(pred, target, kind="linear", **options)
 
 
-LOSSES = {"giou": giou_loss, "iou_log": iou_log, "iou_linear": iou_linear, "diou": diou_loss, "ciou": ciou_loss}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "giou": giou_loss,
+    "iou_log": iou_log,
+    "iou_linear": iou_linear,
+    "diou": diou_loss,
+    "ciou": ciou_loss,
+}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 coordinate = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0, 50.0, 1e-30, 1e9])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
@@ -154,4 +160,4 @@ def test_reductions(loss: Callable[..., torch.Tensor]) -> None:
 
 def test_unknown_kind() -> None:
     with pytest.raises(UserError, match="square"):
-        iou_loss(torch.zeros(4), torch.zeros(4), kind="square")
+        iou_loss(torch.zeros(4), torch.zeros(4), kind="square")  # type: ignore[arg-type]

@@ -81,4 +81,4 @@ def test_reductions() -> None:
     assert varifocal_loss(logits, target, reduction="mean").item() == pytest.approx(1.1875 * math.log(2) / 2)
     assert varifocal_loss(logits[:0], target[:0]).shape == (0,)
     with pytest.raises(UserError, match="reduction"):
-        varifocal_loss(logits, target, reduction="median")
+        varifocal_loss(logits, target, reduction="median")  # type: ignore[arg-type]

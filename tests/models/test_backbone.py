@@ -143,7 +143,8 @@ def test_deformable_convolutions_start_from_the_pretrained_weights(monkeypatch: 
         made.append(real(*args, **kwargs))
         if pretrained:
             nn.init.constant_(made[-1].layer4[0].conv2.weight, 7)
-        return made[-1]
+        model: nn.Module = made[-1]
+        return model
 
     monkeypatch.setattr(timm, "create_model", create)
     network = Backbone(BackboneOptions(name="resnet50", pretrained=True, deformable=True))

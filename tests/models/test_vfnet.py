@@ -68,16 +68,18 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
             y - shift * s < math.ceil(bottom / s) * s and x - shift * s < math.ceil(right / s) * s
             for (x, y), s in zip(points, strides, strict=True)
         ]
-        tensor, stride = torch.tensor(points).float(), torch.tensor(strides).float()
+        tensor, of_points = torch.tensor(points).float(), torch.tensor(strides).float()
         if options.assigner == "atss":
             counts = [rows * columns for rows, columns in level_sizes(*pixels.shape[2:])]
             crowds = 0.5 if options.ignore_crowds else None
-            matched = atss(atss_anchors(tensor, stride), counts, target, ignore_iof=crowds, valid=torch.tensor(inside))
+            matched = atss(
+                atss_anchors(tensor, of_points), counts, target, ignore_iof=crowds, valid=torch.tensor(inside)
+            )
         else:
             ends = torch.tensor([-1, 64, 128, 256, 512, math.inf])
             level = torch.tensor([STRIDES.index(s) for s in strides])
             ranges = torch.stack([ends[level], ends[level + 1]], dim=1)
-            matched = fcos_assign(tensor, stride, ranges, target)
+            matched = fcos_assign(tensor, of_points, ranges, target)
         for n, match in enumerate(matched.matched.tolist()):
             logits, (x, y) = output.logits[i, n].tolist(), points[n]
             goal = [0.0] * len(logits)

@@ -84,9 +84,9 @@ def test_equals_algorithm_1_on_tied_input(data: st.DataObject) -> None:
     small = st.integers(0, 5)
     boxes = data.draw(st.lists(st.tuples(small, small, small, small), min_size=count, max_size=count))
     level = st.lists(st.sampled_from([0.25, 0.5, 0.75]), min_size=count, max_size=count)
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scores, ious = torch.tensor(data.draw(level)), torch.tensor(data.draw(level))
-    assert_equals_reference(boxes, scores, ious, data.draw(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.6, 1.0])))
+    assert_equals_reference(tensor, scores, ious, data.draw(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.6, 1.0])))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def test_values_and_gradients_of_mmcv(file: Golden, case: str, version: str) -> 
     golden = file.whole(f"{case}/{version}/")
     conv = ModulatedDeformConv2d(8, 6, 3, **GEOMETRY[case], bias=version == "v2")
     mask = golden.get("mask", torch.ones(2, 9, *golden["offset"].shape[2:]))
-    conv.conv_offset = Fixed(torch.cat([golden["offset"], torch.logit(mask)], dim=1))
+    fixed = Fixed(torch.cat([golden["offset"], torch.logit(mask)], dim=1))
+    conv.conv_offset = fixed  # type: ignore[assignment]
     with torch.no_grad():
         conv.weight.copy_(golden["weight"])
         if version == "v2":
@@ -45,7 +46,8 @@ def test_values_and_gradients_of_mmcv(file: Golden, case: str, version: str) -> 
     expected = file.recorded(f"{case}/{version}/y")
     torch.testing.assert_close(expected.of(y), expected.values, rtol=1e-4, atol=1e-5)
     y.backward(golden["cotangent"])
-    gradient = conv.conv_offset.raw.grad
+    gradient = fixed.raw.grad
+    assert gradient is not None
     ours = {"x": x.grad, "weight": conv.weight.grad, "offset": gradient[:, :18]}
     if version == "v2":
         assert conv.bias is not None
@@ -113,7 +115,8 @@ def test_gradients() -> None:
 
     def call(x: Tensor, *parameters: Tensor) -> Tensor:
         named = dict(zip(dict(conv.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(conv, named, (x,))
+        output: torch.Tensor = torch.func.functional_call(conv, named, (x,))
+        return output
 
     assert torch.autograd.gradcheck(call, (x, *weights))
 

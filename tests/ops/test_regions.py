@@ -18,7 +18,7 @@ from tightbox.ops import regions
 from tightbox.structures import Targets
 
 
-def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[float, ...]]:
+def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[Any, ...]]:
     """Floods one region at a time; its pixels, mean x, y and second moments about them, as sums over pixels."""
     height, width = confidence.shape
     left = {(y, x) for y in range(height) for x in range(width) if confidence[y, x] > threshold}
@@ -62,7 +62,7 @@ def test_equals_the_reference(seed: int, size: tuple[int, int], threshold: float
 
 
 @st.composite
-def separate_boxes(draw: st.DrawFn) -> list[tuple[int, ...]]:
+def separate_boxes(draw: st.DrawFn) -> list[tuple[float, float, float, float]]:
     """Up to nine boxes, each within its own cell of a 3x3 grid of 40 pixels, with a free pixel around."""
     cells = draw(st.lists(st.integers(0, 8), unique=True, max_size=9))
     boxes = []
@@ -75,7 +75,7 @@ def separate_boxes(draw: st.DrawFn) -> list[tuple[int, ...]]:
 
 @settings(deadline=None)
 @given(separate_boxes(), st.sampled_from(["ellipse", "box"]))
-def test_drawn_objects_come_back_as_exact_boxes(boxes: list[tuple[int, ...]], shape: Any) -> None:
+def test_drawn_objects_come_back_as_exact_boxes(boxes: list[tuple[float, ...]], shape: Any) -> None:
     targets = Targets.of(torch.tensor(boxes), torch.zeros(len(boxes)))
     maps = pixel_regions((120, 120), targets, shape=shape)
     found = regions(0.9 * maps.confidence[0], 0.5)

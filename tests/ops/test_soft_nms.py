@@ -13,9 +13,7 @@ from tightbox.errors import UserError
 from tightbox.ops import soft_nms
 
 
-def algorithm(
-    boxes: torch.Tensor, scores: torch.Tensor, method: str, iou_threshold: float, sigma: float, score_threshold: float
-) -> Any:
+def algorithm(boxes: Any, scores: Any, method: str, iou_threshold: float, sigma: float, score_threshold: float) -> Any:
     """(index, fallen score), best first, the first of equals first."""
     scores = {i: s for i, s in enumerate(scores) if s > score_threshold}
     kept = []
@@ -42,8 +40,7 @@ def assert_kept(found: tuple[torch.Tensor, torch.Tensor], expected: Any) -> None
 @pytest.mark.parametrize(("iou_threshold", "sigma", "score_threshold"), [(0.3, 0.5, 0.001), (0.0, 0.1, 0.2), (1, 2, 0)])
 def test_equals_the_loops(method: Any, iou_threshold: float, sigma: float, score_threshold: float) -> None:
     boxes, scores = random_boxes(120, dtype=torch.float64), torch.rand(120, dtype=torch.float64)
-    numbers = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
-    assert numbers is not None
+    numbers: dict[str, Any] = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
     found = soft_nms(boxes, scores, method=method, **numbers)
     assert_kept(found, algorithm(boxes.tolist(), scores.tolist(), method, **numbers))
 
@@ -130,7 +127,7 @@ def test_scores_that_are_nan_or_low_are_removed() -> None:
         (3, None, {"iou_threshold": 2.0}, r"iou_threshold must be in \[0, 1\]"),  # out of range
     ],
 )
-def test_wrong_input_is_named(scores: torch.Tensor, labels: Any, numbers: dict[str, Any], message: str) -> None:
+def test_wrong_input_is_named(scores: Any, labels: Any, numbers: dict[str, Any], message: str) -> None:
     labels = None if labels is None else torch.zeros(labels, dtype=torch.int64)
     with pytest.raises(UserError, match=message):
         soft_nms(torch.zeros(3, 4), torch.zeros(scores), labels, **numbers)

@@ -112,7 +112,8 @@ def _assigned(model: Detector, batch: Batch) -> list[AssignedCandidates]:
 @contextmanager
 def _one_forward_pass(model: Detector) -> Iterator[None]:
     """Within it, the model's raw outputs are computed for the first batch given and kept: give it no other one."""
-    network, kept = model.forward, []
+    network = model.forward
+    kept: list[Any] = []
 
     def forward(pixels: Tensor) -> Any:
         if not kept:
