@@ -254,7 +254,8 @@ class Parsed:
         if doubles:
             message = f"{source} has more than one class with {', '.join(doubles)}"
             self.error("duplicate-class", message, "give every class a name and an id of its own")
-        if nameless := [str(i) for i, name in zip(self.category_ids, self.class_names, strict=True) if not name.strip()]:
+        pairs = zip(self.category_ids, self.class_names, strict=True)
+        if nameless := [str(number) for number, name in pairs if not name.strip()]:
             message = f"{source} gives an empty name to category id {', '.join(nameless)}"
             self.error("category", message, "give every class a name")
 
