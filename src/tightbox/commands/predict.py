@@ -67,12 +67,6 @@ def run(args: Namespace) -> int:
 
     model = load(args.checkpoint)
     threshold = score_threshold(args, model)
-    if args.min_iou is not None and model.calibration is None:
-        print(
-            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
-            "`tightbox calibrate` makes --min-iou mean what it says",
-            file=sys.stderr,
-        )
     if threshold < model.options.score_threshold:
         model.options = replace(model.options, score_threshold=threshold)
     annotator = Annotator(model.to(on_data.find_device(args.device)), threshold, args.min_iou, args.batch_size)
@@ -97,6 +91,13 @@ def run(args: Namespace) -> int:
         except UnreadableImage as error:
             note(error)
     write_json(out / "results.json", annotator.rows)
+    # Not before: a detector without predicted IoUs is refused by then, and calibrating would not help it.
+    if args.min_iou is not None and model.calibration is None:
+        print(
+            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
+            "`tightbox calibrate` makes --min-iou mean what it says",
+            file=sys.stderr,
+        )
     print(f"{len(annotator.rows)} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:
         print(f"{unreadable} files could not be read", file=sys.stderr)
