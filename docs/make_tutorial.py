@@ -98,8 +98,8 @@ def predictions(work: Path) -> None:
             drawn.append(image.resize((SIDE, round(SIDE * image.height / image.width)), Image.Resampling.LANCZOS))
     height = max(image.height for image in drawn)
     grid = Image.new("RGB", (2 * SIDE, -(-len(drawn) // 2) * height), "white")
-    for i, image in enumerate(drawn):
-        grid.paste(image, (i % 2 * SIDE, i // 2 * height))
+    for i, resized in enumerate(drawn):
+        grid.paste(resized, (i % 2 * SIDE, i // 2 * height))
     grid.save(PICTURES / "predictions.jpg", quality=80, optimize=True)
 
 

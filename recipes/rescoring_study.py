@@ -186,7 +186,7 @@ def torchvision_model(name: str, classes: int) -> nn.Module:
     return whole
 
 
-class _NoResize(GeneralizedRCNNTransform):
+class _NoResize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
     """Our data set has resized the images."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:

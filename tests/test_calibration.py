@@ -99,11 +99,16 @@ def test_detections_have_calibrated_ious_and_nothing_else_changes(tmp_path: Path
     assert len(raw) > 0
     for name in ("boxes", "scores", "labels"):
         assert torch.equal(getattr(calibrated, name), getattr(raw, name)), name
+    assert raw.ious is not None
+    assert batch.ious is not None
     torch.testing.assert_close(calibrated.ious, 0.5 * raw.ious)
     torch.testing.assert_close(model.detect([image])[0].ious, 0.5 * batch.ious)
     loaded = tightbox.load(model.save(tmp_path))
     assert loaded.calibration == HALVES
-    assert torch.equal(loaded.predict(image).ious, calibrated.ious)
+    assert calibrated.ious is not None
+    again = loaded.predict(image).ious
+    assert again is not None
+    assert torch.equal(again, calibrated.ious)
 
 
 def test_detections_without_ious_stay_without() -> None:

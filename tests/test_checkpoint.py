@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import tightbox
@@ -37,7 +38,7 @@ def edit_card(folder: Path, **changes: Any) -> None:
     (folder / "card.json").write_text(json.dumps({k: v for k, v in (card | changes).items() if v is not None}))
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     path = folder / "weights.safetensors"
     tensors = safetensors.torch.load_file(path)
     change(tensors)
@@ -76,9 +77,14 @@ def test_card_is_readable_and_says_everything(saved: Path) -> None:
 
 def test_loading_asks_for_no_pretrained_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit_card(folder, backbone={"name": "test_resnet", "pretrained": True})
-    asked = []
-    real = tightbox.models.backbone.timm.create_model
-    monkeypatch.setattr("timm.create_model", lambda *a, **k: asked.append(k.get("pretrained", False)) or real(*a, **k))
+    asked: list[bool] = []
+    real = timm.create_model
+
+    def create(*args: Any, **options: Any) -> Any:
+        asked.append(options.get("pretrained", False))
+        return real(*args, **options)
+
+    monkeypatch.setattr("timm.create_model", create)
     assert load(folder).backbone.options == BackboneOptions(name="test_resnet", pretrained=False)
     assert asked == [False, False]
 
@@ -155,7 +161,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["weights.safetensors", "card.json"])
 def test_a_full_disk_keeps_the_previous_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    real = {"write_bytes": Path.write_bytes, "write_text": Path.write_text}
+    real: dict[str, Callable[..., int]] = {"write_bytes": Path.write_bytes, "write_text": Path.write_text}
 
     def refuse(name: str) -> Callable[..., int]:
         def write(path: Path, *args: Any, **kwargs: Any) -> int:

@@ -1,6 +1,7 @@
 """Jittered boxes: their IoU is uniform, for every shape and place of the ground-truth box."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ SHAPES = {
 }
 
 
-def chi_square(ious, low, bins=25) -> float:
+def chi_square(ious: torch.Tensor, low: float, bins: int = 25) -> float:
     counts = torch.histc(ious.double(), bins, low, 1.0)
     expected = len(ious) / bins
     return ((counts - expected) ** 2 / expected).sum().item()
@@ -31,7 +32,7 @@ def chi_square(ious, low, bins=25) -> float:
 
 @pytest.mark.parametrize("low", [0.5, 0.2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_iou_is_uniform(shape, low):
+def test_iou_is_uniform(shape: str, low: float) -> None:
     box = torch.tensor([SHAPES[shape]])
     _, ious = jitter_boxes(box, 20000, SIZE, torch.Generator().manual_seed(1), low)
     assert ious.min() >= low
@@ -40,13 +41,13 @@ def test_iou_is_uniform(shape, low):
     assert chi_square(ious, low) < 51.2
 
 
-def test_ious_are_those_of_the_boxes_returned():
+def test_ious_are_those_of_the_boxes_returned() -> None:
     boxes = torch.tensor(list(SHAPES.values()))
     jittered, ious = jitter_boxes(boxes, 50, SIZE)
     assert torch.equal(ious, iou(jittered, boxes.repeat_interleave(50, dim=0)))
 
 
-def test_boxes_stay_in_the_image_and_keep_their_area():
+def test_boxes_stay_in_the_image_and_keep_their_area() -> None:
     jittered, _ = jitter_boxes(torch.tensor(list(SHAPES.values())), 500, SIZE)
     assert (jittered >= 0).all()
     assert (jittered[:, 0::2] <= 800).all()
@@ -54,21 +55,21 @@ def test_boxes_stay_in_the_image_and_keep_their_area():
     assert (jittered[:, 2:] > jittered[:, :2]).all()
 
 
-def test_every_side_moves_out_and_in():
+def test_every_side_moves_out_and_in() -> None:
     box = torch.tensor([SHAPES["ordinary"]])
     jittered, _ = jitter_boxes(box, 4000, SIZE)
     outwards = (jittered > box).float().mean(dim=0)
     torch.testing.assert_close(outwards, torch.full((4,), 0.5), atol=0.05, rtol=0)  # six standard deviations
 
 
-def test_a_box_across_the_border_is_cut_first():
+def test_a_box_across_the_border_is_cut_first() -> None:
     boxes = torch.tensor([[-50.0, 100.0, 50.0, 200.0]])
     jittered, ious = jitter_boxes(boxes, 100, SIZE)
     assert torch.equal(ious, iou(jittered, torch.tensor([[0.0, 100.0, 50.0, 200.0]])))
     assert ious.min() >= 0.5
 
 
-def test_the_seed_decides():
+def test_the_seed_decides() -> None:
     boxes = torch.tensor(list(SHAPES.values()))
     first, second, other = (jitter_boxes(boxes, 5, SIZE, torch.Generator().manual_seed(s))[0] for s in (3, 3, 4))
     assert torch.equal(first, second)
@@ -76,7 +77,7 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize(("count", "per_box"), [(0, 5), (3, 0)])
-def test_nothing_to_draw(count, per_box):
+def test_nothing_to_draw(count: int, per_box: int) -> None:
     jittered, ious = jitter_boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]]).expand(count, 4), per_box, SIZE)
     assert (jittered.shape, ious.shape) == ((0, 4), (0,))
 
@@ -90,12 +91,12 @@ def test_nothing_to_draw(count, per_box):
         (math.nan, 5.0, 9.0, 9.0),  # NaN
     ],
 )
-def test_a_box_without_area_is_named(box):
+def test_a_box_without_area_is_named(box: Any) -> None:
     with pytest.raises(UserError, match="box 1 has no area"):
         jitter_boxes(torch.tensor([(0.0, 0.0, 9.0, 9.0), box]), 5, SIZE)
 
 
 @pytest.mark.parametrize("low", [0.0, 1.0, math.nan])
-def test_lowest_iou_out_of_range(low):
+def test_lowest_iou_out_of_range(low: float) -> None:
     with pytest.raises(UserError, match="must lie between 0 and 1"):
         jitter_boxes(torch.tensor([(0.0, 0.0, 9.0, 9.0)]), 5, SIZE, low=low)

@@ -1,7 +1,9 @@
 """Refinement against Algorithm 2 of the paper as loops, with analytic IoU "networks"."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,13 @@ from tightbox.refine import refine_boxes
 OMEGA_1, OMEGA_2 = 0.001, -0.01
 
 
-def algorithm_2(boxes, predict, steps, step_size, roll_back):
+def algorithm_2(
+    boxes: Any,
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    steps: int,
+    step_size: float,
+    roll_back: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(boxes, IoUs) by the paper's loop, one box and one evaluation at a time."""
     boxes, frozen = [box.clone() for box in boxes], set()
     for _ in range(steps):
@@ -37,15 +45,16 @@ def algorithm_2(boxes, predict, steps, step_size, roll_back):
 class TrueIoU:
     """The perfect predictor: the IoU with each box's own target; it notes what it was asked."""
 
-    def __init__(self, targets):
-        self.targets, self.asked = targets, []
+    def __init__(self, targets: torch.Tensor) -> None:
+        self.targets = targets
+        self.asked: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __call__(self, boxes, index):
+    def __call__(self, boxes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         self.asked.append((boxes.detach().clone(), index.clone()))
         return iou(boxes, self.targets[index])
 
 
-def off_by_a_fifth(count, dtype=torch.float64):
+def off_by_a_fifth(count: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     corner = torch.rand(count, 2, dtype=dtype) * 500
     targets = torch.cat([corner, corner + 20 + torch.rand(count, 2, dtype=dtype) * 100], dim=1)
     size = (targets[:, 2:] - targets[:, :2]).repeat(1, 2)
@@ -54,7 +63,7 @@ def off_by_a_fifth(count, dtype=torch.float64):
 
 @pytest.mark.parametrize("roll_back", [False, True])
 @pytest.mark.parametrize(("steps", "step_size"), [(0, 0.5), (1, 0.5), (5, 0.5), (12, 0.2), (8, 0.01)])
-def test_equals_algorithm_2(steps, step_size, roll_back):
+def test_equals_algorithm_2(steps: int, step_size: float, roll_back: bool) -> None:
     targets, boxes = off_by_a_fifth(25)
     predict = TrueIoU(targets)
     found, ious = refine_boxes(boxes, predict, steps, step_size, OMEGA_1, OMEGA_2, roll_back)
@@ -63,14 +72,14 @@ def test_equals_algorithm_2(steps, step_size, roll_back):
     torch.testing.assert_close(ious, expected_ious, rtol=0, atol=1e-12)
 
 
-def test_predicted_iou_rises_at_every_step():
+def test_predicted_iou_rises_at_every_step() -> None:
     targets, boxes = off_by_a_fifth(200)
     means = [refine_boxes(boxes, TrueIoU(targets), steps, roll_back=True)[1].mean().item() for steps in range(12)]
     assert all(after > before for before, after in pairwise(means))
     assert means[-1] - means[0] > 0.05
 
 
-def test_step_by_hand():
+def test_step_by_hand() -> None:
     # A linear prediction with gradient (1, 2, 3, 4) / 100 for a box 20 wide and 10 high, λ = 0.5:
     # x moves by 0.5 · 20 · (0.01, 0.03) = (0.1, 0.3), y by 0.5 · 10 · (0.02, 0.04) = (0.1, 0.2).
     slope = torch.tensor([0.01, 0.02, 0.03, 0.04])
@@ -82,7 +91,7 @@ def test_step_by_hand():
 
 
 @pytest.mark.parametrize(("roll_back", "left"), [(False, 14.0), (True, 10.0)])
-def test_a_step_too_far_freezes_there_or_rolls_back(roll_back, left):
+def test_a_step_too_far_freezes_there_or_rolls_back(roll_back: bool, left: float) -> None:
     # A peak at x0 = 11 with slope 0.4 for a box 20 wide: the step is 0.5 · 0.4 · 20 = 4, to x0 = 14, where the
     # prediction is 3 · 0.4 instead of 1 · 0.4 below the top.
     boxes = torch.tensor([[10.0, 0.0, 30.0, 20.0]])
@@ -92,14 +101,14 @@ def test_a_step_too_far_freezes_there_or_rolls_back(roll_back, left):
     assert ious.item() == pytest.approx(-0.2 if left == 14 else 0.6, abs=1e-6)
 
 
-def test_frozen_boxes_are_neither_moved_nor_asked_again():
+def test_frozen_boxes_are_neither_moved_nor_asked_again() -> None:
     # The first box's prediction cannot change; the second's rises by 0.05 for each pixel of x1, and each step moves it
     # by 0.5 · 0.05 · 15 pixels or more.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 35.0, 10.0]], dtype=torch.float64)
     slope = torch.tensor([0.0, 0.05], dtype=torch.float64)
     asked = []
 
-    def predict(b, index):
+    def predict(b: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         asked.append(index.tolist())
         return slope[index] * b[:, 2]
 
@@ -109,23 +118,24 @@ def test_frozen_boxes_are_neither_moved_nor_asked_again():
     assert found[1, 2] > 35
 
 
-def test_nobody_is_asked_once_all_are_frozen():
+def test_nobody_is_asked_once_all_are_frozen() -> None:
     predict = TrueIoU(torch.tensor([[0.0, 0.0, 10.0, 10.0]]))
     refine_boxes(torch.tensor([[50.0, 50.0, 60.0, 60.0]]), predict, steps=9)  # apart: IoU 0, gradient 0
     assert len(predict.asked) == 2
 
 
 class Network(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 1)
 
-    def forward(self, boxes, index):
-        return self.layer(boxes / 100).sigmoid().squeeze(1)
+    def forward(self, boxes: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        predicted: torch.Tensor = self.layer(boxes / 100).sigmoid().squeeze(1)
+        return predicted
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_only_boxes_get_gradients_in_every_mode(mode):
+def test_only_boxes_get_gradients_in_every_mode(mode: Callable[[], Any]) -> None:
     network = Network()
     with mode():
         boxes = torch.tensor([[10.0, 10.0, 30.0, 20.0]]) + 0
@@ -138,10 +148,10 @@ def test_only_boxes_get_gradients_in_every_mode(mode):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_gradient_freezes_one_box_alone(bad):
+def test_a_bad_gradient_freezes_one_box_alone(bad: float) -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
 
-    def predict(b, index):
+    def predict(b: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         b = b * 1
         if b.requires_grad:
             b.register_hook(lambda gradient: gradient.where(index[:, None] > 0, bad))
@@ -153,7 +163,7 @@ def test_a_bad_gradient_freezes_one_box_alone(bad):
     assert found[1, 2] > 10
 
 
-def test_a_step_to_a_prediction_of_nan_is_undone():
+def test_a_step_to_a_prediction_of_nan_is_undone() -> None:
     # The slope at x1 = 10 is 2 - 1 / (2 · 0.5^½) = 1.29, so the step is 0.5 · 1.29 · 10 = 6.5: beyond 10.5.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     found, ious = refine_boxes(boxes, lambda b, _: (10.5 - b[:, 2]).sqrt() + 2 * b[:, 2])
@@ -161,32 +171,32 @@ def test_a_step_to_a_prediction_of_nan_is_undone():
     assert ious.item() == pytest.approx(math.sqrt(0.5) + 20)
 
 
-def test_a_step_that_turns_a_box_inside_out_is_not_taken():
+def test_a_step_that_turns_a_box_inside_out_is_not_taken() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     found, ious = refine_boxes(boxes, lambda b, _: 3 * b[:, 0])  # x0 would go to 0 + 0.5 · 3 · 10 = 15, beyond 10
     assert torch.equal(found, boxes)
     assert ious.item() == 0
 
 
-def test_boxes_are_clipped_to_the_image():
+def test_boxes_are_clipped_to_the_image() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     found, ious = refine_boxes(boxes, lambda b, _: b[:, 2] - b[:, 0], size=(20, 12))
     assert found.tolist() == [[0, 0, 12, 10]]
     assert ious.item() == 12
 
 
-def test_boxes_are_clipped_each_to_its_own_image():
+def test_boxes_are_clipped_each_to_its_own_image() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
     found, _ = refine_boxes(boxes, lambda b, _: b[:, 2] - b[:, 0], size=torch.tensor([[20, 12], [20, 14]]))
     assert found.tolist() == [[0, 0, 12, 10], [0, 0, 14, 10]]
 
 
-def test_nothing_to_refine():
+def test_nothing_to_refine() -> None:
     found, ious = refine_boxes(torch.zeros(0, 4), TrueIoU(torch.zeros(0, 4)))
     assert (found.shape, ious.shape) == ((0, 4), (0,))
 
 
-def test_half_precision_boxes_are_refined_in_float32():
+def test_half_precision_boxes_are_refined_in_float32() -> None:
     targets, boxes = off_by_a_fifth(5)
     found, ious = refine_boxes(boxes.half(), TrueIoU(targets.half()))
     assert (found.dtype, ious.dtype) == (torch.float32, torch.float32)

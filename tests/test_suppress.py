@@ -1,6 +1,8 @@
 """The rules of suppression against plain-Python loops, reference values, and hand-made cases."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,17 @@ from tightbox.structures import Candidates
 from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
 
-def reference(boxes, scores, iou_threshold, score_threshold, max_detections, class_agnostic):
+def reference(
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[float]],
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+    class_agnostic: bool,
+) -> list[tuple[int, int]]:
     """(row, label) of each detection, best first."""
     pairs = [(s, k, c) for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold]
-    kept = []
+    kept: list[tuple[int, int]] = []
     for _, k, c in sorted(pairs, reverse=True):
         rivals = [boxes[j] for j, d in kept if class_agnostic or c == d]
         if all(iou_of_two(boxes[k], rival) <= iou_threshold for rival in rivals):
@@ -23,7 +32,7 @@ def reference(boxes, scores, iou_threshold, score_threshold, max_detections, cla
     return kept[:max_detections]
 
 
-def random_candidates(count, classes, origin=0.0):
+def random_candidates(count: int, classes: int, origin: float = 0.0) -> Candidates:
     boxes = random_boxes(count, origin)
     return Candidates(boxes, torch.rand(count, classes), ious=torch.rand(count, classes))
 
@@ -37,7 +46,7 @@ def random_candidates(count, classes, origin=0.0):
         (450, 3, 0.0),  # more than 1000 pairs, where torchvision changes its method
     ],
 )
-def test_equals_the_reference(count, classes, origin, class_agnostic):
+def test_equals_the_reference(count: int, classes: int, origin: float, class_agnostic: bool) -> None:
     candidates = random_candidates(count, classes, origin)
     scores = candidates.class_scores
     expected = reference(candidates.boxes.tolist(), scores.tolist(), 0.5, 0.1, 60, class_agnostic)
@@ -46,11 +55,13 @@ def test_equals_the_reference(count, classes, origin, class_agnostic):
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
     assert torch.equal(found.scores, scores[rows, labels])
+    assert found.ious is not None
+    assert candidates.ious is not None
     assert torch.equal(found.ious, candidates.ious[rows, labels])
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])
-def test_reference_values(case):
+def test_reference_values(case: int) -> None:
     golden = slice_of("nms_seed0")  # complete
     boxes, scores, labels = (golden[f"{case}/{name}"] for name in ("boxes", "scores", "labels"))
     keep = golden[f"{case}/keep"]
@@ -58,12 +69,13 @@ def test_reference_values(case):
     by_class = torch.zeros(len(boxes), int(labels.max()) + 1).scatter(1, labels[:, None], scores[:, None])
     candidates = Candidates(boxes, by_class, ious=torch.arange(len(boxes)))
     found = greedy_nms(candidates, by_class, 0.6, score_threshold=0.0, max_detections=len(boxes))
+    assert found.ious is not None
     assert torch.equal(found.ious, keep)
     assert torch.equal(found.labels, labels[keep])
     assert torch.equal(torch.cat([found.boxes, found.scores[:, None]], dim=1), golden[f"{case}/dets"])
 
 
-def test_classes_far_apart_keep_their_accuracy():
+def test_classes_far_apart_keep_their_accuracy() -> None:
     # IoU is 0.6001, then 0.5999, of a threshold of 0.6. Class offsets in float32 would put label 5000 at 5 million
     # pixels, where the numbers are 0.5 apart: the second box's side would be 60.0 both times.
     boxes = torch.tensor([[0.0, 0.0, 1000.0, 100.0], [0.0, 0.0, 1000.0, 60.01]])
@@ -74,16 +86,17 @@ def test_classes_far_apart_keep_their_accuracy():
     assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.6)) == 2
 
 
-def test_ranking_scores_decide_and_are_reported():
+def test_ranking_scores_decide_and_are_reported() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
     candidates = Candidates(boxes, class_scores=torch.tensor([[0.9], [0.8]]), ious=torch.tensor([0.2, 0.9]))
     found = greedy_nms(candidates, scores=torch.tensor([[0.42], [0.85]]))
     assert found.boxes.tolist() == [[0, 0, 10, 9]]
     assert found.scores.tolist() == pytest.approx([0.85])
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0.9])
 
 
-def test_one_box_may_be_two_classes():
+def test_one_box_may_be_two_classes() -> None:
     candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[0.6, 0.7]]))
     found = greedy_nms(candidates, candidates.class_scores)
     assert found.labels.tolist() == [1, 0]
@@ -91,7 +104,7 @@ def test_one_box_may_be_two_classes():
     assert greedy_nms(candidates, candidates.class_scores, class_agnostic=True).labels.tolist() == [1]
 
 
-def test_thresholds_are_exclusive():
+def test_thresholds_are_exclusive() -> None:
     # IoU is exactly 0.5, and so is the second score.
     boxes = torch.tensor([[0.0, 0.0, 4.0, 8.0], [0.0, 0.0, 4.0, 4.0]])
     scores = torch.tensor([[0.9], [0.5]])
@@ -100,7 +113,7 @@ def test_thresholds_are_exclusive():
     assert len(greedy_nms(Candidates(boxes, scores), scores, iou_threshold=0.5, score_threshold=0.5)) == 1
 
 
-def test_boxes_without_area_and_nan_are_never_detected():
+def test_boxes_without_area_and_nan_are_never_detected() -> None:
     boxes = torch.tensor(
         [
             [0.0, 0.0, 10.0, 10.0],  # the one good box, but its first score is NaN
@@ -117,32 +130,39 @@ def test_boxes_without_area_and_nan_are_never_detected():
     assert found.labels.tolist() == [1]
 
 
-def test_one_pixel_is_enough():
+def test_one_pixel_is_enough() -> None:
     candidates = Candidates(torch.tensor([[5.0, 5.0, 6.0, 6.0]]), torch.tensor([[0.9]]))
     assert len(greedy_nms(candidates, candidates.class_scores)) == 1
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_nothing_to_detect(count):
+def test_nothing_to_detect(count: int) -> None:
     candidates = Candidates(torch.zeros(count, 4), torch.zeros(count, 2), ious=torch.zeros(count))
     found = greedy_nms(candidates, candidates.class_scores)
     assert found.boxes.shape == (0, 4)
     assert found.labels.dtype == torch.int64
+    assert found.ious is not None
     assert found.ious.shape == (0,)
 
 
-def test_half_precision_gives_float32_detections():
+def test_half_precision_gives_float32_detections() -> None:
     candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]).half(), torch.tensor([[0.5]]).half())
     found = greedy_nms(candidates, candidates.class_scores)
     assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
 
 
-def soft_reference(boxes, scores, iou_threshold, score_threshold, class_agnostic):
+def soft_reference(
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[float]],
+    iou_threshold: float,
+    score_threshold: float,
+    class_agnostic: bool,
+) -> Any:
     """(fallen score, row, label) of each detection by linear soft-NMS, best first."""
     pairs = {(k, c): s for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold}
     found = []
     while pairs:
-        best = max(pairs, key=pairs.get)
+        best = max(pairs, key=pairs.__getitem__)
         found.append((pairs.pop(best), *best))
         for k, c in pairs:
             overlap = iou_of_two(boxes[best[0]], boxes[k])
@@ -153,7 +173,7 @@ def soft_reference(boxes, scores, iou_threshold, score_threshold, class_agnostic
 
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
-def test_soft_equals_the_reference(class_agnostic):
+def test_soft_equals_the_reference(class_agnostic: bool) -> None:
     candidates = random_candidates(40, 3)
     scores = candidates.class_scores
     expected = soft_reference(candidates.boxes.tolist(), scores.tolist(), 0.4, 0.1, class_agnostic)[:30]
@@ -161,11 +181,13 @@ def test_soft_equals_the_reference(class_agnostic):
     rows, labels = (torch.tensor(column) for column in list(zip(*expected, strict=True))[1:])
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert found.ious is not None
+    assert candidates.ious is not None
     assert torch.equal(found.ious, candidates.ious[rows, labels])
     assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
 
 
-def test_soft_gaussian_by_hand():
+def test_soft_gaussian_by_hand() -> None:
     # IoU is 50 / 100: the second score becomes 0.8 exp(-0.25 / 0.5), and the second class is left alone.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.3]])
@@ -174,7 +196,14 @@ def test_soft_gaussian_by_hand():
     assert found.labels.tolist() == [0, 0, 1]
 
 
-def iou_guided_reference(boxes, scores, ious, iou_threshold, score_threshold, class_agnostic):
+def iou_guided_reference(
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[float]],
+    ious: Sequence[Sequence[float]],
+    iou_threshold: float,
+    score_threshold: float,
+    class_agnostic: bool,
+) -> Any:
     """(score, label, row, estimate) of each detection: Algorithm 1 of IoU-Net, then best scores first."""
     pairs = [(ious[k][c], s, k, c) for k, row in enumerate(scores) for c, s in enumerate(row) if s > score_threshold]
     pairs.sort(reverse=True)
@@ -195,12 +224,17 @@ def iou_guided_reference(boxes, scores, ious, iou_threshold, score_threshold, cl
 @pytest.mark.parametrize("class_agnostic", [False, True])
 @pytest.mark.parametrize("ious_of_classes", [False, True])
 @pytest.mark.parametrize(("count", "origin"), [(40, -108.0), (450, 0.0)])
-def test_iou_guided_equals_the_reference(count, origin, ious_of_classes, class_agnostic):
+def test_iou_guided_equals_the_reference(
+    count: int, origin: float, ious_of_classes: bool, class_agnostic: bool
+) -> None:
     candidates = random_candidates(count, 3, origin)
     scores, ious = candidates.class_scores, candidates.ious
     if not ious_of_classes:
+        assert ious is not None
         candidates = Candidates(candidates.boxes, scores, ious=ious[:, 0])
+        assert ious is not None
         ious = ious[:, :1].expand(-1, 3)
+    assert ious is not None
     columns = candidates.boxes.tolist(), scores.tolist(), ious.tolist()
     expected = iou_guided_reference(*columns, 0.5, 0.1, class_agnostic)[:60]
     found = iou_guided_nms(candidates, scores, 0.5, 0.1, 60, class_agnostic)
@@ -208,32 +242,35 @@ def test_iou_guided_equals_the_reference(count, origin, ious_of_classes, class_a
     assert torch.equal(found.scores, scores)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.boxes, candidates.boxes[rows])
+    assert found.ious is not None
     assert torch.equal(found.ious, ious)
 
 
-def test_iou_guided_removes_background_first():
+def test_iou_guided_removes_background_first() -> None:
     # The second box has the best estimate, and a class score of background: it must not remove the first.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
     candidates = Candidates(boxes, torch.tensor([[0.9], [0.04]]), ious=torch.tensor([0.6, 0.8]))
     found = iou_guided_nms(candidates, candidates.class_scores)
     assert found.boxes.tolist() == [[0, 0, 10, 10]]
+    assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0.6])
 
 
-def test_iou_guided_takes_equal_estimates_by_score():
+def test_iou_guided_takes_equal_estimates_by_score() -> None:
     # One box, two classes, one estimate: where classes compete the better one is the label.
     candidates = Candidates(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[0.2, 0.7]]), torch.tensor([0.5]))
     found = iou_guided_nms(candidates, candidates.class_scores, class_agnostic=True)
-    assert (found.labels.tolist(), found.scores.tolist()) == ([1], pytest.approx([0.7]))
+    assert found.labels.tolist() == [1]
+    assert found.scores.tolist() == pytest.approx([0.7])
 
 
-def test_iou_guided_never_detects_a_nan_estimate():
+def test_iou_guided_never_detects_a_nan_estimate() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
     candidates = Candidates(boxes, torch.tensor([[0.9], [0.8]]), ious=torch.tensor([math.nan, 0.8]))
     assert iou_guided_nms(candidates, candidates.class_scores).boxes.tolist() == [[0, 0, 10, 9]]
 
 
-def test_iou_guided_needs_an_estimate():
+def test_iou_guided_needs_an_estimate() -> None:
     candidates = Candidates(torch.zeros(1, 4), torch.zeros(1, 2))
     with pytest.raises(UserError, match="predicts no IoU"):
         iou_guided_nms(candidates, candidates.class_scores)
@@ -243,7 +280,7 @@ RULES = [greedy_nms, soft_nms, iou_guided_nms]
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_gives_nothing_for_nothing(rule):
+def test_every_rule_gives_nothing_for_nothing(rule: Any) -> None:
     candidates = Candidates(torch.zeros(0, 4), torch.zeros(0, 2), ious=torch.zeros(0, 2))
     found = rule(candidates, candidates.class_scores)
     assert (found.boxes.shape, found.scores.shape, found.ious.shape) == ((0, 4), (0,), (0,))
@@ -251,14 +288,14 @@ def test_every_rule_gives_nothing_for_nothing(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_wants_a_score_for_each_box(rule):
+def test_every_rule_wants_a_score_for_each_box(rule: Any) -> None:
     candidates = Candidates(torch.zeros(3, 4), torch.zeros(3, 2), ious=torch.zeros(3))
     with pytest.raises(UserError, match="2 boxes for 3 candidates"):
         rule(candidates, torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_skips_boxes_without_area_and_nan(rule):
+def test_every_rule_skips_boxes_without_area_and_nan(rule: Any) -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 20.0, 10.0], [math.nan, 0.0, 10.0, 10.0]])
     scores = torch.tensor([[math.nan, 0.9], [0.9, 0.9], [0.9, 0.9]])
     found = rule(Candidates(boxes, scores, ious=torch.ones(3)), scores)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def new_accelerator(device: torch.device | None = None, **options: Any) -> Accelerator:
     """An accelerator with these options, on this device, or on whatever speeds up torch, else on the CPU."""
+    # Here, since every model imports this file and only a training needs accelerate.
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     # A second training of one Python session may want another precision, or another device, than the first.
     AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
     if device is not None and device.type == "cuda":

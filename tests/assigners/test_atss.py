@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,11 +18,17 @@ GRIDS = ["grid0", "grid1", "grid2", "grid3", "grid4"]
 OTHERS = ["crowded", "outside", "tiny_gt", "topk4", "no_gt", "ignore", "random_anchors"]
 
 
-def centre(box):
+def centre(box: Sequence[float]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def algorithm_1(anchors, level_sizes, truths, topk, usable):
+def algorithm_1(
+    anchors: Sequence[Sequence[float]],
+    level_sizes: list[int],
+    truths: Sequence[Sequence[float]],
+    topk: int,
+    usable: list[bool],
+) -> tuple[list[int], list[float]]:
     """The paper's algorithm 1, line by line: the index of the ground-truth box of each anchor."""
     best = [(0.0, BACKGROUND)] * len(anchors)
     for g, truth in enumerate(truths):
@@ -43,7 +50,7 @@ def algorithm_1(anchors, level_sizes, truths, topk, usable):
     return [g for _, g in best], [overlap for overlap, _ in best]
 
 
-def grid(height, width, levels=3):
+def grid(height: int, width: int, levels: int = 3) -> tuple[torch.Tensor, list[int]]:
     """Anchors and level sizes of a small pyramid in double."""
     strides = [8 * 2**i for i in range(levels)]
     sizes = [(-(-height // s), -(-width // s)) for s in strides]
@@ -52,13 +59,13 @@ def grid(height, width, levels=3):
     return anchors.double(), [h * w for h, w in sizes]
 
 
-def random_truths(count, height, width):
+def random_truths(count: int, height: int, width: int) -> torch.Tensor:
     corner = torch.rand(count, 2, dtype=torch.float64) * torch.tensor([width, height]) * 0.7
     return torch.cat([corner, corner + 5 + torch.rand(count, 2, dtype=torch.float64) * 90], dim=1)
 
 
 @pytest.mark.parametrize("case", GRIDS + OTHERS)
-def test_reference_assignments(case):
+def test_reference_assignments(case: str) -> None:
     file = slice_of("atss_seed0")  # complete
     topk = json.loads(file.metadata["cases"])[case]["topk"]
     golden = file.whole(f"{case}/")
@@ -70,13 +77,15 @@ def test_reference_assignments(case):
     expected = torch.where(theirs < 0, IGNORED, theirs - 1)
     assert torch.equal(found.matched, expected)
     positive = expected >= 0
+    assert found.ious is not None
     torch.testing.assert_close(found.ious[positive], golden["max_overlaps"][positive])
+    assert found.ious is not None
     assert (found.ious[~positive] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_algorithm_1(seed, masked):
+def test_equals_algorithm_1(seed: int, masked: bool) -> None:
     torch.manual_seed(seed)
     anchors, level_sizes = grid(120, 160)
     truths = random_truths(12, 120, 160)
@@ -89,30 +98,31 @@ def test_equals_algorithm_1(seed, masked):
     assert max(matched) >= 0
 
 
-def test_an_anchor_of_two_objects_learns_the_tighter():
+def test_an_anchor_of_two_objects_learns_the_tighter() -> None:
     # One anchor, one level, one candidate each: the threshold is its own IoU, so both objects claim it.
     # IoU is 64/100 with the first and 64/81 with the second.
     anchor = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
     targets = exact_targets(torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 9.0, 9.0]]))
     found = atss(anchor, [1], targets)
     assert found.matched.tolist() == [1]
+    assert found.ious is not None
     assert found.ious.item() == pytest.approx(64 / 81)
 
 
-def test_equal_claims_go_to_the_first():
+def test_equal_claims_go_to_the_first() -> None:
     truth = torch.tensor([0.0, 0.0, 10.0, 10.0])
     found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(truth.repeat(3, 1)))
     assert found.matched.tolist() == [0]
 
 
 @pytest.mark.parametrize(("left", "matched"), [(3.98, 0), (3.995, BACKGROUND), (4.5, BACKGROUND)])
-def test_the_centre_must_be_inside_by_a_hundredth(left, matched):
+def test_the_centre_must_be_inside_by_a_hundredth(left: float, matched: int) -> None:
     # The anchor's centre is at x = 4.
     found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(torch.tensor([[left, 0.0, 9.0, 8.0]])))
     assert found.matched.tolist() == [matched]
 
 
-def test_the_nearest_is_found_far_from_the_origin():
+def test_the_nearest_is_found_far_from_the_origin() -> None:
     # Anchors of 4 px, 1 px apart; by |a|² - 2ab + |b|² in float32 their distances would be off by several pixels.
     x = torch.arange(8000.0, 8040.0)
     anchors = torch.stack([x, torch.full_like(x, 8000.0), x + 4, torch.full_like(x, 8004.0)], dim=1)
@@ -120,7 +130,7 @@ def test_the_nearest_is_found_far_from_the_origin():
     assert atss(anchors, [40], targets, topk=1).matched.ge(0).nonzero().tolist() == [[17]]
 
 
-def test_anchors_in_padding_take_no_part():
+def test_anchors_in_padding_take_no_part() -> None:
     anchors, level_sizes = grid(64, 64, levels=2)
     targets = exact_targets(random_truths(4, 64, 64))
     valid = torch.zeros(len(anchors), dtype=torch.bool)
@@ -133,7 +143,7 @@ def test_anchors_in_padding_take_no_part():
     assert (found.matched[level_sizes[0] :] == BACKGROUND).all()
 
 
-def test_ignored_anchors():
+def test_ignored_anchors() -> None:
     # The first anchor lies wholly in the region, half of the second does, the third is in the padding, and the others
     # are far away: one IoU above zero reaches mean plus deviation only among three candidates or more.
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [0.0, 0.0, 8.0, 8.0]])
@@ -146,7 +156,7 @@ def test_ignored_anchors():
     assert atss(anchors, [5], targets, valid=valid).matched.tolist() == [0, -1, -1, -1, -1]
 
 
-def test_nothing_to_assign():
+def test_nothing_to_assign() -> None:
     anchors, level_sizes = grid(64, 64)
     empty = exact_targets(torch.zeros(0, 4, dtype=torch.float64))
     found = atss(anchors, level_sizes, empty, ignore_iof=0.5)
@@ -155,24 +165,24 @@ def test_nothing_to_assign():
     assert atss(anchors[:0], [0], exact_targets(random_truths(2, 64, 64))).matched.shape == (0,)
 
 
-def test_an_object_without_area_gets_nothing():
+def test_an_object_without_area_gets_nothing() -> None:
     anchors, level_sizes = grid(64, 64)
     point = torch.tensor([[32.0, 32.0, 32.0, 32.0]], dtype=torch.float64)
     assert (atss(anchors, level_sizes, exact_targets(point)).matched == BACKGROUND).all()
 
 
-def test_levels_that_do_not_add_up():
+def test_levels_that_do_not_add_up() -> None:
     with pytest.raises(UserError, match="3 anchors"):
         atss(torch.zeros(3, 4), [1, 1], exact_targets(torch.zeros(0, 4)))
 
 
-def test_anchors_are_square_and_centred():
+def test_anchors_are_square_and_centred() -> None:
     anchors = atss_anchors(torch.tensor([[0.0, 0.0], [16.0, 32.0]]), torch.tensor([8, 16]))
     # Sides of 64 and 128.
     assert anchors.tolist() == [[-32, -32, 32, 32], [-48, -32, 80, 96]]
 
 
-def test_points_go_level_by_level_and_row_by_row():
+def test_points_go_level_by_level_and_row_by_row() -> None:
     sizes = [(2, 3), (1, 2)]
     points = level_points(sizes, [8, 16])
     assert points.tolist() == [[0, 0], [8, 0], [16, 0], [0, 8], [8, 8], [16, 8], [0, 0], [16, 0]]

@@ -1,6 +1,7 @@
 """FCOS's assignment against a plain-Python reference and hand-made cases."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ RANGES = per_point(torch.tensor([[-1.0, 20.0], [20.0, math.inf]]), SIZES)
 side = st.integers(0, 64)
 
 
-def assign(targets, center_radius=None):
+def assign(targets: Targets, center_radius: float | None = None) -> torch.Tensor:
     return fcos_assign(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
 
 
-def reference(truths, center_radius):
+def reference(truths: Sequence[Sequence[float]], center_radius: float | None) -> list[int]:
     """One point and one object at a time."""
     matched = []
     for (x, y), stride, (least, most) in zip(POINTS.tolist(), POINT_STRIDES.tolist(), RANGES.tolist(), strict=True):
@@ -44,13 +45,13 @@ def reference(truths, center_radius):
     st.lists(st.tuples(side, side, side, side), max_size=5, unique_by=lambda b: (b[2] - b[0]) * (b[3] - b[1])),
     st.sampled_from([None, 0.5, 1.5]),
 )
-def test_equals_the_reference(boxes, center_radius):
+def test_equals_the_reference(boxes: Sequence[Sequence[float]], center_radius: float | None) -> None:
     # Distinct areas: which of two equally small objects a point learns is not defined.
     targets = Targets.of(torch.tensor(boxes), torch.zeros(len(boxes)))
     assert assign(targets, center_radius).tolist() == reference(boxes, center_radius)
 
 
-def test_the_smaller_of_nested_objects_wins():
+def test_the_smaller_of_nested_objects_wins() -> None:
     matched = assign(targets_of((0, 0, 32, 32), (8, 8, 24, 24)))[:64].reshape(8, 8)
     # The points at 12 and 20 are inside both boxes and at most 32 - 12 = 20 from any side: both suit the level.
     assert (matched[1:3, 1:3] == 1).all()
@@ -66,7 +67,7 @@ def test_the_smaller_of_nested_objects_wins():
         (2.0, [2, 3, 4, 5]),  # |x - 32| < 16
     ],
 )
-def test_centre_sampling_counts_in_strides(radius, expected):
+def test_centre_sampling_counts_in_strides(radius: float | None, expected: list[int]) -> None:
     ranges = torch.tensor([[-1.0, math.inf]]).expand(len(POINTS), 2)
     targets = targets_of((0, 24, 64, 40))
     matched = fcos_assign(POINTS, POINT_STRIDES, ranges, targets, radius).matched
@@ -74,18 +75,18 @@ def test_centre_sampling_counts_in_strides(radius, expected):
     assert row.ge(0).nonzero().squeeze(1).tolist() == expected
 
 
-def test_centre_region_is_clipped_to_the_box():
+def test_centre_region_is_clipped_to_the_box() -> None:
     # 1.5 strides of 8 reach 12 px around (32, 32), but the box only 6: points at 28 and 36 are inside, 20 is not.
     row = assign(targets_of((26, 26, 38, 38)), center_radius=1.5)[:64].reshape(8, 8)[3]
     assert row.tolist() == [-1, -1, -1, 0, 0, -1, -1, -1]
 
 
-def test_a_point_on_the_border_is_outside():
+def test_a_point_on_the_border_is_outside() -> None:
     assert (assign(targets_of((4, 4, 11, 11))) == BACKGROUND).all()
     assert assign(targets_of((3, 3, 11, 11)))[0] == 0
 
 
-def test_no_objects():
+def test_no_objects() -> None:
     matched = assign(Targets.of(torch.zeros(0, 4), torch.zeros(0)))
     assert matched.dtype == torch.int64
     assert (matched == BACKGROUND).all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +18,7 @@ from tightbox.structures import Targets
 SIZE = (12, 16)
 
 
-def lies_on(x, y, box, shape):
+def lies_on(x: int, y: int, box: Sequence[float], shape: str) -> bool:
     """Whether the pixel (x, y) lies on the object, one pixel at a time."""
     x1, y1, x2, y2 = box
     dx, dy = x + 0.5 - (x1 + x2) / 2, y + 0.5 - (y1 + y2) / 2
@@ -28,7 +31,13 @@ def lies_on(x, y, box, shape):
     return w * h > 0 and (2 * dx * h) ** 2 + (2 * dy * w) ** 2 <= (w * h) ** 2
 
 
-def reference(boxes, labels, ignore, shape, box_shape):
+def reference(
+    boxes: Sequence[tuple[float, ...]],
+    labels: list[int],
+    ignore: Sequence[tuple[float, ...]],
+    shape: str,
+    box_shape: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     confidence = torch.zeros(2, *SIZE)
     matched = torch.full(SIZE, BACKGROUND)
     for y in range(SIZE[0]):
@@ -39,7 +48,7 @@ def reference(boxes, labels, ignore, shape, box_shape):
             for g, (box, label) in enumerate(zip(boxes, labels, strict=True)):
                 if lies_on(x, y, box, shape):
                     confidence[label, y, x] = 1
-                    matched[y, x] = max(matched[y, x], BACKGROUND)
+                    matched[y, x] = max(int(matched[y, x]), BACKGROUND)
                 size = (box[2] - box[0]) * (box[3] - box[1])
                 if lies_on(x, y, box, box_shape) and size < least:
                     least, matched[y, x] = size, g
@@ -55,7 +64,13 @@ shapes = st.sampled_from(["ellipse", "box"])
 
 
 @given(boxes_inside, st.lists(st.integers(0, 1), min_size=5, max_size=5), boxes_inside, shapes, shapes)
-def test_equals_the_reference(boxes, labels, ignore, shape, box_shape):
+def test_equals_the_reference(
+    boxes: Sequence[tuple[float, ...]],
+    labels: list[int],
+    ignore: Sequence[tuple[float, ...]],
+    shape: Any,
+    box_shape: Any,
+) -> None:
     labels = labels[: len(boxes)]
     targets = targets_of(*boxes, labels=labels, ignore=ignore)
     maps = pixel_regions(SIZE, targets, classes=2, shape=shape, box_shape=box_shape)
@@ -69,7 +84,7 @@ def test_equals_the_reference(boxes, labels, ignore, shape, box_shape):
     assert (maps.distances[:, ~positive] == 0).all()
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     # Box 5x3 from (2, 1): its centre is (4.5, 2.5) and the radii 2.5 and 1.5. In the row of the centre every pixel is
     # in; one row up dy = 1, so |dx| ≤ 2.5·√(1 − 1/2.25) = 1.86: three pixels.
     maps = pixel_regions((5, 9), targets_of((2, 1, 7, 4)))
@@ -87,14 +102,14 @@ def test_by_hand():
     assert full.confidence.sum() == 15
 
 
-def test_the_smaller_wins_and_of_equals_the_first():
+def test_the_smaller_wins_and_of_equals_the_first() -> None:
     maps = pixel_regions(SIZE, targets_of((4, 4, 8, 8), (0, 0, 12, 12), (4, 4, 8, 8)), shape="box")
     assert (maps.matched[4:8, 4:8] == 0).all()
     assert (maps.matched == 1).sum() == 144 - 16
     assert maps.confidence[0, :12, :12].all()
 
 
-def test_a_pixel_is_positive_for_every_class_on_it():
+def test_a_pixel_is_positive_for_every_class_on_it() -> None:
     maps = pixel_regions(SIZE, targets_of((0, 0, 12, 12), (4, 4, 8, 8), labels=[0, 1]), classes=2, shape="box")
     assert maps.confidence.sum(dim=(1, 2)).tolist() == [144, 16]
     assert (maps.matched[4:8, 4:8] == 1).all()
@@ -111,7 +126,7 @@ def test_a_pixel_is_positive_for_every_class_on_it():
     ],
 )
 @pytest.mark.parametrize("shape", ["ellipse", "box"])
-def test_the_smallest_objects_have_a_pixel(box, x, y, shape):
+def test_the_smallest_objects_have_a_pixel(box: tuple[float, ...], x: int, y: int, shape: Any) -> None:
     targets = targets_of((0, 0, 16, 12), box)
     maps = pixel_regions(SIZE, targets, shape=shape)
     assert (maps.matched == 1).nonzero().tolist() == [[y, x]]
@@ -120,7 +135,7 @@ def test_the_smallest_objects_have_a_pixel(box, x, y, shape):
     torch.testing.assert_close(rebuilt, targets.boxes[1], rtol=0, atol=1e-6)
 
 
-def test_ignored_regions_give_way_to_objects():
+def test_ignored_regions_give_way_to_objects() -> None:
     maps = pixel_regions(SIZE, targets_of((4, 4, 8, 8), ignore=[(6, 0, 16, 12)]))
     on_object = maps.confidence[0] == 1
     assert (maps.matched[on_object] == 0).all()
@@ -134,7 +149,7 @@ def test_ignored_regions_give_way_to_objects():
     assert inner.matched[0, 0] == IGNORED
 
 
-def test_no_objects_and_objects_off_the_map():
+def test_no_objects_and_objects_off_the_map() -> None:
     for targets in (Targets.of(torch.zeros(0, 4), torch.zeros(0)), targets_of((20, 0, 24, 4), (-9, -9, -2, -2))):
         maps = pixel_regions(SIZE, targets)
         assert maps.confidence.shape == (1, *SIZE)
@@ -143,6 +158,6 @@ def test_no_objects_and_objects_off_the_map():
         assert (maps.matched == BACKGROUND).all()
 
 
-def test_an_object_partly_off_the_map_keeps_its_whole_box():
+def test_an_object_partly_off_the_map_keeps_its_whole_box() -> None:
     maps = pixel_regions(SIZE, targets_of((-4, 2, 4, 6)), shape="box")
     assert maps.distances[:, 3, 0].tolist() == [4.5, 1.5, 3.5, 2.5]

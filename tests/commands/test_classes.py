@@ -23,8 +23,8 @@ def data(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     for split, labels in {"train": [1, 2, 3], "val": [2]}.items():
         images = [{"id": i, "file_name": f"{split}{i}.png", "width": 64, "height": 64} for i in (1, 2)]
-        for image in images:
-            noise_image(root / "images" / image["file_name"], 64, 64, seed=image["id"])
+        for i in (1, 2):
+            noise_image(root / "images" / f"{split}{i}.png", 64, 64, seed=i)
         content = {
             "images": images,
             "annotations": [annotation(label, 1, [10 * label, 5, 9, 9], label, area=81) for label in labels],

@@ -58,7 +58,9 @@ def test_no_command_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_a_help_text(command: str) -> None:
-    parser = build_parser()._subcommands_action._name_parser_map[command]
+    commands = build_parser()._subcommands_action
+    assert commands is not None
+    parser = commands._name_parser_map[command]
     bare = [action.dest for action in parser._actions if not (action.help or "").strip()]
     assert bare == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.commands import status
 from tests.helpers.data import plain_image
-from tests.helpers.models import tiny_model
+from tests.helpers.models import tiny_model, tiny_unitbox
 from tests.helpers.results import example
 from tightbox.calibration import Calibration, IouCalibration
 from tightbox.checkpoint import save_calibration
@@ -120,6 +120,17 @@ def test_predict_by_predicted_iou(
     assert len(halved) == pytest.approx(len(some), abs=1)  # one may lie on the threshold
     assert max(row["iou"] for row in halved) == pytest.approx(max(row["iou"] for row in some) / 2)
     assert "was not calibrated" not in capsys.readouterr().err
+
+
+def test_without_predicted_ious_there_is_no_least_one(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unitbox = tiny_unitbox(class_names=["cat", "dog"]).save(tmp_path / "unitbox")
+    options = ["--out", str(tmp_path / "out"), "--min-iou", "0.5"]
+    assert status(["predict", str(unitbox), str(data / "images"), *options]) == 2
+    error = capsys.readouterr().err
+    assert "predicts no IoU" in error
+    assert "calibrate" not in error
 
 
 def test_predict_by_precision(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ def detector(folder: Path, name: str = "face") -> Path:
     """One that takes every image for one face, whose box it reads as the whole image."""
     model = tiny_unitbox(class_names=[name])
     torch.nn.init.zeros_(model.head.classes.weight)
+    assert model.head.classes.bias is not None
     torch.nn.init.constant_(model.head.classes.bias, 2.0)
+    assert model.head.distances.bias is not None
     torch.nn.init.constant_(model.head.distances.bias, 100.0)
     return model.save(folder)
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -121,7 +122,7 @@ def fine_tune(imported: Path, data: Path, out: Path, *more: str) -> int:
 
 @pytest.fixture
 def _no_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tightbox.models.backbone.timm.create_model
+    real = timm.create_model
 
     def create(*args: object, pretrained: bool = False, **kwargs: object) -> object:
         assert not pretrained, "weights were asked for that the checkpoint overwrites"

@@ -18,6 +18,7 @@ from tightbox.models import Detector, IoUAwareRetinaNet
 def detector(**options: Any) -> Detector:
     """Scores and IoUs differ from anchor to anchor."""
     model = tiny_retinanet(**({"top_k": 20} | options))
+    assert model.head.classes.bias is not None
     nn.init.zeros_(model.head.classes.bias)
     for layer in (model.head.classes, model.head.iou):
         if layer is not None:
@@ -92,7 +93,12 @@ def test_a_sweep_runs_the_network_once(
 ) -> None:
     runs: list[int] = []
     forward = IoUAwareRetinaNet.forward
-    monkeypatch.setattr(IoUAwareRetinaNet, "forward", lambda *args: runs.append(1) or forward(*args))
+
+    def counted(*args: Any) -> Any:
+        runs.append(1)
+        return forward(*args)
+
+    monkeypatch.setattr(IoUAwareRetinaNet, "forward", counted)
     arguments = ("eval", checkpoint, "--data", data, "--alpha-sweep", "--out", tmp_path / "out")
     assert status([*arguments]) == 0
     assert status([*arguments]) == 0

@@ -31,7 +31,8 @@ def drawn(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if len(shape) <= 1:
         centre = 1.0 if name.endswith(("weight", "scale")) else 0.0
         return (centre + 0.1 * numbers).astype(np.float32)
-    return (numbers / np.sqrt(fan_in)).astype(np.float32)
+    scaled: NDArray[np.float32] = (numbers / np.sqrt(fan_in)).astype(np.float32)
+    return scaled
 
 
 def weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from tightbox.models import create_model, start_from
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder as it was written, its weights drawn anew from their names."""
     files = FILES / request.param
-    folder = tmp_path / request.param
+    folder: Path = tmp_path / request.param
     folder.mkdir()
     (folder / "card.json").write_bytes((files / "card.json").read_bytes())
     (folder / "results.json").write_bytes((files / "results.json").read_bytes())

@@ -57,7 +57,7 @@ def test_reads_ids_boxes_crowd_and_areas(tmp_path: Path) -> None:
     assert first.crowd.tolist() == [False, True]
     assert first.areas.tolist() == [5.5, 50]  # as given; the box's own
     dtypes = (first.boxes.dtype, first.labels.dtype, first.crowd.dtype, first.areas.dtype)
-    assert dtypes == (np.float32, np.int64, np.bool_, np.float32)
+    assert [dtype.name for dtype in dtypes] == ["float32", "int64", "bool", "float32"]
     assert second.image_id == 3
     assert second.boxes.shape == (0, 4)
 

@@ -14,6 +14,7 @@ from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evalu
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.data.transforms import TrainTransform
 from tightbox.errors import UserError
+from tightbox.images import open_image
 from tightbox.options import AugmentOptions, Preprocess
 
 PREPROCESS = Preprocess(long_side=64, short_side=48)
@@ -123,7 +124,7 @@ def test_the_cache_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     opened: list[str] = []
     import tightbox.data.dataset as module
 
-    real = module.open_image
+    real = open_image
     monkeypatch.setattr(module, "open_image", lambda path, size: opened.append(path.name) or real(path, size))  # type: ignore[func-returns-value]
     data = data_of(tmp_path, 4, sizes=[(40, 30), (700, 499), (700, 499), (40, 30)])
     cached = dataset(data, transform=None, cache_mb=1)

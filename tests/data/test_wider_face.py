@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -91,7 +92,7 @@ row = st.tuples(*[st.integers(0, 15)] * 4, *[st.just(0)] * 3, st.integers(0, 1),
 
 
 @given(st.lists(st.lists(row, max_size=4), min_size=1, max_size=5))
-def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, images: list) -> None:
+def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, images: list[Any]) -> None:
     text = ""
     for number, rows in enumerate(images):
         lines = rows or [(0,) * 10]

@@ -164,6 +164,8 @@ def test_no_label_file_at_all_is_refused(tmp_path: Path) -> None:
     [
         ("names: [cat\ntrain: x", r"data\.yaml:2 is not valid YAML"),
         ("names: [cat, cat]", "more than one class with 'cat'"),
+        ("names: [cat, '']", "gives an empty name to category id 1; give every class a name"),
+        ("names: {0: ' ', 1: dog}", "gives an empty name to category id 0"),
     ],
 )
 def test_bad_yaml(tmp_path: Path, yaml: str, message: str) -> None:

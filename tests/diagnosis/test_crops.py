@@ -76,6 +76,8 @@ def test_a_crop_shows_its_part(tmp_path: Path) -> None:
     assert shown.format == "JPEG"
     assert shown.size == (340, 255)
     red, white = shown.getpixel((170, 127)), shown.getpixel((10, 10))
+    assert isinstance(red, tuple)
+    assert isinstance(white, tuple)
     assert red[0] > 200
     assert red[1] < 60
     assert min(white) > 240

@@ -334,8 +334,8 @@ def _edge_is_shaded(place: Any) -> bool:
     """Whether a table's caption, where nothing is written, is of another brightness at the right edge than before."""
     place.scroll_into_view_if_needed()
     pixels = Image.open(io.BytesIO(place.screenshot())).convert("L")
-    row = [pixels.getpixel((pixels.width - distance, 12)) for distance in (4, 60)]
-    return abs(row[0] - row[1]) >= 20
+    row: list[Any] = [pixels.getpixel((pixels.width - distance, 12)) for distance in (4, 60)]
+    return bool(abs(row[0] - row[1]) >= 20)
 
 
 def test_its_figures_are_those_of_the_json_file(visit: Visit, diagnosis: Diagnosis) -> None:

@@ -7,11 +7,13 @@ import math
 import sys
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tightbox.errors import UserError
 from tightbox.evaluation.fddb import FddbCurves, drawn, fddb_curves, plot_fddb, region_ious
@@ -25,11 +27,13 @@ def painted(region: np.ndarray, fine: int = 16) -> np.ndarray:
     y, x = np.mgrid[: SIZE[0], : SIZE[1] * fine] + 0.5
     x /= fine
     if len(region) == 4:
-        return (x >= region[0]) & (x <= region[2]) & (y >= region[1]) & (y <= region[3])
+        in_box: NDArray[Any] = (x >= region[0]) & (x <= region[2]) & (y >= region[1]) & (y <= region[3])
+        return in_box
     a, b, angle, cx, cy = region
     u = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
     v = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
-    return (u / a) ** 2 + (v / b) ** 2 <= 1
+    inside: NDArray[Any] = (u / a) ** 2 + (v / b) ** 2 <= 1
+    return inside
 
 
 box = st.tuples(*[st.floats(-5, 60)] * 2, *[st.floats(10, 40)] * 2).map(

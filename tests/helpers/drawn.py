@@ -50,7 +50,8 @@ def decode(planes: NDArray[np.uint8], place: Place, shape: tuple[int, ...]) -> F
     """The tensor of that shape."""
     unsigned = sum(plane.astype(np.uint32) << np.uint32(8 * i) for i, plane in enumerate(planes))
     difference = (unsigned >> 1).view(np.int32) ^ -(unsigned & 1).view(np.int32)
-    return (draw(place, shape).ravel().view(np.int32) + difference).view(np.float32).reshape(shape)
+    numbers: NDArray[np.float32] = (draw(place, shape).ravel().view(np.int32) + difference).view(np.float32)
+    return numbers.reshape(shape)
 
 
 def draw(place: Place, shape: tuple[int, ...]) -> Floats:
@@ -163,4 +164,7 @@ def _enlarged(map_: Floats, axis: int, size: int) -> Floats:
     along[axis] = size
     fraction = (at - low.astype(np.float32)).reshape(along)
     second = (map_.take(high, axis) * fraction).astype(np.float64)
-    return (map_.take(low, axis).astype(np.float64) * (1 - fraction) + second).astype(np.float32)
+    between: NDArray[np.float32] = (map_.take(low, axis).astype(np.float64) * (1 - fraction) + second).astype(
+        np.float32
+    )
+    return between

@@ -52,7 +52,7 @@ def _small() -> dict[str, Any]:
 def tiny_iou_net(**changes: Any) -> IoUNet:
     """Three classes, images of 64 pixels, and every (proposal, class) pair above 0.2, a little under chance."""
     torch.manual_seed(0)
-    options = {"channels": 8, "fc_channels": 16, "proposals": 20, "train_proposals": 50, "rois": 16}
+    options: dict[str, Any] = {"channels": 8, "fc_channels": 16, "proposals": 20, "train_proposals": 50, "rois": 16}
     options |= {"jittered_boxes": 12, "score_threshold": 0.2, "anchor_scale": 4.0}
     options |= {"class_names": ["cat", "dog", "owl"], "preprocess": Preprocess(long_side=64, short_side=64)}
     model = create_model("iou_net", backbone=BACKBONE, **(options | changes))
@@ -87,7 +87,9 @@ def small_vfnet(classes: int = 3, **options: Any) -> VFNet:
     """A VFNet on ResNet-18 with a narrow head."""
     names = [f"class {i}" for i in range(classes)]
     small = {"channels": 64, "tower_depth": 1}
-    return create_model("vfnet", class_names=names, backbone="resnet18", pretrained_backbone=False, **small | options)
+    model = create_model("vfnet", class_names=names, backbone="resnet18", pretrained_backbone=False, **small | options)
+    assert isinstance(model, VFNet)
+    return model
 
 
 def small_state(**options: Any) -> dict[str, Tensor]:
@@ -107,7 +109,7 @@ class TinyResNet50(Backbone):
             getattr(self.body, name).requires_grad_(False)
 
 
-class _Features(ResNet):
+class _Features(ResNet):  # type: ignore[misc]  # timm has no types
     """timm's ResNet with a stem as narrow as its stages, giving C3 to C5."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -118,7 +120,7 @@ class _Features(ResNet):
         first.conv1 = nn.Conv2d(8, 8, 1, bias=False)
         first.downsample[0] = nn.Conv2d(8, 32, 1, bias=False)
         del self.fc
-        self.feature_info = _Info(self.feature_info)
+        self.feature_info: Any = _Info(self.feature_info)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         c2 = self.layer1(self.maxpool(self.act1(self.bn1(self.conv1(x)))))

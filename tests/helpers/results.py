@@ -129,7 +129,9 @@ def nasty_example() -> tuple[Json, list[Json]]:
 def many(copies: int = 60) -> tuple[Json, list[Json]]:
     """The example again and again, one pixel further to the right each time, for a gallery to look around in."""
     truth, results = example()
-    images, annotations, rows = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number in range(copies):
         shift, base = number % 20, 3 * number
         for image in truth["images"]:

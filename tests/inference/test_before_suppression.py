@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 
 from tests.helpers.data import three_images
-from tests.helpers.models import tiny_model
+from tests.helpers.models import tiny_iou_net, tiny_model, tiny_unitbox
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.inference.batches import Loading
 from tightbox.inference.before_suppression import look_before_suppression, true_suppression
+from tightbox.inference.candidates import iterate_assigned, iterate_detected
 from tightbox.inference.detect import detect_data
+from tightbox.models import Detector
 from tightbox.structures import Candidates, Targets
 from tightbox.suppress import greedy_nms
 
@@ -63,6 +67,36 @@ def test_without_objects_it_is_the_detectors_own() -> None:
     assert found.boxes.tolist() == OWN(*given).boxes.tolist()
     empty = Candidates(torch.zeros(0, 4), torch.zeros(0, 2)), torch.zeros(0, 2)
     assert len(true_suppression(*empty, own=OWN, targets=OBJECT, score_threshold=0.05)) == 0
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_iou_net, tiny_unitbox])
+def test_the_network_runs_once_and_finds_what_it_finds_alone(
+    make: Callable[..., Detector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    data = three_images(tmp_path)
+    model, passes = make(class_names=data.class_names), []
+    alone = detect_data(model, data, loading=Loading(batch_size=1))
+    images = list(iterate_assigned(model, data, loading=Loading(batch_size=1)))
+    network = type(model).forward
+
+    def counted(self: Detector, pixels: torch.Tensor) -> object:
+        passes.append(len(pixels))
+        return network(self, pixels)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    both = list(iterate_detected(model, data, loading=Loading(batch_size=1)))
+    assert passes == [1, 1, 1]
+    for (image, found), expected in zip(both, images, strict=True):
+        assert image.index == expected.index
+        assert torch.equal(image.matched, expected.matched)
+        assert torch.equal(image.candidates.boxes, expected.candidates.boxes)
+        assert torch.equal(image.candidates.class_scores, expected.candidates.class_scores)
+        assert torch.equal(found.boxes, alone[image.index].boxes)
+        assert torch.equal(found.scores, alone[image.index].scores)
+    # Afterwards the model sees every batch anew.
+    detect_data(model, data, loading=Loading(batch_size=1))
+    assert passes == [1] * 6
 
 
 def test_what_is_seen_of_a_detector(tmp_path: Path) -> None:

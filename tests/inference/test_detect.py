@@ -123,7 +123,11 @@ def test_a_perfect_detector_has_an_ap_of_1(data: DetectionData) -> None:
 
 def test_a_detector_with_its_classes_swapped_has_an_ap_of_0(data: DetectionData) -> None:
     model = Oracle()
-    model.select = lambda c: Detections(c.boxes, c.class_scores.amax(1), c.class_scores.argmin(1))  # type: ignore[method-assign]
+
+    def swapped(c: Candidates, *_: Any, **__: Any) -> Detections:
+        return Detections(c.boxes, c.class_scores.amax(1), c.class_scores.argmin(1))
+
+    model.select = swapped  # type: ignore[method-assign, assignment]
     assert evaluate_model(model, data).ap == 0.0
 
 

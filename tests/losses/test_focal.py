@@ -1,6 +1,7 @@
 """Focal loss: hand numbers, reference gradient, stability."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from tightbox.losses import focal_loss
         (0.9, 0.0, 0.75 * 0.9**2 * -math.log(0.1)),  # hard negative
     ],
 )
-def test_by_hand(probability, target, expected):
+def test_by_hand(probability: float, target: Any, expected: Any) -> None:
     logit = torch.tensor(probability, dtype=torch.float64).logit()
     assert focal_loss(logit, torch.tensor(target)).item() == pytest.approx(expected)
 
 
-def test_without_focus_it_is_weighted_cross_entropy():
+def test_without_focus_it_is_weighted_cross_entropy() -> None:
     logits, target = torch.randn(50), torch.rand(50)
     weight = 0.3 * target + 0.7 * (1 - target)
     expected = weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -33,7 +34,7 @@ def test_without_focus_it_is_weighted_cross_entropy():
 
 
 @pytest.mark.parametrize("golden", recordings("losses_seed0"), ids=repr)
-def test_reference_value_and_gradient(golden):
+def test_reference_value_and_gradient(golden: Any) -> None:
     logits = golden["vfl/pred"].requires_grad_()
     target = F.one_hot(golden["focal/labels"], 21)[:, :20]  # label 20 is the background
     loss = focal_loss(logits, target, reduction="sum") / 75
@@ -43,21 +44,22 @@ def test_reference_value_and_gradient(golden):
     torch.testing.assert_close(gradient.of(logits.grad), gradient.values, rtol=1e-4, atol=1e-8)
 
 
-def test_gradcheck():
+def test_gradcheck() -> None:
     logits = torch.randn(8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(focal_loss, (logits, torch.rand(8, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
-def test_extreme_logits_stay_finite(gamma):
+def test_extreme_logits_stay_finite(gamma: float) -> None:
     logits = torch.tensor([-1e4, -100.0, 100.0, 1e4] * 2, requires_grad=True)
     loss = focal_loss(logits, torch.tensor([0.0] * 4 + [1.0] * 4), gamma=gamma)
     loss.sum().backward()
     assert loss.isfinite().all()
+    assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
-def test_half_inputs_and_autocast_compute_in_float32():
+def test_half_inputs_and_autocast_compute_in_float32() -> None:
     logits, target = torch.tensor([-3.0, 0.5, 2.0]), torch.tensor([0.0, 1.0, 1.0])
     expected = focal_loss(logits, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -65,6 +67,6 @@ def test_half_inputs_and_autocast_compute_in_float32():
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"alpha": math.nan}, {"gamma": 0.5}, {"reduction": "median"}])
-def test_wrong_options(wrong):
+def test_wrong_options(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         focal_loss(torch.zeros(2), torch.zeros(2), **wrong)

@@ -1,6 +1,8 @@
 """The IoU family of losses: hand numbers, reference values, gradients and degenerate boxes."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,21 +16,27 @@ from tightbox.errors import UserError
 from tightbox.losses import ciou_loss, diou_loss, giou_loss, iou_loss
 
 
-def iou_log(*args, **options):
-    return iou_loss(*args, kind="log", **options)
+def iou_log(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    return iou_loss(pred, target, kind="log", **options)
 
 
-def iou_linear(*args, **options):
-    return iou_loss(*args, kind="linear", **options)
+def iou_linear(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+    return iou_loss(pred, target, kind="linear", **options)
 
 
-LOSSES = {"giou": giou_loss, "iou_log": iou_log, "iou_linear": iou_linear, "diou": diou_loss, "ciou": ciou_loss}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "giou": giou_loss,
+    "iou_log": iou_log,
+    "iou_linear": iou_linear,
+    "diou": diou_loss,
+    "ciou": ciou_loss,
+}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 coordinate = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0, 50.0, 1e-30, 1e9])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 
 
-def test_unitbox_value_and_gradient():
+def test_unitbox_value_and_gradient() -> None:
     # Pixel distances t, b, l, r = 3, 5, 2, 7 against 4, 4, 3, 6: areas 8 * 9 = 72 and 8 * 9 = 72,
     # I = (3 + 4)(2 + 6) = 56, U = 72 + 72 - 56 = 88, and -ln(56/88) = 0.451985.
     # dL/dx = dX/dx / U - (U + I)/(U I) dI/dx; for t: 9/88 - 144/(88 * 56) * 8 = -0.131494, for b: 9/88 = 0.102273,
@@ -39,6 +47,7 @@ def test_unitbox_value_and_gradient():
     loss = iou_loss(decode_distances(point, ltrb), target)
     loss.backward()
     assert loss.item() == pytest.approx(0.451985, abs=1e-6)
+    assert ltrb.grad is not None
     left, top, right, bottom = ltrb.grad.tolist()
     assert (top, bottom, left, right) == pytest.approx((-0.131494, 0.102273, -0.113636, 0.090909), abs=1e-6)
 
@@ -59,14 +68,14 @@ def test_unitbox_value_and_gradient():
         (ciou_loss, (0, 0, 4, 3), 0.625 + 6.25 / 80),  # IoU 3/8 is under the gate: no shape term
     ],
 )
-def test_by_hand(loss, pred, expected):
+def test_by_hand(loss: Callable[..., torch.Tensor], pred: Any, expected: Any) -> None:
     pred, target = torch.tensor(pred, dtype=torch.float64), torch.tensor([0.0, 0.0, 4.0, 8.0], dtype=torch.float64)
     assert loss(pred, target).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_reference_values(name, dtype):
+def test_reference_values(name: str, dtype: str) -> None:
     golden = slice_of("losses_seed0")  # of these losses all there is
     for boxes, prefix in (("boxes", ""), ("edge", "edge_")):
         pred, target = golden[f"{boxes}/pred"], golden[f"{boxes}/target"]
@@ -87,21 +96,21 @@ def test_reference_values(name, dtype):
 
 
 @pytest.mark.parametrize("loss", [iou_log, iou_linear, giou_loss, diou_loss])  # CIoU: see the next test
-def test_gradcheck(loss):
+def test_gradcheck(loss: Callable[..., torch.Tensor]) -> None:
     target = torch.rand(6, 4, dtype=torch.float64) * 10
     target[:, 2:] += target[:, :2] + 15
     pred = (target + torch.randn(6, 4, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(loss, (pred, target))
 
 
-def test_alpha_of_ciou_is_a_constant_of_the_gradient():
+def test_alpha_of_ciou_is_a_constant_of_the_gradient() -> None:
     target = torch.tensor([0.0, 0.0, 10.0, 20.0], dtype=torch.float64)
     pred = torch.tensor([1.0, -1.0, 10.5, 17.0], dtype=torch.float64)
 
-    def angle(boxes):
+    def angle(boxes: torch.Tensor) -> torch.Tensor:
         return torch.atan((boxes[2] - boxes[0]) / (boxes[3] - boxes[1]))
 
-    def shape(boxes):
+    def shape(boxes: torch.Tensor) -> torch.Tensor:
         return (2 / math.pi * (angle(boxes) - angle(target))) ** 2
 
     overlap = 1 - iou_linear(pred, target).item()
@@ -114,7 +123,9 @@ def test_alpha_of_ciou_is_a_constant_of_the_gradient():
 @every_loss
 @given(box, box)
 @example((0.0, 0.0, 1e-20, 1e-20), (0.0, 0.0, 1.0, 1.0))  # squares that vanish in float32
-def test_any_boxes_give_a_finite_value_and_gradient(loss, a, b):
+def test_any_boxes_give_a_finite_value_and_gradient(
+    loss: Callable[..., torch.Tensor], a: Sequence[float], b: Sequence[float]
+) -> None:
     for pred, target in ((a, b), (b, a), (a, a)):
         value, gradient = value_and_gradient(loss, torch.tensor(pred), torch.tensor(target))
         assert value.isfinite()
@@ -122,13 +133,13 @@ def test_any_boxes_give_a_finite_value_and_gradient(loss, a, b):
 
 
 @every_loss
-def test_scale_does_not_matter(loss):
+def test_scale_does_not_matter(loss: Callable[..., torch.Tensor]) -> None:
     pred, target = torch.tensor([1.0, 2.0, 30.0, 40.0]).double(), torch.tensor([3.0, 1.0, 35.0, 38.0]).double()
     torch.testing.assert_close(loss(pred * 7, target * 7), loss(pred, target), rtol=1e-6, atol=0)
 
 
 @every_loss
-def test_half_inputs_and_autocast_compute_in_float32(loss):
+def test_half_inputs_and_autocast_compute_in_float32(loss: Callable[..., torch.Tensor]) -> None:
     pred, target = torch.tensor([[0.0, 0.0, 320.0, 300.0]]), torch.tensor([[0.0, 10.0, 300.0, 310.0]])
     expected = loss(pred, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -137,7 +148,7 @@ def test_half_inputs_and_autocast_compute_in_float32(loss):
 
 
 @every_loss
-def test_reductions(loss):
+def test_reductions(loss: Callable[..., torch.Tensor]) -> None:
     pred, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 2), torch.tensor([[0.0, 0.0, 4.0, 8.0], [0.0, 0.0, 4.0, 5.0]])
     first, second = loss(pred, target).tolist()
     assert loss(pred, target, reduction="sum").item() == pytest.approx(first + second)
@@ -147,6 +158,6 @@ def test_reductions(loss):
         loss(pred, target, reduction="median")
 
 
-def test_unknown_kind():
+def test_unknown_kind() -> None:
     with pytest.raises(UserError, match="square"):
-        iou_loss(torch.zeros(4), torch.zeros(4), kind="square")
+        iou_loss(torch.zeros(4), torch.zeros(4), kind="square")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from tightbox.losses import iou_loss, l2_distance_loss, unitbox_iou_loss
 LTRB = [2, 0, 3, 1]
 
 
-def boxes_iou_loss(pred, target):
+def boxes_iou_loss(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     point = torch.tensor([40.0, 30.0], dtype=pred.dtype)
     return iou_loss(decode_distances(point, pred), decode_distances(point, target))
 
 
 @pytest.mark.parametrize("loss", [unitbox_iou_loss, boxes_iou_loss])
-def test_golden(loss):
+def test_golden(loss: Callable[..., torch.Tensor]) -> None:
     # Worked out in test_iou.py: X = X̃ = 72, I = 56, U = 88.
     pred = torch.tensor([3.0, 5.0, 2.0, 7.0], dtype=torch.float64)[LTRB]
     target = torch.tensor([4.0, 4.0, 3.0, 6.0], dtype=torch.float64)[LTRB]
@@ -34,7 +35,7 @@ def test_golden(loss):
     assert gradient.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def closed_form(x, y):
+def closed_form(x: Sequence[float], y: Sequence[float]) -> tuple[float, list[float]]:
     """Algorithm 1 and equations 3 to 7, side by side as in the paper: t, b, l, r."""
     (t, b, l, r), (t_, b_, l_, r_) = x, y  # noqa: E741
     area, true_area = (t + b) * (l + r), (t_ + b_) * (l_ + r_)
@@ -55,7 +56,7 @@ four = st.tuples(distance, distance, distance, distance)
 
 
 @given(four, four)
-def test_closed_form(x, y):
+def test_closed_form(x: Sequence[float], y: Sequence[float]) -> None:
     if any(p == q for p, q in zip(x, y, strict=True)):
         return  # a kink, where the derivative is one of many
     pred, target = (torch.tensor(side, dtype=torch.float64)[LTRB] for side in (x, y))
@@ -68,7 +69,7 @@ def test_closed_form(x, y):
 
 
 @given(four, four, st.floats(0.1, 10))
-def test_scale_does_not_matter(x, y, factor):
+def test_scale_does_not_matter(x: Sequence[float], y: Sequence[float], factor: float) -> None:
     pred, target = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
     loss = unitbox_iou_loss(pred, target).item()
     assert unitbox_iou_loss(factor * pred, factor * target).item() == pytest.approx(loss, abs=1e-9)
@@ -78,13 +79,13 @@ any_distance = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1e-30, 1e-
 
 
 @given(st.tuples(*[any_distance] * 4), st.tuples(*[any_distance] * 4))
-def test_any_distances_give_a_finite_loss_and_gradient(x, y):
+def test_any_distances_give_a_finite_loss_and_gradient(x: Sequence[float], y: Sequence[float]) -> None:
     value, gradient = value_and_gradient(unitbox_iou_loss, torch.tensor(x), torch.tensor(y))
     assert value.isfinite()
     assert gradient.isfinite().all()
 
 
-def test_no_overlap():
+def test_no_overlap() -> None:
     # The prediction ends to the left of its pixel's object: nothing is shared, and the clamps give
     # ln 18 + 2·13.8 − ... : shared width 0 → −ln 1e-6, shared height 3; union 2·3 + 4·3.
     pred, target = torch.tensor([3.0, 1.0, -1.0, 2.0]), torch.tensor([0.0, 1.0, 4.0, 2.0])
@@ -92,7 +93,7 @@ def test_no_overlap():
     assert unitbox_iou_loss(pred, target).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_thin_overlap_still_pulls():
+def test_a_thin_overlap_still_pulls() -> None:
     # 1e-3 of a pixel wide and high in a box of 100x100: an IoU of 1e-10, under the clamp of iou_loss.
     pred, target = torch.full((4,), 5e-4), torch.full((4,), 50.0)
     _, gradient = value_and_gradient(unitbox_iou_loss, pred, target)
@@ -101,7 +102,7 @@ def test_a_thin_overlap_still_pulls():
     assert gradient.tolist() == [0] * 4
 
 
-def test_l2_by_hand():
+def test_l2_by_hand() -> None:
     # (3 − 4)² + (5 − 4)² + (2 − 3)² + (7 − 6)² = 4; the gradient is 2(x − x̃).
     pred, target = torch.tensor([[3.0, 5.0, 2.0, 7.0]])[:, LTRB], torch.tensor([[4.0, 4.0, 3.0, 6.5]])[:, LTRB]
     value, gradient = value_and_gradient(l2_distance_loss, pred, target)
@@ -111,7 +112,7 @@ def test_l2_by_hand():
 
 
 @pytest.mark.parametrize("loss", [unitbox_iou_loss, l2_distance_loss])
-def test_reductions_and_half_precision(loss):
+def test_reductions_and_half_precision(loss: Callable[..., torch.Tensor]) -> None:
     pred = torch.tensor([[3.0, 5.0, 2.0, 7.0], [300.0, 500.0, 200.0, 700.0]])
     target = torch.tensor([[4.0, 4.0, 3.0, 6.0], [3.0, 4.0, 5.0, 6.0]])
     first, second = loss(pred, target).tolist()
@@ -124,6 +125,6 @@ def test_reductions_and_half_precision(loss):
 
 
 @pytest.mark.parametrize("loss", [unitbox_iou_loss, l2_distance_loss])
-def test_gradcheck(loss):
+def test_gradcheck(loss: Callable[..., torch.Tensor]) -> None:
     pred = (torch.rand(5, 4, dtype=torch.float64) * 9 + 1).requires_grad_()
     assert torch.autograd.gradcheck(loss, (pred, torch.rand(5, 4, dtype=torch.float64) * 9 + 1))

@@ -1,6 +1,7 @@
 """Varifocal loss: hand numbers, reference values and gradients, stability."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tightbox.losses import varifocal_loss
         (0.01, 0.0, 7.5377e-7),  # 0.75 · 0.01² · -ln 0.99
     ],
 )
-def test_by_hand(probability, target, expected):
+def test_by_hand(probability: float, target: Any, expected: Any) -> None:
     logit = torch.tensor(probability, dtype=torch.float64).logit()
     assert varifocal_loss(logit, torch.tensor(target)).item() == pytest.approx(expected, rel=1e-5)
 
@@ -34,7 +35,7 @@ def test_by_hand(probability, target, expected):
         ("alpha25_gamma15", {"alpha": 0.25, "gamma": 1.5}),
     ],
 )
-def test_reference_values(golden, case, options, dtype):
+def test_reference_values(golden: Any, case: str, options: dict[str, Any], dtype: str) -> None:
     pred, target = golden["vfl/pred"], golden["vfl/target"]
     if dtype == "f64":
         pred, target = pred.double(), target.double()
@@ -47,36 +48,37 @@ def test_reference_values(golden, case, options, dtype):
     torch.testing.assert_close(loss.sum() / 75, golden[f"vfl/{case}/{dtype}/avg_factor75"], rtol=1e-4, atol=0)
 
 
-def test_gradcheck():
+def test_gradcheck() -> None:
     logits = torch.randn(8, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0.0, 0.0, 0.0, 0.2, 0.5, 0.9, 1.0, 1e-6], dtype=torch.float64)
     assert torch.autograd.gradcheck(varifocal_loss, (logits, target))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_extreme_logits_stay_finite(gamma):
+def test_extreme_logits_stay_finite(gamma: float) -> None:
     logits = torch.tensor([-1e4, -200.0, 200.0, 1e4] * 2, requires_grad=True)
     loss = varifocal_loss(logits, torch.tensor([0.0] * 4 + [0.7] * 4), gamma=gamma)
     loss.sum().backward()
     assert loss.isfinite().all()
+    assert logits.grad is not None
     assert logits.grad.isfinite().all()
     # Surely background: nothing to pay. Surely object yet background: α · -ln(1 - p) = 0.75 · 200.
     assert loss[1].item() == 0
     assert loss[2].item() == pytest.approx(150)
 
 
-def test_half_inputs_and_autocast_compute_in_float32():
+def test_half_inputs_and_autocast_compute_in_float32() -> None:
     logits, target = torch.tensor([-3.0, 0.5, 2.0]), torch.tensor([0.0, 0.5, 0.75])
     expected = varifocal_loss(logits, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(varifocal_loss(logits.bfloat16(), target.bfloat16()), expected, rtol=0, atol=0)
 
 
-def test_reductions():
+def test_reductions() -> None:
     logits, target = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])
     # ln 2 for the positive and 0.75 / 4 · ln 2 for the negative.
     assert varifocal_loss(logits, target, reduction="sum").item() == pytest.approx(1.1875 * math.log(2))
     assert varifocal_loss(logits, target, reduction="mean").item() == pytest.approx(1.1875 * math.log(2) / 2)
     assert varifocal_loss(logits[:0], target[:0]).shape == (0,)
     with pytest.raises(UserError, match="reduction"):
-        varifocal_loss(logits, target, reduction="median")
+        varifocal_loss(logits, target, reduction="median")  # type: ignore[arg-type]

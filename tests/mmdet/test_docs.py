@@ -37,7 +37,9 @@ def test_file_names_fit_their_rows() -> None:
     }
     named = 0
     for backbone, deformable, schedule, _, _, line in rows():
-        file, out = re.fullmatch(r"`tightbox import (\S+)\.pth --out (\S+)`( ²)?", line).group(1, 2)
+        match = re.fullmatch(r"`tightbox import (\S+)\.pth --out (\S+)`( ²)?", line)
+        assert match is not None
+        file, out = match.group(1, 2)
         assert out.startswith("vfnet_")
         if file == "FILE":
             assert line.endswith("²")

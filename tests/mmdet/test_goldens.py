@@ -85,6 +85,7 @@ def test_published_variant(tmp_path: Path, variant: str) -> None:
     assert exported.keys() == state.keys()
     assert all(exported[name].equal(value) and exported[name].dtype == value.dtype for name, value in state.items())
     again = tightbox.load(model.save(tmp_path / "model"))
+    assert isinstance(again, VFNet)
     before, after = detect(model, "pairs"), detect(again, "pairs")
     assert before.boxes.equal(after.boxes)
     assert before.scores.equal(after.scores)

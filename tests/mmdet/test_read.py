@@ -134,7 +134,7 @@ def test_a_class_of_somebody_elses_is_named(tmp_path: Path) -> None:
         ({"state_dict": None, "meta": {}}, "holds no weights"),
         ({"model": STATE}, "holds no weights"),
         (STATE | {"step": 3}, "its entry step is not a tensor"),
-        ({**STATE, 7: torch.ones(1)}, "its entry 7 is not a tensor"),
+        (dict[Any, Any](STATE) | {7: torch.ones(1)}, "its entry 7 is not a tensor"),
     ],
 )
 def test_other_files(tmp_path: Path, content: Any, sentence: str) -> None:

@@ -80,8 +80,10 @@ def test_frozen_norm_keeps_statistics_but_trains_weights() -> None:
     assert norms
     assert not any(m.training for m in norms)
     assert network.body.training
+    assert norms[0].running_mean is not None
     before = norms[0].running_mean.clone()
     network(torch.rand(2, 3, 64, 64))
+    assert norms[0].running_mean is not None
     assert norms[0].running_mean.equal(before)
     assert norms[0].weight.requires_grad
 
@@ -103,7 +105,7 @@ def test_no_network_for_pretrained_weights_is_one_sentence(monkeypatch: pytest.M
         return real(*args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"weights of resnet18 is unavailable .*--pretrained false") as caught:
+    with pytest.raises(UserError, match=r"weights of resnet18 are unavailable .*--pretrained false") as caught:
         Backbone(BackboneOptions(name="resnet18", pretrained=True))
     assert "\n" not in str(caught.value)
 
@@ -141,7 +143,8 @@ def test_deformable_convolutions_start_from_the_pretrained_weights(monkeypatch: 
         made.append(real(*args, **kwargs))
         if pretrained:
             nn.init.constant_(made[-1].layer4[0].conv2.weight, 7)
-        return made[-1]
+        model: nn.Module = made[-1]
+        return model
 
     monkeypatch.setattr(timm, "create_model", create)
     network = Backbone(BackboneOptions(name="resnet50", pretrained=True, deformable=True))

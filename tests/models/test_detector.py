@@ -15,7 +15,7 @@ from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
-from tightbox.models.prediction import as_pixels, resize
+from tightbox.models.prediction import ImageLike, as_pixels, resize
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, Targets
 
@@ -68,7 +68,8 @@ def test_every_kind_of_image_gives_the_same_boxes(model: Detector, array: np.nda
     expected = model.predict(array)
     for kind in (path, str(path), Image.fromarray(array), tensor, tensor / 255, tensor.double() / 255):
         assert same(model.predict(kind), expected), type(kind)
-    several = model.predict([path, array, tensor])
+    images: list[ImageLike] = [path, array, tensor]
+    several = model.predict(images)
     assert len(several) == 3
     assert all(same(found, expected) for found in several)
     assert model.predict([]) == []
@@ -117,7 +118,7 @@ def test_predict_restores_the_mode(array: np.ndarray, training: bool) -> None:
     known = Known((0, 0, 1, 1), Preprocess())
     known.train(training).predict(array)  # `Known` insists on evaluation mode
     assert known.training is training
-    known.candidates = lambda images: 1 / 0  # type: ignore[assignment, method-assign]
+    known.candidates = lambda images: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ZeroDivisionError):
         known.predict(array)
     assert known.training is training
@@ -205,7 +206,7 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
 )
 def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        create_model(**({"backbone": "test_resnet", "pretrained_backbone": False} | arguments))
+        create_model(**(dict[str, Any](backbone="test_resnet", pretrained_backbone=False) | arguments))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ def test_a_stream_is_read_as_it_is_used(model: Detector, array: np.ndarray) -> N
 
 def test_an_unreadable_image_of_many_is_named(model: Detector, array: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jpg: there is no such file"):
-        model.predict([array, tmp_path / "none.jpg"])
+        model.predict(list[ImageLike]([array, tmp_path / "none.jpg"]))
 
 
 @pytest.mark.parametrize("what", [5, None, [5], [[5]]])

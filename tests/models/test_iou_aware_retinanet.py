@@ -28,6 +28,7 @@ def build(**options: Any) -> IoUAwareRetinaNet:
     """A tiny detector with scores, boxes and IoUs that differ from anchor to anchor."""
     model = fresh(**options)
     head = model.head
+    assert head.classes.bias is not None
     nn.init.zeros_(head.classes.bias)
     for layer, spread in ((head.classes, 0.3), (head.deltas, 0.1), (head.iou, 0.3)):
         if layer is not None:
@@ -181,6 +182,7 @@ def test_outputs_are_in_the_order_of_the_anchors() -> None:
     for layer in (model.head.classes, model.head.deltas, model.head.iou):
         assert layer is not None
         nn.init.zeros_(layer.weight)
+        assert layer.bias is not None
         layer.bias.data = torch.arange(float(layer.out_channels))
     output = model(torch.zeros(1, 3, 64, 64))
     assert output.logits.view(-1, 18).unique(dim=0).tolist() == [list(range(18))]
@@ -233,11 +235,11 @@ def test_the_iou_is_predicted_beside_the_box_from_the_same_features() -> None:
     model = build()
     pixels = torch.rand(1, 3, 64, 64)
     before = model(pixels)
-    nn.init.zeros_(model.head.class_tower[0].weight)
+    nn.init.zeros_(model.head.class_tower[0].get_parameter("weight"))
     after = model(pixels)
     assert not after.logits.equal(before.logits)
     assert after.ious.equal(before.ious)
-    nn.init.zeros_(model.head.box_tower[0].weight)
+    nn.init.zeros_(model.head.box_tower[0].get_parameter("weight"))
     assert not model(pixels).ious.equal(before.ious)
     assert [type(m) for m in model.modules() if isinstance(m, nn.GroupNorm)] == []
     assert len([m for m in build(tower_norm=True).head.modules() if isinstance(m, nn.GroupNorm)]) == 2
@@ -278,7 +280,9 @@ def test_batch_without_objects_has_gradients(options: dict[str, Any]) -> None:
     model = build(**options)
     torch.stack(list(model.loss(image_batch(*SIZES), [NOTHING, NOTHING]).values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert model.head.deltas.weight.grad is not None
     assert not model.head.deltas.weight.grad.any()
+    assert model.head.classes.weight.grad is not None
     assert model.head.classes.weight.grad.any()
 
 
@@ -370,7 +374,9 @@ def test_detached_the_box_layer_gets_exactly_nothing() -> None:
         model.loss(image_batch(*SIZES), TWO)["iou"].backward()
         grad = model.head.deltas.weight.grad
         assert (grad is not None and bool(grad.any())) is not detach
-        assert model.head.box_tower[0].weight.grad.any()
+        gradient = model.head.box_tower[0].get_parameter("weight").grad
+        assert gradient is not None
+        assert gradient.any()
         assert all(p.grad is None for p in model.head.class_tower.parameters())
 
 

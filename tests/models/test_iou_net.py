@@ -93,7 +93,11 @@ def test_jittered_boxes_are_shared_among_the_objects_and_come_from_the_global_ge
 
 @pytest.mark.parametrize("kind", ["joint", "baseline", "standalone", "bce"])
 def test_images_without_objects(kind: str, images: list[Tensor]) -> None:
-    changes = {"baseline": {"iou_head": False}, "standalone": {"standalone": True}, "bce": {"iou_loss": "bce"}}
+    changes: dict[str, dict[str, Any]] = {
+        "baseline": {"iou_head": False},
+        "standalone": {"standalone": True},
+        "bce": {"iou_loss": "bce"},
+    }
     model = tiny(**changes.get(kind, {})).train()
     losses = model.loss(images, [Targets.of(torch.zeros(0, 4), torch.zeros(0))] * 2)
     torch.stack(list(losses.values())).sum().backward()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.models import targets_of as of
 from tests.helpers.models import tiny_unitbox as tiny
@@ -26,7 +26,9 @@ def constant(logit: float, distance: float, classes: int = 1, **options: Any) ->
     model = tiny(classes, **options)
     torch.nn.init.zeros_(model.head.classes.weight)
     torch.nn.init.zeros_(model.head.distances.weight)
+    assert model.head.classes.bias is not None
     torch.nn.init.constant_(model.head.classes.bias, logit)
+    assert model.head.distances.bias is not None
     torch.nn.init.constant_(model.head.distances.bias, distance / model.options.distance_unit)
     return model.eval()
 
@@ -61,8 +63,10 @@ def test_distances_are_not_negative_whatever_the_branch_says() -> None:
 
 
 def test_each_branch_is_one_convolution() -> None:
-    head = tiny(2).head
-    layers = {name: (tuple(m.weight.shape[2:]), m.stride, m.out_channels) for name, m in head.named_children()}
+    layers: dict[str, Any] = {}
+    for name, layer in tiny(2).head.named_children():
+        assert isinstance(layer, nn.Conv2d)
+        layers[name] = (layer.kernel_size, layer.stride, layer.out_channels)
     assert layers == {"classes": ((3, 3), (1, 1), 2), "distances": ((3, 3), (1, 1), 4)}
 
 
@@ -191,7 +195,7 @@ def test_reduction_and_weights() -> None:
     on, off = (math.log(1 + math.exp(-sign)) for sign in (1, -1))
     assert one["confidence"].item() == pytest.approx((24 * on + 64 * off) / 88, rel=1e-5)
     assert one["box"].item() == pytest.approx(sum(by_hand("iou", 2.0, (0, 0, 6, 4))) / 24, rel=1e-5)
-    weighted = {"region": "box", "reduction": "sum", "confidence_weight": 3.0, "box_weight": 5.0}
+    weighted: dict[str, Any] = {"region": "box", "reduction": "sum", "confidence_weight": 3.0, "box_weight": 5.0}
     two = constant(1.0, 2.0, **weighted).loss(images, targets)
     assert two["confidence"].item() == pytest.approx(3 * one["confidence"].item() * 88 / 2, rel=1e-5)
     assert two["box"].item() == pytest.approx(5 * one["box"].item() * 24 / 2, rel=1e-5)
@@ -209,6 +213,7 @@ def test_regions_to_be_ignored_have_no_part() -> None:
 def test_each_class_has_its_map_and_all_one_box() -> None:
     # The large object of class 0 and the small one of class 1 share 4 pixels: these are positive in both maps.
     model = constant(0.0, 2.0, classes=2, region="box", reduction="sum")
+    assert model.head.classes.bias is not None
     torch.nn.init.constant_(model.head.classes.bias[1:], 1.0)
     targets = of((0, 0, 6, 4), (0, 0, 2, 2), labels=[0, 1])
     found = model.loss([torch.rand(3, 4, 6)], [targets])
@@ -225,7 +230,7 @@ def test_nothing_in_the_images() -> None:
     losses = model.loss([torch.rand(3, 20, 30), torch.rand(3, 40, 9)], [of(), of()])
     assert losses["box"].item() == 0
     torch.stack(list(losses.values())).sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_objects_of_one_pixel_and_none() -> None:
@@ -237,6 +242,7 @@ def test_objects_of_one_pixel_and_none() -> None:
 def test_a_dead_pixel_recovers(loss: str) -> None:
     model = constant(0.0, -20.0, loss=loss)
     layer = model.head.distances
+    assert layer.bias is not None
     optimizer = torch.optim.SGD([layer.bias], lr=0.1)
     history = []
     for _ in range(60):
@@ -365,7 +371,7 @@ def test_dense_candidates_are_pixels_of_a_grid() -> None:
     whole = decode_distances(candidates.points, output.distances[0, :, y, x].T)
     inside = (whole >= 0).all(dim=1) & (whole[:, 2] <= 50) & (whole[:, 3] <= 40)
     torch.testing.assert_close(candidates.boxes[inside], whole[inside])
-    assert (candidates.boxes.amin(), candidates.boxes[:, 2].amax()) == (0, 50)
+    assert (candidates.boxes.amin().item(), candidates.boxes[:, 2].amax().item()) == (0, 50)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2), (1, 40), (5, 5)])

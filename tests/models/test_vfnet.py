@@ -28,8 +28,10 @@ def build(**options: Any) -> VFNet:
     """A tiny VFNet with scores about a half, so that classes and boxes differ from point to point."""
     model = tiny_model(**options)
     assert isinstance(model, VFNet)
+    assert model.head.classes.bias is not None
     torch.nn.init.zeros_(model.head.classes.bias)
     torch.nn.init.normal_(model.head.classes.weight, std=0.3)
+    assert model.head.box.bias is not None
     torch.nn.init.constant_(model.head.box.bias, -1.0)  # e⁻¹ of each level's range: boxes that overlap their objects
     torch.nn.init.normal_(model.head.box.weight, std=0.05)
     return model.eval()
@@ -66,16 +68,18 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
             y - shift * s < math.ceil(bottom / s) * s and x - shift * s < math.ceil(right / s) * s
             for (x, y), s in zip(points, strides, strict=True)
         ]
-        tensor, stride = torch.tensor(points).float(), torch.tensor(strides).float()
+        tensor, of_points = torch.tensor(points).float(), torch.tensor(strides).float()
         if options.assigner == "atss":
             counts = [rows * columns for rows, columns in level_sizes(*pixels.shape[2:])]
             crowds = 0.5 if options.ignore_crowds else None
-            matched = atss(atss_anchors(tensor, stride), counts, target, ignore_iof=crowds, valid=torch.tensor(inside))
+            matched = atss(
+                atss_anchors(tensor, of_points), counts, target, ignore_iof=crowds, valid=torch.tensor(inside)
+            )
         else:
             ends = torch.tensor([-1, 64, 128, 256, 512, math.inf])
             level = torch.tensor([STRIDES.index(s) for s in strides])
             ranges = torch.stack([ends[level], ends[level + 1]], dim=1)
-            matched = fcos_assign(tensor, stride, ranges, target)
+            matched = fcos_assign(tensor, of_points, ranges, target)
         for n, match in enumerate(matched.matched.tolist()):
             logits, (x, y) = output.logits[i, n].tolist(), points[n]
             goal = [0.0] * len(logits)
@@ -216,6 +220,7 @@ def test_quality_is_a_constant_of_the_class_loss() -> None:
 def test_refined_box_scales_the_initial_one() -> None:
     model = build()
     torch.nn.init.zeros_(model.head.refine.weight)
+    assert model.head.refine.bias is not None
     torch.nn.init.constant_(model.head.refine.bias, math.log(2))
     output = model(torch.rand(1, 3, 64, 64))
     torch.testing.assert_close(output.distances, 2 * output.initial)
@@ -370,6 +375,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
 def test_distance_unit(unit: str) -> None:
     model = build(distance_unit=unit, refine=False)
     torch.nn.init.zeros_(model.head.box.weight)
+    assert model.head.box.bias is not None
     torch.nn.init.zeros_(model.head.box.bias)
     initial = model(torch.rand(1, 3, 64, 64)).initial[0].split([64, 16, 4, 1, 1])
     # exp(0) = 1 of the unit at every point.

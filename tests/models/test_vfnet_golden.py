@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -103,8 +104,8 @@ def gradients(model: VFNet, images: ImageBatch, truth: list[Targets], golden: Go
     """Of the total loss for each parameter, by its published name."""
     losses = model.loss(images, truth)
     assert_losses(losses, golden, "loss")
-    sum(losses.values()).backward()
-    found = to_published({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    torch.stack(list(losses.values())).sum().backward()
+    found = to_published({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert set(found) == set(json.loads(golden.metadata["grad_names"]))  # no other parameter has a gradient
     return found
 
@@ -163,7 +164,7 @@ def train(model: VFNet, images: ImageBatch, golden: Golden, tolerances: tuple[fl
         losses = model.loss(images, targets(golden))
         assert_losses(losses, golden, f"sgd/step{step}", rtol)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
 
 
@@ -220,7 +221,7 @@ def test_targets(golden: Golden, prefix: str, second: tuple[int, int]) -> None:
     ],
 )
 def test_losses_of_the_other_options(
-    prefix: str, changes: dict[str, object], golden: Golden, weights: dict[str, Tensor]
+    prefix: str, changes: dict[str, Any], golden: Golden, weights: dict[str, Tensor]
 ) -> None:
     model = build(weights, replace(OPTIONS, **changes))
     assert_losses(model.loss(batch(golden), targets(golden)), golden, prefix)
@@ -231,7 +232,7 @@ def test_losses_of_images_without_objects(case: str, golden: Golden, weights: di
     truth = [targets(golden)[0] if case == "loss_gt1_empty" else NOTHING, NOTHING]
     losses = build(weights).loss(batch(golden), truth)
     assert_losses(losses, golden, case)
-    sum(losses.values()).backward()  # zero box losses still have a gradient path
+    torch.stack(list(losses.values())).sum().backward()  # zero box losses still have a gradient path
 
 
 def test_detections(golden: Golden, weights: dict[str, Tensor]) -> None:

@@ -34,23 +34,29 @@ def test_values_and_gradients_of_mmcv(file: Golden, case: str, version: str) -> 
     golden = file.whole(f"{case}/{version}/")
     conv = ModulatedDeformConv2d(8, 6, 3, **GEOMETRY[case], bias=version == "v2")
     mask = golden.get("mask", torch.ones(2, 9, *golden["offset"].shape[2:]))
-    conv.conv_offset = Fixed(torch.cat([golden["offset"], torch.logit(mask)], dim=1))
+    fixed = Fixed(torch.cat([golden["offset"], torch.logit(mask)], dim=1))
+    conv.conv_offset = fixed  # type: ignore[assignment]
     with torch.no_grad():
         conv.weight.copy_(golden["weight"])
         if version == "v2":
+            assert conv.bias is not None
             conv.bias.copy_(golden["bias"])
     x = golden["x"].requires_grad_()
     y = conv(x)
     expected = file.recorded(f"{case}/{version}/y")
     torch.testing.assert_close(expected.of(y), expected.values, rtol=1e-4, atol=1e-5)
     y.backward(golden["cotangent"])
-    gradient = conv.conv_offset.raw.grad
+    gradient = fixed.raw.grad
+    assert gradient is not None
     ours = {"x": x.grad, "weight": conv.weight.grad, "offset": gradient[:, :18]}
     if version == "v2":
+        assert conv.bias is not None
         ours |= {"bias": conv.bias.grad, "mask": gradient[:, 18:]}
     for name, value in ours.items():
         expected = file.recorded(f"{case}/{version}/grad_{name}")
+        assert value is not None
         slope = mask * (1 - mask) if name == "mask" else torch.ones_like(value)  # of the sigmoid
+        assert value is not None
         torch.testing.assert_close(expected.of(value), expected.values * expected.of(slope), rtol=1e-3, atol=1e-4)
 
 
@@ -109,7 +115,8 @@ def test_gradients() -> None:
 
     def call(x: Tensor, *parameters: Tensor) -> Tensor:
         named = dict(zip(dict(conv.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(conv, named, (x,))
+        output: torch.Tensor = torch.func.functional_call(conv, named, (x,))
+        return output
 
     assert torch.autograd.gradcheck(call, (x, *weights))
 
@@ -126,6 +133,7 @@ def test_starts_as_half_the_plain_convolution() -> None:
 
 def test_autocast_does_not_round_the_offsets() -> None:
     conv = ModulatedDeformConv2d(2, 2, 3, padding=1)
+    assert conv.conv_offset.bias is not None
     nn.init.constant_(conv.conv_offset.bias, 1.01)  # a bfloat16 knows 1.0078 and 1.0156 only
     x = torch.randn(1, 2, 8, 8).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):

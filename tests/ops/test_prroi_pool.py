@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -162,7 +163,7 @@ def test_gradient_of_one_input_alone(needed: int) -> None:
     arguments = [torch.randn(2, 3, 8, 9, dtype=torch.double), random_boxes(5, 2, (8, 9))]
     expected = value_and_gradients(lambda f, b: prroi_pool(f, b, 3), *arguments)[1 + needed]
     leaves = [tensor.requires_grad_(number == needed) for number, tensor in enumerate(arguments)]
-    output = prroi_pool(*leaves, 3)
+    output = prroi_pool(leaves[0], leaves[1], 3)
     cotangent = torch.linspace(-1, 1, output.numel(), dtype=torch.double).view(output.shape)
     torch.testing.assert_close(torch.autograd.grad(output, leaves[needed], cotangent)[0], expected)
 
@@ -413,6 +414,6 @@ def test_boxes_that_are_wrong(boxes: Tensor | list[Tensor], complaint: str) -> N
         ((torch.randn(1, 3, 8, 9), torch.tensor([BOX]), 2, math.nan), "spatial_scale is nan"),
     ],
 )
-def test_other_arguments_that_are_wrong(arguments: tuple[object, ...], complaint: str) -> None:
+def test_other_arguments_that_are_wrong(arguments: tuple[Any, ...], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         prroi_pool(*arguments)

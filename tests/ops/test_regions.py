@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tightbox.ops import regions
 from tightbox.structures import Targets
 
 
-def reference(confidence, threshold):
+def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[Any, ...]]:
     """Floods one region at a time; its pixels, mean x, y and second moments about them, as sums over pixels."""
     height, width = confidence.shape
     left = {(y, x) for y in range(height) for x in range(width) if confidence[y, x] > threshold}
@@ -43,7 +44,7 @@ def reference(confidence, threshold):
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 1), (1, 9), (7, 5), (12, 16)]), st.floats(0.1, 0.9))
-def test_equals_the_reference(seed, size, threshold):
+def test_equals_the_reference(seed: int, size: tuple[int, int], threshold: float) -> None:
     confidence = torch.rand(size, generator=torch.Generator().manual_seed(seed))
     found, expected = regions(confidence, threshold), reference(confidence, threshold)
     assert len(found) == len(expected)
@@ -61,7 +62,7 @@ def test_equals_the_reference(seed, size, threshold):
 
 
 @st.composite
-def separate_boxes(draw):
+def separate_boxes(draw: st.DrawFn) -> list[tuple[float, float, float, float]]:
     """Up to nine boxes, each within its own cell of a 3x3 grid of 40 pixels, with a free pixel around."""
     cells = draw(st.lists(st.integers(0, 8), unique=True, max_size=9))
     boxes = []
@@ -74,7 +75,7 @@ def separate_boxes(draw):
 
 @settings(deadline=None)
 @given(separate_boxes(), st.sampled_from(["ellipse", "box"]))
-def test_drawn_objects_come_back_as_exact_boxes(boxes, shape):
+def test_drawn_objects_come_back_as_exact_boxes(boxes: list[tuple[float, ...]], shape: Any) -> None:
     targets = Targets.of(torch.tensor(boxes), torch.zeros(len(boxes)))
     maps = pixel_regions((120, 120), targets, shape=shape)
     found = regions(0.9 * maps.confidence[0], 0.5)
@@ -88,7 +89,7 @@ def test_drawn_objects_come_back_as_exact_boxes(boxes, shape):
 
 
 @pytest.mark.parametrize("angle", [0, 0.7, math.pi / 2, -1.2])
-def test_the_ellipse_of_a_drawn_ellipse(angle):
+def test_the_ellipse_of_a_drawn_ellipse(angle: float) -> None:
     y, x = torch.meshgrid(torch.arange(120) + 0.5, torch.arange(160) + 0.5, indexing="ij")
     u = (x - 80.2) * math.cos(angle) + (y - 59.7) * math.sin(angle)
     v = (y - 59.7) * math.cos(angle) - (x - 80.2) * math.sin(angle)
@@ -99,7 +100,7 @@ def test_the_ellipse_of_a_drawn_ellipse(angle):
     assert math.sin(turned - angle) == pytest.approx(0, abs=0.01)  # the same axis, perhaps the other way
 
 
-def test_one_pixel_regions_and_the_border():
+def test_one_pixel_regions_and_the_border() -> None:
     confidence = torch.zeros(6, 9)
     confidence[0, 0] = confidence[5, 8] = 0.7
     confidence[2:4, 8] = 0.8
@@ -113,19 +114,19 @@ def test_one_pixel_regions_and_the_border():
     assert found.mean_confidence.tolist() == pytest.approx([0.7, 0.8, 0.7])
 
 
-def test_corners_join():
+def test_corners_join() -> None:
     assert regions(torch.eye(4), 0.5).areas.tolist() == [4]
 
 
 @pytest.mark.parametrize("confidence", [torch.zeros(5, 7), torch.full((5, 7), float("nan")), torch.zeros(0, 7)])
-def test_no_region(confidence):
+def test_no_region(confidence: torch.Tensor) -> None:
     found = regions(confidence, 0.0)
     assert len(found) == 0
     assert found.centres.shape == (0, 2)
     assert found.ellipses.shape == (0, 5)
 
 
-def test_nan_pixels_belong_to_no_region():
+def test_nan_pixels_belong_to_no_region() -> None:
     confidence = torch.full((5, 7), float("nan"))
     confidence[2, 1:3] = 0.9
     found = regions(confidence, 0.5)
@@ -133,7 +134,7 @@ def test_nan_pixels_belong_to_no_region():
     assert found.mean_confidence.tolist() == pytest.approx([0.9])
 
 
-def test_a_ring_is_read_at_its_centre_off_the_region():
+def test_a_ring_is_read_at_its_centre_off_the_region() -> None:
     confidence = torch.full((7, 7), 0.8)
     confidence[1:6, 1:6] = 0.1
     found = regions(confidence, 0.5)
@@ -142,7 +143,7 @@ def test_a_ring_is_read_at_its_centre_off_the_region():
     assert found.mean_confidence.tolist() == pytest.approx([0.8])
 
 
-def test_a_map_with_gradients_in_half_precision_and_a_map_of_another_shape():
+def test_a_map_with_gradients_in_half_precision_and_a_map_of_another_shape() -> None:
     found = regions(torch.full((3, 3), 0.75, dtype=torch.bfloat16, requires_grad=True), 0.5)
     assert found.areas.tolist() == [9]
     assert found.mean_confidence.dtype == torch.float32

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -39,14 +40,15 @@ def make_case(
 
 
 def by_deform_conv2d(case: Case, stride: float) -> Tensor:
-    return deform_conv2d(case.input, star_offsets(case.distances, stride), case.weight, padding=1)
+    output: Tensor = deform_conv2d(case.input, star_offsets(case.distances, stride), case.weight, padding=1)
+    return output
 
 
 def by_star_conv2d(case: Case, stride: float) -> Tensor:
     return star_conv2d(case.input, StarSampling(case.distances, stride), case.weight)
 
 
-def value_and_gradients(function: object, case: Case, stride: float) -> list[Tensor]:
+def value_and_gradients(function: Callable[[Case, float], Tensor], case: Case, stride: float) -> list[Tensor]:
     leaves = Case(*(tensor.clone().requires_grad_() for tensor in case))
     output = function(leaves, stride)
     cotangent = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)

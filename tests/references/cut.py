@@ -79,7 +79,8 @@ class Kept:
     def write(self, path: Path, metadata: dict[str, str]) -> None:
         index = {"metadata": metadata, "shapes": self.shapes, "places": self.places}
         text = np.array(json.dumps(index, sort_keys=True))
-        np.savez_compressed(path, index=text, **dict(sorted(self.arrays.items())))
+        arrays: dict[str, Any] = dict(sorted(self.arrays.items()))
+        np.savez_compressed(path, index=text, allow_pickle=False, **arrays)
 
 
 def tiny_weights(kept: Kept, tensors: Arrays) -> None:
@@ -191,7 +192,7 @@ def cut_data(source: Path, out: Path, name: str) -> None:
     for text in ("SOURCE.md", "LICENSE"):
         shutil.copyfile(source / text, out / text)
     # COCO-mini whole: that classes are missing, rare or without a number is what it is here for.
-    splits = {"val": None} if name == "coco-mini" else {"val": IMAGES}
+    splits: dict[str, int | None] = {"val": None} if name == "coco-mini" else {"val": IMAGES}
     if name == "coco-mini":
         splits["train"] = None
     if name == "bccd":

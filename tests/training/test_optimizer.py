@@ -45,30 +45,32 @@ def test_moving_average_by_hand() -> None:
     average = moving_average(model, decay=0.15)
     nn.init.constant_(model.weight, 1.0)
     average.update_parameters(model)  # the first update copies
-    assert average.module.weight.item() == 1
+    assert average.module.get_parameter("weight").item() == 1
     nn.init.constant_(model.weight, 3.0)
     # One update so far: decay is min(0.15, (1 + 1) / (10 + 1)) = 0.15, so 0.15 · 1 + 0.85 · 3 = 2.7.
     average.update_parameters(model)
-    assert average.module.weight.item() == pytest.approx(2.7)
+    assert average.module.get_parameter("weight").item() == pytest.approx(2.7)
     slow = moving_average(model, decay=0.999)
     slow.update_parameters(model)
     nn.init.constant_(model.weight, 0.0)
     slow.update_parameters(model)  # decay min(0.999, 2 / 11): quick to forget at first
-    assert slow.module.weight.item() == pytest.approx(3 * 2 / 11)
+    assert slow.module.get_parameter("weight").item() == pytest.approx(3 * 2 / 11)
 
 
 def test_moving_average_takes_buffers_along() -> None:
     model = nn.BatchNorm1d(2)
     average = moving_average(model, decay=0.9)
     average.update_parameters(model)
+    assert model.running_mean is not None
     model.running_mean.fill_(1.0)
+    assert model.num_batches_tracked is not None
     model.num_batches_tracked.fill_(7)
     average.update_parameters(model)
-    assert average.module.running_mean[0].item() == pytest.approx(1 - 2 / 11)
-    assert average.module.num_batches_tracked.item() == 7
+    assert average.module.get_buffer("running_mean")[0].item() == pytest.approx(1 - 2 / 11)
+    assert average.module.get_buffer("num_batches_tracked").item() == 7
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
@@ -101,5 +103,5 @@ def test_buffers_and_weights_are_copies() -> None:
     average = moving_average(model, 0.9)
     average.update_parameters(model)
     with torch.no_grad():
-        model[0].weight.add_(1)
-    assert not torch.equal(average.module[0].weight, model[0].weight)
+        model.get_parameter("0.weight").add_(1)
+    assert not torch.equal(average.module.get_parameter("0.weight"), model.get_parameter("0.weight"))

@@ -57,10 +57,9 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
-    detections = on_data.detect(args, model, data)
-    with progress_bar("looking before suppression") as progress:
-        before = look_before_suppression(model, data, on_data.assigned_candidates(args, model, data, progress))
-    ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(detections, data)
+    with progress_bar(f"detecting in {data.split}") as progress:
+        before = look_before_suppression(model, data, loading=on_data.loading(args), progress=progress)
+    ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(before.detections, data)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             ground_truth,
@@ -69,7 +68,7 @@ def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
             before=before,
             notes=[
                 *_calibrated(model, args.split),
-                *_promised(model, ground_truth, predictions, list(detections.values())),
+                *_promised(model, ground_truth, predictions, list(before.detections.values())),
             ],
             progress=progress,
         )

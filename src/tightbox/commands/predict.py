@@ -141,6 +141,13 @@ def run(args: Namespace) -> int:
         except UnreadableImage as error:
             note(error)
     write_results(args.format, out, annotator.results, model.class_names, args.order)
+    # Not before: a detector without predicted IoUs is refused by then, and calibrating would not help it.
+    if args.min_iou is not None and model.calibration is None:
+        print(
+            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
+            "`tightbox calibrate` makes --min-iou mean what it says",
+            file=sys.stderr,
+        )
     boxes = sum(len(result.found) for result in annotator.results)
     print(f"{boxes} boxes in {len(sources) - unreadable} files; see {out}")
     if unreadable:
@@ -159,12 +166,6 @@ def selection(args: Namespace, model: Detector) -> Selection:
     threshold = score_threshold(args, model)
     if args.coverage is not None:
         _calibration(args, model, "coverage").margins_for(args.coverage)  # refuses another than was learned
-    if args.min_iou is not None and model.calibration is None:
-        print(
-            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
-            "`tightbox calibrate` makes --min-iou mean what it says",
-            file=sys.stderr,
-        )
     if threshold < model.options.score_threshold:
         model.options = replace(model.options, score_threshold=threshold)
     labels = labels_of(args.classes, model.class_names) if args.classes else None

@@ -111,10 +111,6 @@ def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, i
         parsed.error("category", f"{json_path} has no categories", "export it again with at least one class")
     whole.sort(key=lambda row: row["id"])
     parsed.set_classes((row["id"] for row in whole), (row["name"] for row in whole), json_path)
-    nameless = [str(row["id"]) for row in whole if not row["name"].strip()]
-    if nameless:
-        message = f"{json_path} gives an empty name to category id {', '.join(nameless)}"
-        parsed.error("category", message, "give every class a name")
     return {number: label for label, number in enumerate(parsed.category_ids)}
 
 

@@ -306,13 +306,17 @@ class Parsed:
             return 0, 0
 
     def set_classes(self, ids: Iterable[int], names: Iterable[str], source: Path) -> None:
-        """Takes the classes in the order given, noting names and ids that occur twice."""
+        """Takes the classes in the order given, noting names that are empty, and names and ids that occur twice."""
         self.category_ids, self.class_names = list(ids), list(names)
         doubles = [repr(name) for name, n in Counter(self.class_names).items() if n > 1]
         doubles += [f"id {number}" for number, n in Counter(self.category_ids).items() if n > 1]
         if doubles:
             message = f"{source} has more than one class with {', '.join(doubles)}"
             self.error("duplicate-class", message, "give every class a name and an id of its own")
+        pairs = zip(self.category_ids, self.class_names, strict=True)
+        if nameless := [str(number) for number, name in pairs if not name.strip()]:
+            message = f"{source} gives an empty name to category id {', '.join(nameless)}"
+            self.error("category", message, "give every class a name")
 
     def all_findings(self) -> list[Finding]:
         """The parser's findings, or the one that there is nothing here."""

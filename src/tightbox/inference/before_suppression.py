@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +14,8 @@ from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.evaluation.average_precision import AveragePrecision
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.ladder import ON_OBJECT, Ladder
-from tightbox.inference.candidates import AssignedCandidates, ImageCandidates, iterate_assigned
+from tightbox.inference.batches import LOADING, Loading, Progress
+from tightbox.inference.candidates import ImageCandidates, iterate_detected
 from tightbox.inference.detect import evaluate_detections
 from tightbox.inference.oracle import OracleStudy
 from tightbox.models import Detector
@@ -50,33 +50,38 @@ class BeforeSuppression:
     Attributes:
         best: the tightest candidate of each ground-truth box.
         ladder: AP with outputs replaced by the truth.
+        detections: what the detector finds in every record, by its index, as `detect_data` gives it.
         as_it_is: AP by the detector's own rules, from the same candidates.
         well_suppressed: AP with `true_suppression` instead of the detector's own.
     """
 
     best: BestCandidates
     ladder: Ladder
+    detections: dict[int, Detections]
     as_it_is: AveragePrecision
     well_suppressed: AveragePrecision
 
 
 @torch.inference_mode()
 def look_before_suppression(
-    model: Detector, data: DetectionData, images: Iterable[AssignedCandidates] | None = None
+    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
 ) -> BeforeSuppression:
     """What `tightbox.diagnosis` cannot see in the detections of the records.
 
     Args:
         model: the detector.
         data: the records, with its classes.
-        images: their assigned candidates; without them, the network is run.
+        loading: how the images are loaded.
+        progress: called with the number of images done and their total.
     """
     study = OracleStudy(model, data)
     best: dict[int, Tensor] = {}
+    detections: dict[int, Detections] = {}
     own: dict[int, Detections] = {}
     better: dict[int, Detections] = {}
-    for image in iterate_assigned(model, data) if images is None else images:
+    for image, found in iterate_detected(model, data, loading=loading, progress=progress):
         study.add(image)
+        detections[image.index] = found
         record = data.records[image.index]
         targets = _all_boxes(record, image.size)
         best[image.index] = _best_candidates(model, image, targets, record)
@@ -93,11 +98,13 @@ def look_before_suppression(
     columns = torch.cat([best[index] for index in sorted(best)]).double().numpy().reshape(-1, 8)
     predicted = columns[:, 6] if model.calibration is None else model.calibration.ious(columns[:, 6])
     as_it_is, well_suppressed = (
-        AveragePrecision.of_coco(evaluate_detections(dict(sorted(found.items())), data)) for found in (own, better)
+        AveragePrecision.of_coco(evaluate_detections(dict(sorted(by_rules.items())), data))
+        for by_rules in (own, better)
     )
     return BeforeSuppression(
         BestCandidates(columns[:, 0], columns[:, 1:5], columns[:, 5], predicted, columns[:, 7]),
         study.result(),
+        dict(sorted(detections.items())),
         as_it_is,
         well_suppressed,
     )

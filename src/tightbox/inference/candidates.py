@@ -6,8 +6,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -18,7 +20,7 @@ from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, write_json
-from tightbox.inference.batches import LOADING, Loading, Progress, batches
+from tightbox.inference.batches import LOADING, Batch, Loading, Progress, batches
 from tightbox.models import Detector
 from tightbox.reading import read_json
 from tightbox.structures import Candidates, Detections, Targets
@@ -79,10 +81,52 @@ def iterate_assigned(
     progress: Progress | None = None,
 ) -> Iterator[AssignedCandidates]:
     """The same with the objects that candidates learn."""
-    for images, targets, indices in batches(model, data, loading=loading, progress=progress):
-        assigned = model.assigned_candidates(images, targets)
-        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, assigned, strict=True):
-            yield AssignedCandidates(index, candidates.to("cpu"), size, matched.cpu(), target.to("cpu"))
+    for batch in batches(model, data, loading=loading, progress=progress):
+        yield from _assigned(model, batch)
+
+
+@torch.inference_mode()
+def iterate_detected(
+    model: Detector,
+    data: DetectionData,
+    *,
+    loading: Loading = LOADING,
+    progress: Progress | None = None,
+) -> Iterator[tuple[AssignedCandidates, Detections]]:
+    """Those of `iterate_assigned`, each with the detections of `detect_data`, from one run of the network."""
+    for batch in batches(model, data, loading=loading, progress=progress):
+        with _one_forward_pass(model):
+            found = model.detect(batch.images)
+            assigned = _assigned(model, batch)
+        for image, detections in zip(assigned, found, strict=True):
+            yield image, detections.to("cpu").resized(image.size, data.records[image.index].size)
+
+
+def _assigned(model: Detector, batch: Batch) -> list[AssignedCandidates]:
+    images, targets, indices = batch
+    assigned = model.assigned_candidates(images, targets)
+    return [
+        AssignedCandidates(index, candidates.to("cpu"), size, matched.cpu(), target.to("cpu"))
+        for index, size, target, (candidates, matched) in zip(indices, images.sizes, targets, assigned, strict=True)
+    ]
+
+
+@contextmanager
+def _one_forward_pass(model: Detector) -> Iterator[None]:
+    """Within it, the model's raw outputs are computed for the first batch given and kept: give it no other one."""
+    network = model.forward
+    kept: list[Any] = []
+
+    def forward(pixels: Tensor) -> Any:
+        if not kept:
+            kept.append(network(pixels))
+        return kept[0]
+
+    model.forward = forward  # of this object alone, until it is deleted
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def cache_candidates(

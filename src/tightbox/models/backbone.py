@@ -29,8 +29,8 @@ class Backbone(nn.Module):
         mean, std: (1, 3, 1, 1) statistics its input is normalised by, for RGB in [0, 1].
 
     Raises:
-        UserError: if timm does not know the name, the network has no such features or layers, or the weights cannot be
-            had.
+        UserError: if timm does not know the name, the network has no such features or layers, or the weights are
+            unavailable.
     """
 
     body: Any  # timm says of its feature networks only that they are modules
@@ -93,7 +93,7 @@ def _timm_features(options: BackboneOptions, strides: Sequence[int]) -> Any:
         if not options.pretrained:
             raise
         raise UserError(
-            f"the pretrained weights of {options.name} is unavailable ({type(error).__name__}); "
+            f"the pretrained weights of {options.name} are unavailable ({type(error).__name__}); "
             "without a network, train from random weights with --pretrained false"
         ) from error
 

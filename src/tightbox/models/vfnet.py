@@ -61,7 +61,7 @@ class DenseOutput:
 class VFNet(Detector):
     """The detector: backbone, feature pyramid, head, and the paper's loss and inference.
 
-    Switching `varifocal`, `star` and `refine` off gives the rungs of the paper's ablation.
+    Switching `varifocal`, `star` and `refine` off gives the rows of the paper's ablation.
     """
 
     name: ClassVar[str] = "vfnet"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from tightbox.errors import UserError
@@ -66,6 +65,8 @@ def regions(confidence: Tensor, threshold: float) -> Regions:
         raise UserError(
             f"a confidence map of shape {tuple(confidence.shape)} cannot have regions; give (height, width)"
         )
+    from scipy import ndimage  # here, as it takes half a second and UnitBox alone has regions
+
     values = confidence.detach().float().cpu().numpy()
     labels, count = ndimage.label(values > threshold, _NEIGHBOURS)
     at = np.flatnonzero(labels)

@@ -230,5 +230,5 @@ def _samples(pixels: Tensor, pattern: CSRPattern, weights: Tensor) -> Tensor:
 def _product_over_locations(gradient: Tensor, samples: Tensor) -> Tensor:
     """(O, I): `gradient` (N, O) transposed times `samples` (N, I)."""
     shape = (gradient.shape[1], samples.shape[1], 1, 1)
-    product: Tensor = conv2d_weight(_as_images(samples), shape, _as_images(gradient))  # type: ignore[no-untyped-call]
+    product: Tensor = conv2d_weight(_as_images(samples), shape, _as_images(gradient))
     return product[:, :, 0, 0]
