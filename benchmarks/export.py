@@ -93,7 +93,7 @@ def torchvision_row(folder: Path, options: argparse.Namespace) -> str:
 
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, min_size=800, max_size=1344).eval()
     images = torch.rand(1, 3, 800, 1344)
-    file = folder / "fcos.onnx"
+    file, title = folder / "fcos.onnx", "| FCOS R-50, torchvision | 800x1344 |"
     with torch.no_grad():
         try:
             torch.onnx.export(model, ([images[0]],), file, dynamo=True, opset_version=20, verbose=False)
@@ -104,9 +104,9 @@ def torchvision_row(folder: Path, options: argparse.Namespace) -> str:
             (eager,) = (
                 1000 * seconds for seconds in fastest_interleaved([lambda: model([images[0]])], options.repeats)
             )
-            return f"| FCOS R-50, torchvision | 800x1344 | - | {eager:.0f} | fails: {type(error).__name__} | | - | |"
+            return f"{title} - | {eager:.0f} | fails: {type(error).__name__} | | - | |"
     size = file.stat().st_size / 1e6
-    return f"| FCOS R-50, torchvision | 800x1344 | {size:.0f} | {eager:.0f} | {runtime:.0f} | {eager / runtime:.2f}x | - | |"
+    return f"{title} {size:.0f} | {eager:.0f} | {runtime:.0f} | {eager / runtime:.2f}x | - | |"
 
 
 def onnx_inputs(file: Path) -> list[str]:
