@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import write_table
 from machine import measured
 from torch.utils.data import DataLoader
 
-from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
+from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.scenes import write_scenes
 from tightbox.data.transforms import TrainTransform
-from tightbox.models import create_model
+from tightbox.models import Detector, create_model
 from tightbox.options import AugmentOptions, Preprocess
 
 HEADER = (
@@ -66,7 +68,7 @@ def main() -> None:
     write_table(options.markdown, lines, parser)
 
 
-def go(loader: DataLoader, steps: int, model: torch.nn.Module | None) -> tuple[float, float]:
+def go(loader: DataLoader[Item], steps: int, model: Detector | None) -> tuple[float, float]:
     """Images per second, and the fraction of the time in which the model waited for images."""
     batches = endless(loader)
     images, targets, _ = next(batches)  # workers start
@@ -79,7 +81,8 @@ def go(loader: DataLoader, steps: int, model: torch.nn.Module | None) -> tuple[f
         if model is not None:
             device = model.device
             model.train()
-            sum(model.loss(images.to(device), [t.to(device) for t in targets]).values()).backward()
+            losses = model.loss(images.to(device), [t.to(device) for t in targets])
+            torch.stack(list(losses.values())).sum().backward()
             model.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -87,7 +90,7 @@ def go(loader: DataLoader, steps: int, model: torch.nn.Module | None) -> tuple[f
     return seen / seconds, waited / seconds
 
 
-def endless(loader: DataLoader):
+def endless(loader: DataLoader[Item]) -> Iterator[Any]:
     """One epoch after another."""
     while True:
         yield from loader

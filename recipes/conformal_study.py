@@ -121,7 +121,7 @@ def found(name: str, checkpoint: Path, folder: Path, shift: str | None) -> Found
         columns = {field.name: together(field.name, parts) for field in fields(Found)}
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(kept) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **columns)
+            np.savez_compressed(file, allow_pickle=False, **columns)
         print(f"detected: {kept}", flush=True)
     with np.load(kept) as content:
         return Found(**dict(content))
@@ -164,7 +164,7 @@ def changed(data: DetectionData, change: Callable[[Image.Image], Image.Image], f
         path = folder / f"{number}.png"
         change(open_image(record.path).convert("RGB")).save(path)
         records.append(replace(record, path=path))
-    return replace(data, records=records)
+    return replace(data, records=tuple(records))
 
 
 def study(plain: Found, shifted: dict[str, Found], others: dict[str, Found], count: int) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def study(plain: Found, shifted: dict[str, Found], others: dict[str, Found], cou
         for name, value in zip(ece, calibrated_error(plain, learn), strict=True):
             ece[name].append(value)
         try:
-            own = np.isin(plain.object_images, learn)
-            bound = bound_of_scores(plain.object_scores[own], plain.object_images[own], MISS, DELTA)
+            known = np.isin(plain.object_images, learn)
+            bound = bound_of_scores(plain.object_scores[known], plain.object_images[known], MISS, DELTA)
             missed = plain.object_scores[np.isin(plain.object_images, test)] < bound.threshold
             misses.append(float(missed.mean()))
         except UserError as error:

@@ -40,13 +40,14 @@ from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
 from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.coco_files import from_coco, read_json
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.files import atomic_path, write_json
 from tightbox.inference.candidates import iterate_candidates
 from tightbox.inference.detect import to_results
 from tightbox.models import Detector, load
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions
 from tightbox.rank import by_class_score
+from tightbox.reading import read_json
 from tightbox.structures import Detections, ImageBatch
 from tightbox.suppress import greedy_nms
 from tightbox.training.fit import choose_precision

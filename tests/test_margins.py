@@ -18,7 +18,7 @@ def test_distances_by_hand() -> None:
     boxes = [[0, 0, 10, 20], [0, 0, 10, 20], [0, 0, 10, 20]]
     # Width 10 and height 20. The first has the knot's factor 1, the second 0.75 between the knots, and label 1 twice
     # of that; NaN is trusted least.
-    expected = [[1, 4, 3, 8], [1.5, 6, 4.5, 12], [1, 4, 3, 8]]
+    expected = np.array([[1, 4, 3, 8], [1.5, 6, 4.5, 12], [1, 4, 3, 8]])
     np.testing.assert_allclose(BY_IOU.distances(boxes, [0.2, 0.7, np.nan], [0, 1, 0]), expected)
 
 

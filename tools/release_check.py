@@ -42,6 +42,8 @@ def main() -> None:
         binaries = install(wheel, root / "environment")
         print("installed without extras")
         use(binaries, root / "work", version)
+        check_runtime(root, version)
+        print("the runtime works without PyTorch")
     print("the release works")
 
 
@@ -101,6 +103,19 @@ def use(binaries: Path, work: Path, version: str) -> None:
     sentence = run([tightbox, "diagnose", "run/best", "--data", "scenes"], work, status=2)
     expected = "tightbox: matplotlib is not installed; it comes with: pip install 'tightbox[viz]'\n"
     require(sentence == expected, f"a missing extra is not one sentence that names it, but:\n{sentence}")
+
+
+def check_runtime(root: Path, version: str) -> None:
+    """Builds tightbox-runtime, installs its wheel alone, and gives it a file that is none of tightbox."""
+    run([*UV, "build", "--quiet", "--out-dir", str(root / "runtime")], CHECKOUT / "runtime")
+    (wheel,) = root.glob("runtime/*.whl")
+    binaries = install(wheel, root / "runtime-environment")
+    command, python = str(binaries / "tightbox-runtime"), [str(binaries / "python"), "-I", "-c"]
+    require(run([command, "--version"], root) == f"tightbox-runtime {version}\n", "the runtime has another version")
+    found = run([*python, "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('tightbox'))"], root)
+    require(found == "None None\n", "the runtime brings PyTorch or tightbox with it")
+    sentence = run([command, "predict", str(wheel), "image.jpg"], root, status=2)
+    require(f"tightbox-runtime: {wheel} cannot be loaded" in sentence, f"a foreign file is not a sentence:\n{sentence}")
 
 
 def run(command: list[str], folder: Path, status: int = 0) -> str:

@@ -181,9 +181,13 @@ def test_promises_go_into_the_card_and_come_back(checkpoint: Path, tmp_path: Pat
     model = tightbox.load(checkpoint)
     assert model.calibration == with_digest
     found = model.predict(np.zeros((48, 64, 3), np.uint8))
+    assert found.outer is not None
+    assert found.inner is not None
     assert found.outer.shape == found.inner.shape == found.boxes.shape
     assert (found.outer[:, :2] <= found.boxes[:, :2]).all()
-    assert found[:3].outer.shape == (3, 4)
+    first = found[:3].outer
+    assert first is not None
+    assert first.shape == (3, 4)
     assert tightbox.load(model.save(tmp_path / "again")).calibration == with_digest
 
 

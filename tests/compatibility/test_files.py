@@ -14,8 +14,9 @@ import tightbox
 from tests.compatibility.old_models import FILES, MODELS, image, weights
 from tightbox.checkpoint import WEIGHTS, read_card
 from tightbox.evaluation.coco import evaluate
-from tightbox.evaluation.coco_files import from_coco, read_json
+from tightbox.evaluation.coco_files import from_coco
 from tightbox.models import create_model, start_from
+from tightbox.reading import read_json
 
 
 @pytest.fixture(params=list(MODELS))

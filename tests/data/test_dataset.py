@@ -95,13 +95,13 @@ def test_batches_go_through_every_sample_once_in_an_order_of_their_own() -> None
     for batches.epoch in (0, 1):
         given = list(batches)
         assert len(given) == len(batches) == 2  # the seventh sample makes no batch
-        assert all(len(batch) == 3 and {epoch for epoch, _ in batch} == {batches.epoch} for batch in given)
-        epochs.append([index for batch in given for _, index in batch])
+        assert all(len(batch) == 3 and {epoch for epoch, *_ in batch} == {batches.epoch} for batch in given)
+        epochs.append([index for batch in given for _, index, *_ in batch])
         assert len(set(epochs[-1])) == 6
         assert list(batches) == given
     assert epochs[0] != epochs[1]
-    assert [i for batch in EpochBatches(7, 3, seed=6) for _, i in batch] != epochs[0]
-    assert sorted(i for batch in EpochBatches(6, 3, seed=6) for _, i in batch) == list(range(6))
+    assert [i for batch in EpochBatches(7, 3, seed=6) for _, i, *_ in batch] != epochs[0]
+    assert sorted(i for batch in EpochBatches(6, 3, seed=6) for _, i, *_ in batch) == list(range(6))
 
 
 def test_a_resumed_epoch_is_the_tail_of_the_whole_one() -> None:
@@ -116,7 +116,7 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one() -> None:
 def test_fewer_samples_than_a_batch_make_one() -> None:
     batches = EpochBatches(3, 8, seed=0)
     assert len(batches) == 1
-    assert sorted(i for _, i in next(iter(batches))) == [0, 1, 2]
+    assert sorted(i for _, i, *_ in next(iter(batches))) == [0, 1, 2]
 
 
 def test_the_cache_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

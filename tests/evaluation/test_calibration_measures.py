@@ -17,7 +17,7 @@ from tightbox.evaluation.calibration_measures import (
     thresholded_protocol,
 )
 from tightbox.evaluation.coco_files import from_coco
-from tightbox.evaluation.fit_scores import Baseline, fit_platt, fit_scores, fit_steps
+from tightbox.evaluation.fit_scores import Baseline, PlattScaling, fit_platt, fit_scores, fit_steps
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import match
 
@@ -54,6 +54,7 @@ def test_platt_scaling_fits_no_worse_than_the_published_one() -> None:
     matches = match(ground_truth, Predictions(**columns), (0.0,))
     maps = fit_scores(matches, "platt").maps
     for label, each in enumerate(maps):
+        assert isinstance(each, PlattScaling)
         rows = matches.of_class(label)
         wanted = np.where(matches.at(0.0).hit, matches.at(0.0).ious, 0.0)[rows]
         theirs = REFERENCE["expected"]["platt"]["params"][str(label)]

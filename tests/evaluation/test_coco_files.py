@@ -11,7 +11,8 @@ import pytest
 from tests.helpers.references import DATA_SETS
 from tests.helpers.results import Json, data_set, random_case, random_results, real_case, result
 from tightbox.errors import UserError
-from tightbox.evaluation.coco_files import from_coco, read_json
+from tightbox.evaluation.coco_files import from_coco
+from tightbox.reading import read_json
 
 TRUTH = data_set((1, 1, 0, 0, 10, 10), (2, 2, 5, 5, 20, 30), crowds=[2], images=2, classes=2)
 

@@ -7,10 +7,12 @@ import onnx
 import pytest
 import torch
 
+from tests.helpers.commands import status
 from tests.helpers.exported import CALIBRATION, SIZES, Exported, assert_same, disturb, run, write
 from tests.helpers.models import image_batch, tiny_iou_net, tiny_retinanet, tiny_unitbox
 from tightbox.errors import UserError
 from tightbox.export.onnx_file import write_onnx
+from tightbox.models import IoUAwareRetinaNet
 from tightbox.structures import ImageBatch
 
 
@@ -29,6 +31,9 @@ def test_an_image_need_not_be_padded(exported_vfnet: Exported) -> None:
 def test_an_iou_aware_retinanet_detects_the_same(tmp_path: Path) -> None:
     model = disturb(tiny_retinanet(alpha=0.4))
     model.calibration = CALIBRATION
+    assert isinstance(model, IoUAwareRetinaNet)
+    with torch.no_grad():  # scores a millionth apart would be ranked by rounding
+        model.head.classes.weight *= 100
     exported = write(model, tmp_path)
     for sizes in SIZES:
         batch = image_batch(*sizes)
@@ -85,3 +90,15 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(UserError, match="cannot write"):
         write_onnx(tiny_retinanet(), tmp_path / "file" / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_command(
+    exported_vfnet: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = exported_vfnet.path.parent / "checkpoint", tmp_path / "new" / "model.onnx"
+    monkeypatch.setattr("tightbox.export.onnx_file.to_onnx", lambda _: onnx.load(exported_vfnet.path))
+    assert status(["export", checkpoint, "--format", "onnx", "--out", out]) == 0
+    assert onnx.load(out) == onnx.load(exported_vfnet.path)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"written: {out}, ")
+    assert second == f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json"

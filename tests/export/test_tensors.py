@@ -12,7 +12,7 @@ from tests.helpers.models import image_batch, tiny_model, tiny_retinanet, tiny_u
 from tightbox.calibration import IouCalibration
 from tightbox.export.suppression import suppress
 from tightbox.export.tensors import TensorDetector, calibrated
-from tightbox.models import Detector, UnitBox
+from tightbox.models import Detector, UnitBox, VFNet
 from tightbox.structures import Detections, ImageBatch
 
 Make = Callable[[], Detector]
@@ -68,6 +68,8 @@ def test_nothing_found() -> None:
 
 def test_scores_that_are_not_numbers_are_not_detected() -> None:
     model = tiny_model().eval()
+    assert isinstance(model, VFNet)
+    assert model.head.classes.bias is not None
     with torch.no_grad():
         model.head.classes.bias[0] = torch.nan
         outputs = TensorDetector(model)(torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]]))

@@ -290,7 +290,9 @@ class Arguments(Target):
 
     def prepare(self) -> None:
         self.parser = build_parser()
-        commands = self.parser._subcommands_action._name_parser_map
+        action = self.parser._subcommands_action
+        assert action is not None
+        commands = action._name_parser_map
         self.options = {
             name: [option for action in command._actions for option in action.option_strings if option != "--help"]
             for name, command in commands.items()

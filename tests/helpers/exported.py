@@ -37,7 +37,7 @@ def disturb(model: Detector, scale: float = 0.05) -> Detector:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += scale * max(0.1, float(parameter.std(correction=0))) * torch.randn_like(parameter)
+            parameter.add_(scale * max(0.1, float(parameter.std(correction=0))) * torch.randn_like(parameter))
     return model.eval()
 
 

@@ -153,7 +153,7 @@ def test_label_studio_without_an_estimate_carries_the_score() -> None:
 @pytest.mark.parametrize("order", ["score", "loosest"])
 def test_the_loosest_box_comes_first_on_request(tmp_path: Path, order: Order) -> None:
     for kind in ("coco", "labelstudio"):
-        write_results(kind, tmp_path, results(), NAMES, order)  # type: ignore[arg-type]
+        write_results(kind, tmp_path, results(), NAMES, order)
     ious = [row["iou"] for row in json.loads((tmp_path / "results.json").read_text())]
     assert ious == ([0.5, 0.875, 0.25] if order == "score" else [0.25, 0.5, 0.875])
     tasks = json.loads((tmp_path / "labelstudio.json").read_text())

@@ -19,9 +19,9 @@ from cvat_sdk.attributes import attribute_value_validator  # noqa: E402
 from cvat_sdk.auto_annotation import DetectionFunctionContext, DetectionFunctionSpec  # noqa: E402
 
 
-class Context(DetectionFunctionContext):
-    frame_name = "a.jpg"  # type: ignore[assignment]
-    conv_mask_to_poly = False  # type: ignore[assignment]
+class Context(DetectionFunctionContext):  # type: ignore[misc]  # cvat-sdk has no types
+    frame_name = "a.jpg"
+    conv_mask_to_poly = False
 
     def __init__(self, threshold: float | None) -> None:
         self._threshold = threshold

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -53,7 +54,7 @@ def test_an_error_gives_the_mode_back() -> None:
 
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("training", [False, True])
-def test_eight_threads_find_what_one_finds(make: type[Detector], training: bool) -> None:
+def test_eight_threads_find_what_one_finds(make: Callable[[], Detector], training: bool) -> None:
     model = make().train(training)
     images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(8)]
     serial = [model.predict(image) for image in images]
@@ -64,7 +65,7 @@ def test_eight_threads_find_what_one_finds(make: type[Detector], training: bool)
 
 
 @pytest.mark.parametrize("make", MODELS)
-def test_copies_find_the_same(make: type[Detector]) -> None:
+def test_copies_find_the_same(make: Callable[[], Detector]) -> None:
     model, image = make().eval(), torch.rand(3, 64, 64)
     expected = model.predict(image)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

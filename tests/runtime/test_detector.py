@@ -136,7 +136,7 @@ def test_does_without_torch(tmp_path: Path) -> None:
     model, good = stand_in(tmp_path / "model.onnx"), image(tmp_path / "image.png")
     program = (
         "import sys; from tightbox_runtime.cli import main; status = main(sys.argv[1:]); "
-        "bad = {'torch', 'torchvision', 'tightbox', 'onnx'} & set(sys.modules); sys.exit(status or ', '.join(bad))"
+        "bad = {'torch', 'torchvision', 'tightbox', 'onnx'} & set(sys.modules); sys.exit(status or ', '.join(bad) or 0)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(tightbox_runtime.__file__).parents[1])}
     command = [sys.executable, "-c", program, "predict", str(model), str(good)]

@@ -33,7 +33,7 @@ def test_results_go_to_those_who_asked() -> None:
         batcher.start()
         results = await asyncio.gather(*(batcher(i) for i in range(10)))
         await batcher.stop()
-        return results
+        return list(results)
 
     work = Doubler()
     assert asyncio.run(main()) == [2 * i for i in range(10)]
@@ -99,7 +99,7 @@ def test_one_bad_item_does_not_spoil_the_others() -> None:
         results = await asyncio.gather(batcher(1), batcher(-1), batcher(2), return_exceptions=True)
         assert await batcher(5) == 10
         await batcher.stop()
-        return results
+        return list(results)
 
     work = Doubler()
     first, bad, last = asyncio.run(main())

@@ -121,6 +121,7 @@ def test_a_real_image_and_a_real_detector(browser: Any) -> None:
         visit.drop(image.read_bytes(), image.name)
         visit.wait(f"{len(expected)} of {len(expected)} boxes")
         assert len(expected) > 0
+        assert expected.ious is not None
         labels = zip(expected.labels.tolist(), expected.scores.tolist(), expected.ious.tolist(), strict=True)
         assert visit.rows() == [f"{model.class_names[i]} {score:.2f} {iou:.2f}" for i, score, iou in labels]
         between = expected.scores.sort().values[len(expected) // 2].item()

@@ -163,7 +163,7 @@ class OnDevice:
 
 def test_losses_are_read_every_few_steps_where_the_device_works_ahead() -> None:
     position = Position()
-    readings = Readings(OnDevice("cpu"), position, clock=lambda: 0.0)  # type: ignore[arg-type]
+    readings = Readings(OnDevice("cpu"), position, clock=lambda: 0.0)
     readings.steps = 3
     read = []
     for step in range(1, 9):
@@ -175,11 +175,11 @@ def test_losses_are_read_every_few_steps_where_the_device_works_ahead() -> None:
     assert read == [(1, {"box": 1, "class": 1}), (4, {"box": 10, "class": 4}), (7, {"box": 28, "class": 7})]
     readings.read()
     assert position.mean_losses() == {"box": 4.5, "class": 1}
-    assert Readings(OnDevice("meta"), position).steps == 10  # type: ignore[arg-type]
+    assert Readings(OnDevice("meta"), position).steps == 10
 
 
 def test_a_reading_names_the_batch_whose_loss_broke() -> None:
-    readings = Readings(OnDevice("cpu"), Position(epoch=2, batch=5), clock=lambda: 0.0)  # type: ignore[arg-type]
+    readings = Readings(OnDevice("cpu"), Position(epoch=2, batch=5), clock=lambda: 0.0)
     for value in (1.0, math.inf, 1.0):
         readings.add({"box": torch.tensor(value)})
     with pytest.raises(UserError, match=r"epoch 3, batch 7 \(box inf\)"):
@@ -187,7 +187,7 @@ def test_a_reading_names_the_batch_whose_loss_broke() -> None:
 
 
 def test_a_reading_asks_whether_to_stop() -> None:
-    readings = Readings(OnDevice("cpu"), Position(), clock=lambda: 0.0)  # type: ignore[arg-type]
+    readings = Readings(OnDevice("cpu"), Position(), clock=lambda: 0.0)
     assert readings.read(stop=True)
     assert not readings.read()
 

@@ -154,12 +154,11 @@ def _diagnose(page: Path, model: Detector, val: DetectionData, found: dict[int, 
     from tightbox.diagnosis.page import write_page
     from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.before_suppression import look_before_suppression
-    from tightbox.inference.candidates import iterate_assigned
     from tightbox.progress import progress_bar
 
     ground_truth, predictions = GroundTruth.from_data(val), Predictions.from_detections(found, val)
     with progress_bar("looking before suppression") as progress:
-        before = look_before_suppression(model, val, iterate_assigned(model, val, progress=progress))
+        before = look_before_suppression(model, val, progress=progress)
     title = "the demo's VFNet on val of its scenes"
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(ground_truth, predictions, title=title, before=before, progress=progress)

@@ -107,7 +107,7 @@ def _unitbox(model: UnitBox, pixels: Tensor, sizes: Tensor) -> BatchCandidates:
     )  # (B, rows), (B, columns)
     inside = ((y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]).flatten(1)
     places = (y.clamp(max=height - 1)[:, :, None] * width + x.clamp(max=width - 1)[:, None]).flatten(1)
-    x, y = torch.broadcast_tensors(x[:, None], y[:, :, None])  # type: ignore[no-untyped-call]
+    x, y = torch.broadcast_tensors(x[:, None], y[:, :, None])
     points = torch.stack([x.flatten(1), y.flatten(1)], dim=2)
     scores = _take(output.logits.flatten(2).mT, places).sigmoid()
     scores = torch.where(inside[..., None], _numbers(scores), 0)

@@ -1,4 +1,4 @@
-"""Suppression as one operator of an exported file: class by class, a whole batch at once, no shape depending on data."""
+"""Suppression as one operator of an exported file: class by class, a whole batch at once, in fixed shapes."""
 
 from __future__ import annotations
 
