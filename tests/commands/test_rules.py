@@ -233,7 +233,7 @@ def test_oracle_of_a_result_file(data: Path, tmp_path: Path, capsys: pytest.Capt
         (["{checkpoint}", "--data", "{data}", "--split", "test"], ["has no split 'test'"]),
         (["--gt", "nowhere.json", "--dt", "{tmp}/list.json"], ["cannot read nowhere.json: No such file"]),
         (["--gt", "{data}/val.json", "--dt", "{tmp}/cut.json"], ["cut.json is not valid JSON", "cut off"]),
-        (["--gt", "{data}/val.json", "--dt", "{tmp}/bytes.json"], ["bytes.json is not valid JSON"]),
+        (["--gt", "{data}/val.json", "--dt", "{tmp}/bytes.json"], ["bytes.json is not text at byte 2"]),
         (["--gt", "{tmp}/list.json", "--dt", "{tmp}/list.json"], ["the ground truth is a list, as results are"]),
         (["--gt", "{data}/val.json", "--dt", "{data}/val.json"], ["the results must be a list of detections"]),
         (

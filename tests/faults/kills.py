@@ -40,7 +40,7 @@ SYSTEMS = {
     "unitbox": [],
 }
 MODES = ("SIGKILL", "SIGTERM", "SIGINT", "SIGINT twice", "SIGKILL at a rename")
-CLOCKS = ("seconds", "train_seconds", "images_per_second")
+CLOCKS = ("seconds", "train_seconds", "images_per_second", "evaluated", "evaluation_seconds")
 
 
 @dataclass(frozen=True)

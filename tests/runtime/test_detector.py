@@ -79,7 +79,7 @@ def test_the_same_as_the_package(exported_vfnet: Exported, tmp_path: Path) -> No
         image(tmp_path / f"{width}x{height}.png", width, height) for width, height in ((150, 90), (61, 200), (7, 5))
     ]
     expected = exported_vfnet.model.predict(paths)
-    assert sum(map(len, expected)) > 10
+    assert min(map(len, expected)) > 0
     for found, wanted in zip(detector.predict(paths), expected, strict=True):
         assert wanted.ious is not None
         torch.testing.assert_close(torch.from_numpy(found.boxes), wanted.boxes, rtol=0, atol=0.01)

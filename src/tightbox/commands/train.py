@@ -37,6 +37,7 @@ SMALL = {
     "backbone": "resnet18",
     "long_side": 320,
     "short_side": 320,
+    "batch_size": 4,  # twice the steps of 8 on the same images, which is worth more than their steadier gradient
     "mosaic": 0.5,
     "vfnet.channels": 64,
     "vfnet.star_norm": True,
