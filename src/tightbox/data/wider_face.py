@@ -57,7 +57,7 @@ def _parse(root: Path, split: str) -> Parsed:
             invalid = attributes[_INVALID - 4] != 0
             parsed.boxes.append(RawBox(len(parsed.images), 0, (x, y, x + width, y + height), invalid))
         parsed.images.append(RawImage(image, len(parsed.images) + 1, *parsed.size_of(image)))
-    if invalid_faces := int(parsed.boxes.crowd.sum()):
+    if invalid_faces := int(parsed.boxes.column("crowd").sum()):
         message = f"{invalid_faces} of {len(parsed.boxes)} faces of the {split} split are marked invalid"
         fix = "nothing: they count neither as face nor as background"
         parsed.findings.append(Finding(Severity.NOTE, "invalid-faces", "", message, fix))
