@@ -8,6 +8,7 @@ from tightbox.diagnosis.evidence import Evidence
 from tightbox.diagnosis.numbers import Card, CardBox, CardImage
 from tightbox.evaluation.average_precision import SIZES
 from tightbox.evaluation.figures import Bools, Floats, Ints, number
+from tightbox.evaluation.matching import rank_in_group
 from tightbox.evaluation.tide import KINDS, error_kinds
 
 MAX_BETTER, MAX_MISSES, MAX_FALSE_POSITIVES = 120, 48, 48  # cards of each kind
@@ -143,12 +144,7 @@ def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
     """
     order = np.flatnonzero(which)
     order = order[np.argsort(-severity[order], kind="stable")]
-    group = groups[order]
-    together = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[together], prepend=-1))
-    rank = np.empty_like(order)
-    rank[together] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    chosen = np.lexsort((np.arange(len(order)), rank // PER_GROUP))[:most]
+    chosen = np.argsort(rank_in_group(groups[order]) // PER_GROUP, kind="stable")[:most]
     worst: Ints = order[np.sort(chosen)]
     return worst
 

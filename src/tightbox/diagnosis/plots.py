@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
@@ -21,7 +22,7 @@ from tightbox.evaluation.reliability import Reliability
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that matplotlib is told, and what the style sheet makes of them.
+# Colours that matplotlib is told, some of them by plots.mplstyle, and what the style sheet makes of them.
 INK, MUTED, GRID, ONE, TWO, THREE = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 VARIABLES = {
     INK: "var(--ink)",
@@ -31,24 +32,6 @@ VARIABLES = {
     TWO: "var(--two)",
     THREE: "var(--three)",
 }
-SETTINGS = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-}
 KIND_NAMES = {
     "classification": "class",
     "localisation": "location",
@@ -57,6 +40,7 @@ KIND_NAMES = {
     "background": "background",
     "missed": "missed",
 }
+STYLE = Path(__file__).with_name("plots.mplstyle")
 WIDTH, HEIGHT = 4.6, 3.1  # inches
 
 
@@ -81,7 +65,7 @@ class Plot:
         except ImportError as error:
             raise missing_extra("matplotlib", "viz") from error
         file = io.StringIO()
-        with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}):
+        with matplotlib.rc_context({"svg.hashsalt": name}, STYLE):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
             fill(figure.add_subplot())
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
