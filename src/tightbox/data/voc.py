@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
-from tightbox.errors import UserError
+from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import is_file, numbers, read_lines, read_xml, shown
 
@@ -34,10 +33,7 @@ def read_voc(root: Path, split: str) -> DetectionData:
     Raises:
         UserError: if there is no such split, or an annotation file makes no sense.
     """
-    parse = find_voc(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no Pascal VOC split {split!r}; it takes ImageSets/Main/{split}.txt")
-    return parse().data()
+    return read_split(find_voc, "Pascal VOC", root, split, f"ImageSets/Main/{split}.txt")
 
 
 def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
+from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text, read_yaml, shown
@@ -28,10 +28,7 @@ def read_yolo(root: Path, split: str) -> DetectionData:
     Raises:
         UserError: if there is no such split, no list of names, no label file at all, or a line makes no sense.
     """
-    parse = find_yolo(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no YOLO split {split!r}; it takes images/{split} and labels/{split}")
-    return parse().data()
+    return read_split(find_yolo, "YOLO", root, split, f"images/{split} and labels/{split}")
 
 
 def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
