@@ -12,8 +12,9 @@ from string import Template
 from typing import Any
 
 from tightbox.diagnosis.crops import crop_images
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis
-from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
+from tightbox.diagnosis.plots import Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, measure_sentences, sentences
 from tightbox.evaluation.average_precision import SIZES
 from tightbox.files import atomic_path
@@ -223,8 +224,8 @@ def _groups(diagnosis: Diagnosis, figures: _Figures) -> str:
         classes[name] = f"/per_class/{key}/group", f"/aps/by_class/{key}", f"by_class/{key}"
         mistakes[name] = f"/per_class/{key}"
     columns = [*LRP_COLUMNS, ("LaECE", "laece", 1, ".3f")]
-    columns += [(name, f"errors/gain/{kind}", 100, ".1f") for kind, name in KIND_NAMES.items()]
-    above = [("", 1), ("optimal LRP and its parts", len(LRP_COLUMNS)), ("score", 1), ("AP50 lost to", len(KIND_NAMES))]
+    columns += [(names.column, f"errors/gain/{kind}", 100, ".1f") for kind, names in KINDS.items()]
+    above = [("", 1), ("optimal LRP and its parts", len(LRP_COLUMNS)), ("score", 1), ("AP50 lost to", len(KINDS))]
     return "\n".join(
         [
             _ap_table("By size", {"all sizes": whole} | sizes, diagnosis, figures),

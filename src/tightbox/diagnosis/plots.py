@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.sentences import STAGES
@@ -31,14 +32,6 @@ VARIABLES = {
     ONE: "var(--one)",
     TWO: "var(--two)",
     THREE: "var(--three)",
-}
-KIND_NAMES = {
-    "classification": "class",
-    "localisation": "location",
-    "both": "both",
-    "duplicate": "duplicate",
-    "background": "background",
-    "missed": "missed",
 }
 STYLE = Path(__file__).with_name("plots.mplstyle")
 WIDTH, HEIGHT = 4.6, 3.1  # inches
@@ -113,7 +106,7 @@ def _lost(diagnosis: Diagnosis, axes: Axes) -> None:
 
 def _kinds(diagnosis: Diagnosis, axes: Axes) -> None:
     gain, count = diagnosis.errors.gain, diagnosis.errors.count
-    rows = {f"{KIND_NAMES[f.name]} ({getattr(count, f.name):,})": getattr(gain, f.name) for f in fields(gain)}
+    rows = {f"{KINDS[f.name].column} ({getattr(count, f.name):,})": getattr(gain, f.name) for f in fields(gain)}
     _bars(axes, {name: value for name, value in rows.items() if value is not None})
     axes.set_xlabel("points of AP50")
 
