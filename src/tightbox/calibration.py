@@ -169,16 +169,14 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for a checkpoint's card."""
+        later = {"outer": self.outer, "inner": self.inner, "misses": self.misses}  # which cards had not always
         return {
             "about": dict(self.about),
             "ious": self.ious.to_json(),
             "thresholds": {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)},
-        } | {name: value for name, value in self._later_parts() if value is not None}
-
-    def _later_parts(self) -> list[tuple[str, Any]]:
-        """What cards have had for some versions only, by name."""
-        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
-        return [*((n, None if p is None else p.to_json()) for n, p in parts.items()), ("weights", self.weights)]
+            **{name: part.to_json() for name, part in later.items() if part is not None},
+            **({} if self.weights is None else {"weights": self.weights}),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

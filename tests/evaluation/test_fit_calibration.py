@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import threshold_for_precision
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.fit_calibration import MIN_DETECTIONS, fit_calibration, fit_isotonic, fit_temperature
 from tightbox.evaluation.matching import Matches, match
-from tightbox.evaluation.reliability import reliability, threshold_for_precision
+from tightbox.evaluation.reliability import reliability
 
 unit = st.floats(0, 1, allow_subnormal=False)
 

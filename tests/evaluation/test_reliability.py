@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.arithmetic import threshold_for_precision
 from tests.helpers.results import Json, data_set, matched, random_case, result
 from tightbox.errors import UserError
 from tightbox.evaluation.matching import Matches
@@ -17,7 +18,6 @@ from tightbox.evaluation.reliability import (
     laece,
     localisation_aware_reliability,
     reliability,
-    threshold_for_precision,
 )
 
 unit = st.floats(0, 1, allow_subnormal=False)

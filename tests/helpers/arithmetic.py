@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 Box = Sequence[float]
@@ -44,3 +46,27 @@ def value_and_gradient(loss: Callable[[Tensor, Tensor], Tensor], pred: Tensor, t
     value = loss(pred, target)
     (gradient,) = torch.autograd.grad(value.sum(), pred)
     return value.detach(), gradient
+
+
+def threshold_for_precision(
+    scores: ArrayLike, true_ious: ArrayLike, precision: float = 0.95, at_iou: float = 0.75
+) -> float | None:
+    """The lowest score from which on at least this fraction of the detections has at least this true IoU.
+
+    All detections with the threshold's score or more are counted; one with a NaN score is not, one with a NaN IoU is
+    wrong. None if no threshold reaches the precision. It was chosen on these detections and flatters itself on them a
+    little, the more the fewer they are.
+
+    Args:
+        scores: (N,) scores.
+        true_ious: (N,) `Matches.best_iou`, or `Outcome.ious` if duplicates are to be wrong.
+        precision: the fraction asked for.
+        at_iou: the IoU a right detection has at least.
+    """
+    scores, true_ious = (np.asarray(values, dtype=np.float64) for values in (scores, true_ious))
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    scores, good = scores[order], true_ious[order] >= at_iou
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))
+    # 19 of 20 are 95 per cent, whatever 0.95 × 20 is rounded to.
+    enough = ends[np.cumsum(good)[ends] >= precision * (ends + 1) - 1e-9]
+    return float(scores[enough[-1]]) if len(enough) else None

@@ -132,10 +132,10 @@ def assert_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -> d
     return losses
 
 
-@pytest.mark.parametrize("rung", LADDER)
+@pytest.mark.parametrize("variant", LADDER)
 @pytest.mark.parametrize("changes", [{}, {"normaliser": "num_positives"}, {"assigner": "fcos"}])
-def test_losses_equal_sums_over_points(rung: str, changes: dict[str, Any]) -> None:
-    assert_losses(build(**LADDER[rung], **changes), image_batch((96, 96), (90, 70)), TWO)
+def test_losses_equal_sums_over_points(variant: str, changes: dict[str, Any]) -> None:
+    assert_losses(build(**LADDER[variant], **changes), image_batch((96, 96), (90, 70)), TWO)
 
 
 def test_normalisers_differ() -> None:
@@ -149,15 +149,15 @@ def test_normalisers_differ() -> None:
     assert paper["class"] == code["class"]
 
 
-@pytest.mark.parametrize("rung", LADDER)
-def test_every_rung_learns(rung: str) -> None:
+@pytest.mark.parametrize("variant", LADDER)
+def test_every_variant_learns(variant: str) -> None:
     torch.manual_seed(1)
-    model = tiny_model(**LADDER[rung]).train()
+    model = tiny_model(**LADDER[variant]).train()
     images, optimizer = image_batch((128, 128), (128, 96)), torch.optim.SGD(model.parameters(), 0.01)
     targets = [objects((8, 8, 110, 100)), objects((30, 20, 80, 90))]
     first = model.loss(images, targets)
-    names = {"class", "box"} | ({"initial_box"} if rung == "+ refinement" else set())
-    assert set(first) == names | ({"centerness"} if rung == "baseline" else set())
+    names = {"class", "box"} | ({"initial_box"} if variant == "+ refinement" else set())
+    assert set(first) == names | ({"centerness"} if variant == "baseline" else set())
     for step in range(4):
         total = torch.stack(list(model.loss(images, targets).values())).sum()
         assert torch.isfinite(total)
@@ -226,9 +226,9 @@ def test_refined_box_scales_the_initial_one() -> None:
     torch.testing.assert_close(output.distances, 2 * output.initial)
 
 
-@pytest.mark.parametrize("rung", LADDER)
-def test_batch_without_objects(rung: str) -> None:
-    model = build(**LADDER[rung])
+@pytest.mark.parametrize("variant", LADDER)
+def test_batch_without_objects(variant: str) -> None:
+    model = build(**LADDER[variant])
     images = image_batch((96, 96), (64, 64))
     losses = assert_losses(model, images, [NOTHING, NOTHING])
     assert losses["class"] > 0
@@ -284,10 +284,10 @@ def test_padding_is_zero_after_normalising_and_bounds_the_boxes() -> None:
         assert candidates.boxes[:, 1::2].max() == height
 
 
-@pytest.mark.parametrize("rung", LADDER)
+@pytest.mark.parametrize("variant", LADDER)
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
-def test_both_ways_to_cut_agree_when_nothing_is_cut(rung: str, threshold: float) -> None:
-    model = build(**LADDER[rung], score_threshold=threshold, max_detections=100)
+def test_both_ways_to_cut_agree_when_nothing_is_cut(variant: str, threshold: float) -> None:
+    model = build(**LADDER[variant], score_threshold=threshold, max_detections=100)
     images = image_batch((96, 64))
     whole = model.detect(images)[0]
     model.options = replace(model.options, top_k_of="pairs")

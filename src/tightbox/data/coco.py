@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity
-from tightbox.errors import UserError
 from tightbox.reading import LARGEST_INTEGER, LARGEST_NUMBER, is_file, read_json, shown
 
 LARGEST_SIDE = 1_000_000  # pixels; what claims to be wider is asked for its header
@@ -79,10 +79,8 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
 
 
 def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
-    try:
-        content = read_json(json_path, each_object=_without_mask)
-    except UserError as error:
-        parsed.refuse("json", error)
+    content = parsed.attempt("json", partial(read_json, each_object=_without_mask), json_path)
+    if parsed.findings:
         return None
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
@@ -90,7 +88,7 @@ def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
         message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
         parsed.error("json", message, "export it again as COCO instances")
         return None
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:

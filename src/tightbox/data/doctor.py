@@ -98,8 +98,8 @@ def print_report(
 
 
 def _summary(parsed: Parsed) -> SplitSummary:
-    crowd = parsed.boxes.crowd
-    counts = np.bincount(parsed.boxes.labels[~crowd], minlength=len(parsed.class_names)).tolist()
+    crowd = parsed.boxes.column("crowd")
+    counts = np.bincount(parsed.boxes.column("label")[~crowd], minlength=len(parsed.class_names)).tolist()
     per_class = {name: counts[label] for label, name in enumerate(parsed.class_names)}
     return SplitSummary(parsed.split, parsed.layout, len(parsed.images), len(parsed.boxes), int(crowd.sum()), per_class)
 
@@ -130,7 +130,7 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
             text = what.format(w=width, h=height, reach=reach[row], size=f"{image.width}x{image.height}")
             message = f"the {parsed.class_names[table.labels[row]]} at ({box}) in {image.path} {text}"
             yield Finding(Severity.WARNING, check, str(image.path), message, fix)
-    corners, labels, images = parsed.boxes.corners, parsed.boxes.labels, parsed.boxes.images
+    corners, labels, images = parsed.boxes.column("box"), parsed.boxes.column("label"), parsed.boxes.column("image")
     for first, times in _repeated(np.column_stack([images, labels, corners])):
         if (image := parsed.images[images[first]]).width:
             box = ", ".join(f"{side:g}" for side in corners[first])
@@ -151,7 +151,7 @@ def _repeated(rows: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
 
 
 def _empty(parsed: Parsed) -> Iterator[Finding]:
-    empty = len(parsed.images) - len(np.unique(parsed.boxes.images))
+    empty = len(parsed.images) - len(np.unique(parsed.boxes.column("image")))
     if empty:
         counted = f"{empty} of {len(parsed.images)} images ({empty / len(parsed.images):.1%})"
         message = f"{counted} of the {parsed.split} split have no boxes"
@@ -231,7 +231,7 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
             message = f"class {name} has only {count} example{'s' * (count > 1)} in train"
             yield Finding(Severity.NOTE, "class-rare", "", message, "add more if it matters")
     for other in parsed:
-        labels, counts = np.unique(other.boxes.labels, return_counts=True)
+        labels, counts = np.unique(other.boxes.column("label"), return_counts=True)
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
             if (name := other.class_names[label]) not in train.class_names:
                 message = f"class {name} has {count} boxes in {other.split} but train does not know it"

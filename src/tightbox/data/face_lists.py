@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tightbox.data.records import Parsed
-from tightbox.errors import UserError
 from tightbox.reading import numbers, read_text, shown
 
 _COUNT_DIGITS = 9
@@ -30,12 +29,7 @@ def read_entries(path: Path, columns: int, parsed: Parsed) -> list[Entry]:
         parsed: takes the errors.
     """
     blocks: list[list[tuple[int, str]]] = []
-    try:
-        lines = read_text(path).splitlines()
-    except UserError as error:
-        parsed.refuse("face-list", error)
-        return []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate((parsed.attempt("face-list", read_text, path) or "").splitlines(), 1):
         text = line.strip()
         if "/" in text:
             blocks.append([(number, text)])

@@ -116,11 +116,12 @@ def _entries(folds: Sequence[Path], parsed: Parsed) -> list[Entry]:
     for fold in folds:
         found = read_entries(fold, _COLUMNS, parsed)
         names = fold.with_name(fold.name.replace("-ellipseList", ""))
-        try:
-            listed = read_text(names).split() if is_file(names) else [name for name, _ in found]
-        except UserError as error:
-            parsed.refuse("face-list", error)
-            continue
+        listed = [name for name, _ in found]
+        if is_file(names):
+            text = parsed.attempt("face-list", read_text, names)
+            if text is None:
+                continue
+            listed = text.split()
         for line, (name, entry) in enumerate(zip_longest(listed, found), 1):
             if entry is None or name != entry.name:
                 message = f"{names}:{line}: {name or 'the end'} is not what {fold.name} has there"

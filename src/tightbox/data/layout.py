@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tightbox.data.coco import parse_coco
 from tightbox.data.fddb import find_fddb
-from tightbox.data.records import DetectionData, Parsed, split_names
+from tightbox.data.records import DetectionData, Find, Parsed, split_names
 from tightbox.data.voc import find_voc
 from tightbox.data.wider_face import find_wider_face
 from tightbox.data.yolo import find_yolo
@@ -91,7 +91,7 @@ def data_folder(root: Path | str) -> Path:
     return folder
 
 
-def _finder(root: Path | str) -> tuple[Path, Callable[[Path, str], Callable[[], Parsed] | None]]:
+def _finder(root: Path | str) -> tuple[Path, Find]:
     """The folder and the first layout that any split of it has: one layout for all splits."""
     folder = data_folder(root)
     for find in (find_coco, find_voc, find_yolo, find_wider_face, find_fddb):

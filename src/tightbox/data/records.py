@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count, pairwise, starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightbox.errors import UserError
-from tightbox.images import UnreadableImage, image_size
+from tightbox.images import image_size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,51 +205,26 @@ class RawBoxes:
     They are appended, counted and iterated as those of a list are.
     """
 
+    _ROW = Struct("<qq4d?d")
+    _COLUMNS = np.dtype([("image", "<i8"), ("label", "<i8"), ("box", "<f8", 4), ("crowd", "?"), ("area", "<f8")])
+
     def __init__(self) -> None:
-        self._images, self._labels = array("q"), array("q")
-        self._boxes, self._areas = array("d"), array("d")
-        self._crowd = array("b")
+        self._rows = bytearray()
 
     def append(self, row: RawBox) -> None:
         """Add one at the end."""
-        self._images.append(row.image)
-        self._labels.append(row.label)
-        self._boxes.extend(row.box)
-        self._areas.append(row.area)
-        self._crowd.append(row.crowd)
+        self._rows += self._ROW.pack(row.image, row.label, *row.box, row.crowd, row.area)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._rows) // self._ROW.size
 
     def __iter__(self) -> Iterator[RawBox]:
-        corners = zip(*[iter(self._boxes)] * 4, strict=True)
-        rows = zip(self._images, self._labels, corners, self._crowd, self._areas, strict=True)
-        return (RawBox(image, label, box, bool(crowd), area) for image, label, box, crowd, area in rows)
+        for image, label, *box, crowd, area in self._ROW.iter_unpack(self._rows):
+            yield RawBox(image, label, tuple(box), crowd, area)
 
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """(N,) position of each box's image."""
-        return np.array(self._images, dtype=np.int64)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) class of each."""
-        return np.array(self._labels, dtype=np.int64)
-
-    @property
-    def corners(self) -> NDArray[np.float64]:
-        """(N, 4) xyxy, as annotated."""
-        return np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
-
-    @property
-    def areas(self) -> NDArray[np.float64]:
-        """(N,) as annotated; nan where it is not."""
-        return np.array(self._areas, dtype=np.float64)
-
-    @property
-    def crowd(self) -> NDArray[np.bool_]:
-        """(N,) whether each is a crowd."""
-        return np.array(self._crowd, dtype=np.bool_)
+    def column(self, name: Literal["image", "label", "box", "crowd", "area"]) -> NDArray[Any]:
+        """(N,) or (N, 4) one field of all boxes, as annotated."""
+        return np.frombuffer(self._rows, self._COLUMNS)[name].copy()
 
 
 class Columns(NamedTuple):
@@ -293,17 +270,17 @@ class Parsed:
         """Notes something that a reader must refuse."""
         self.findings.append(Finding(Severity.ERROR, check, str(image), message, fix))
 
-    def refuse(self, check: str, error: UserError, image: Path | str = "") -> None:
-        """Notes a refusal of what lies below as an error."""
-        self.findings.append(Finding.from_error(check, error, str(image)))
+    def attempt(self, check: str, read: Callable[[Path], T], path: Path, image: Path | str = "") -> T | None:
+        """What `read` makes of the path; None, and an error noted, if it refuses."""
+        try:
+            return read(path)
+        except UserError as error:
+            self.findings.append(Finding.from_error(check, error, str(image)))
+            return None
 
     def size_of(self, path: Path) -> tuple[int, int]:
         """(width, height) from the image's header, or (0, 0) and an error noted."""
-        try:
-            return image_size(path)
-        except UnreadableImage as error:
-            self.refuse("unreadable-image", error, path)
-            return 0, 0
+        return self.attempt("unreadable-image", image_size, path, path) or (0, 0)
 
     def set_classes(self, ids: Iterable[int], names: Iterable[str], source: Path) -> None:
         """Takes the classes in the order given, noting names that are empty, and names and ids that occur twice."""
@@ -327,20 +304,20 @@ class Parsed:
 
     def columns(self) -> Columns:
         """The boxes as arrays, in order of their images."""
-        image = self.boxes.images
+        image = self.boxes.column("image")
         order = np.argsort(image, kind="stable")
-        image, xyxy = image[order], self.boxes.corners.astype(np.float32)[order]
+        image, xyxy = image[order], self.boxes.column("box").astype(np.float32)[order]
         sizes = np.array([(i.width, i.height) * 2 for i in self.images], dtype=np.float32).reshape(-1, 4)
         sizes[sizes == 0] = np.inf  # an unreadable image's boxes are clipped by nothing
         clipped = np.clip(xyxy, 0, sizes[image])
-        areas = self.boxes.areas.astype(np.float32)[order]
+        areas = self.boxes.column("area").astype(np.float32)[order]
         own = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
         return Columns(
             image,
             xyxy,
             clipped,
-            self.boxes.labels[order],
-            self.boxes.crowd[order],
+            self.boxes.column("label")[order],
+            self.boxes.column("crowd")[order],
             np.where(np.isnan(areas), own, areas),
         )
 
@@ -374,6 +351,17 @@ class Parsed:
         ]
         names, ids = tuple(self.class_names), tuple(self.category_ids)
         return DetectionData(self.layout, self.root, self.split, names, ids, tuple(records))
+
+
+Find = Callable[[Path, str], Callable[[], Parsed] | None]
+
+
+def read_split(find: Find, layout: str, root: Path, split: str, takes: str) -> DetectionData:
+    """What the parser of one layout reads; UserError, with what the layout takes, if the split is not there in it."""
+    parse = find(root, split)
+    if parse is None:
+        raise UserError(f"{root} has no {layout} split {split!r}; it takes {takes}")
+    return parse().data()
 
 
 def split_names(split: str) -> tuple[str, ...]:

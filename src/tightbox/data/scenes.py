@@ -16,6 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
@@ -71,25 +72,23 @@ def write_scenes(
     Raises:
         UserError: if an image cannot be written.
     """
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
+    category_ids = tuple(range(1, len(CLASS_NAMES) + 1))
     done, paths = 0, dict[str, Path]()
     for split, count in splits.items():
         scene_seeds = np.random.SeedSequence([seed, *split.encode()]).generate_state(count, np.uint64).tolist()
-        images, annotations = [], list[dict[str, Any]]()
+        records = []
         for number, scene_seed in enumerate(scene_seeds, 1):
             image, boxes, labels = render_scene(scene_seed, size)
-            name = f"{split}_{number:05d}.jpg"
-            _save_jpeg(image, root / "images" / name)
-            images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-            for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-                bbox = [x1, y1, x2 - x1, y2 - y1]
-                row = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1}
-                annotations.append(row | {"bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": 0})
+            path = root / "images" / f"{split}_{number:05d}.jpg"
+            _save_jpeg(image, path)
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+            records.append(ImageRecord(path, number, *size, boxes, labels, np.zeros(len(labels), np.bool_), areas))
             done += 1
             if progress is not None:
                 progress(done, sum(splits.values()))
         paths[split] = root / f"{split}.json"
-        write_json(paths[split], {"images": images, "annotations": annotations, "categories": categories})
+        data = DetectionData("scenes", root, split, CLASS_NAMES, category_ids, tuple(records))
+        write_json(paths[split], data.to_coco())
     return paths
 
 

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
-from tightbox.errors import UserError
+from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import is_file, numbers, read_lines, read_xml, shown
 
@@ -34,10 +33,7 @@ def read_voc(root: Path, split: str) -> DetectionData:
     Raises:
         UserError: if there is no such split, or an annotation file makes no sense.
     """
-    parse = find_voc(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no Pascal VOC split {split!r}; it takes ImageSets/Main/{split}.txt")
-    return parse().data()
+    return read_split(find_voc, "Pascal VOC", root, split, f"ImageSets/Main/{split}.txt")
 
 
 def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:
@@ -77,7 +73,8 @@ def _images(year: Path) -> dict[str, Path]:
 
 def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path]) -> Parsed:
     parsed = Parsed(f"Pascal VOC ({', '.join(f'{path.parents[2].name} {path.stem}' for path in lists)})", root, split)
-    trees = {path: _tree(path, parsed) for year in years for path in sorted((year / "Annotations").glob("*.xml"))}
+    files = [path for year in years for path in sorted((year / "Annotations").glob("*.xml"))]
+    trees = {path: parsed.attempt("xml", read_xml, path) for path in files}
     objects = [o for tree in trees.values() if tree is not None for o in tree.iterfind("object")]
     names = sorted({_text(o, "name") for o in objects} - {""})
     parsed.set_classes(range(len(names)), names, root)
@@ -85,7 +82,7 @@ def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path])
     for image_list in lists:
         year = image_list.parents[2]
         image_of = _images(year)
-        for name in _names(image_list, parsed):
+        for name in parsed.attempt("image-list", read_lines, image_list) or ():
             image = image_of.get(name, year / "JPEGImages" / f"{name}.jpg")
             xml = year / "Annotations" / f"{name}.xml"
             if xml not in trees:
@@ -101,22 +98,6 @@ def _parse(root: Path, split: str, years: Sequence[Path], lists: Sequence[Path])
             width, height = map(int, sides) if known else parsed.size_of(image)
             parsed.images.append(RawImage(image, len(parsed.images) + 1, width, height))
     return parsed
-
-
-def _names(image_list: Path, parsed: Parsed) -> list[str]:
-    try:
-        return read_lines(image_list)
-    except UserError as error:
-        parsed.refuse("image-list", error)
-        return []
-
-
-def _tree(path: Path, parsed: Parsed) -> Element | None:
-    try:
-        return read_xml(path)
-    except UserError as error:
-        parsed.refuse("xml", error)
-        return None
 
 
 def _text(element: Element, path: str) -> str:

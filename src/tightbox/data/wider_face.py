@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tightbox.data.face_lists import read_entries
-from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity
-from tightbox.errors import UserError
+from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity, read_split
 
 _COLUMNS = 10  # x, y, width, height, blur, expression, illumination, invalid, occlusion, pose
 _INVALID = 7
@@ -28,10 +27,7 @@ def read_wider_face(root: Path, split: str) -> DetectionData:
     Raises:
         UserError: if there is no such split, or its annotation file makes no sense.
     """
-    parse = find_wider_face(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no WIDER FACE split {split!r}; it takes {_annotations(Path(), split)}")
-    return parse().data()
+    return read_split(find_wider_face, "WIDER FACE", root, split, str(_annotations(Path(), split)))
 
 
 def find_wider_face(root: Path, split: str) -> Callable[[], Parsed] | None:
@@ -57,7 +53,7 @@ def _parse(root: Path, split: str) -> Parsed:
             invalid = attributes[_INVALID - 4] != 0
             parsed.boxes.append(RawBox(len(parsed.images), 0, (x, y, x + width, y + height), invalid))
         parsed.images.append(RawImage(image, len(parsed.images) + 1, *parsed.size_of(image)))
-    if invalid_faces := int(parsed.boxes.crowd.sum()):
+    if invalid_faces := int(parsed.boxes.column("crowd").sum()):
         message = f"{invalid_faces} of {len(parsed.boxes)} faces of the {split} split are marked invalid"
         fix = "nothing: they count neither as face nor as background"
         parsed.findings.append(Finding(Severity.NOTE, "invalid-faces", "", message, fix))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, split_names
+from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text, read_yaml, shown
@@ -28,10 +28,7 @@ def read_yolo(root: Path, split: str) -> DetectionData:
     Raises:
         UserError: if there is no such split, no list of names, no label file at all, or a line makes no sense.
     """
-    parse = find_yolo(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no YOLO split {split!r}; it takes images/{split} and labels/{split}")
-    return parse().data()
+    return read_split(find_yolo, "YOLO", root, split, f"images/{split} and labels/{split}")
 
 
 def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
@@ -93,6 +90,10 @@ def _resolve(root: Path, settings: dict[str, Any], entry: str) -> Path | None:
     return next((place for place in places if exists(place)), None)
 
 
+def _names_and_images(settings: dict[str, Any], sources: Sequence[Path], root: Path) -> tuple[list[str], list[Path]]:
+    return _class_names(root, settings), sorted({image for source in sources for image in _images(source)})
+
+
 def _class_names(root: Path, settings: dict[str, Any]) -> list[str]:
     names = settings.get("names")
     if isinstance(names, dict):
@@ -130,12 +131,10 @@ def _label_file(image: Path) -> Path:
 
 def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[Path]) -> Parsed:
     parsed = Parsed(f"YOLO ({', '.join(str(path) for path in sources)})", root, split)
-    try:
-        names = _class_names(root, settings)
-        images = sorted({image for source in sources for image in _images(source)})
-    except UserError as error:
-        parsed.refuse("yolo-list", error)
+    listed = parsed.attempt("yolo-list", partial(_names_and_images, settings, sources), root)
+    if listed is None:
         return parsed
+    names, images = listed
     if not names:
         message = f"{root} has no list of class names, or one whose numbers are not 0, 1, 2, ..."
         fix = "write data.yaml there with a line such as names: [cat, dog], or classes.txt with one name a line"
@@ -158,12 +157,8 @@ def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[P
 
 def _add_boxes(labels: Path, image: Path, size: tuple[int, int], parsed: Parsed) -> None:
     width, height = size
-    try:
-        lines = read_text(labels).splitlines()
-    except UserError as error:
-        parsed.refuse("yolo-line", error, image)
-        return
-    for number, line in enumerate(lines, 1):
+    text = parsed.attempt("yolo-line", read_text, labels, image) or ""
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from tightbox.diagnosis.evidence import Evidence
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Card, CardBox, CardImage
 from tightbox.evaluation.average_precision import SIZES
 from tightbox.evaluation.figures import Bools, Floats, Ints, number
-from tightbox.evaluation.tide import KINDS, error_kinds
+from tightbox.evaluation.matching import rank_in_group
+from tightbox.evaluation.tide import KINDS as ERRORS
+from tightbox.evaluation.tide import error_kinds
 
 MAX_BETTER, MAX_MISSES, MAX_FALSE_POSITIVES = 120, 48, 48  # cards of each kind
 PER_GROUP = 4  # the worst of each class and size come first, so that every filter finds some
-
-WHY_WRONG = {
-    "classification": "on an object of another class",
-    "localisation": "on its object, but too loose",
-    "both": "loosely on an object of another class",
-    "duplicate": "a second box on an object that was found",
-    "background": "on no object",
-}
 
 
 def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
@@ -31,36 +28,39 @@ def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
     return (
         *(_better_box(evidence, g) for g in better.tolist()),
         *(_miss(evidence, g) for g in missed.tolist()),
-        *(_false_positive(evidence, i, KINDS[kinds[i]]) for i in wrong.tolist()),
+        *(_false_positive(evidence, i, ERRORS[kinds[i]]) for i in wrong.tolist()),
     )
 
 
 def _better_box(evidence: Evidence, g: int) -> Card:
     """Of a ground-truth box that was found, but not by the tightest box there was."""
-    ground_truth, suppressed = evidence.matches.ground_truth, bool(evidence.from_candidates[g])
-    return Card(
+    suppressed = bool(evidence.from_candidates[g])
+    return _of_object(evidence, g)(
         kind="better",
-        image=_image(evidence, int(ground_truth.images[g])),
-        class_name=ground_truth.class_names[ground_truth.labels[g]],
-        size=SIZES[evidence.object_sizes[g]],
         severity=float(evidence.iou_gain[g]),
-        ground_truth=_object(evidence, g),
         kept=_detection(evidence, int(evidence.kept[g]), evidence.kept_iou[g]),
         better=_candidate(evidence, g) if suppressed else _nearest(evidence, g),
         why="the better box was suppressed" if suppressed else "the better box was out-ranked",
     )
 
 
-def _miss(evidence: Evidence, g: int) -> Card:
-    """Of a ground-truth box that no detection of its class is on."""
+def _of_object(evidence: Evidence, g: int) -> partial[Card]:
+    """A card of a ground-truth box, without what became of it."""
     ground_truth = evidence.matches.ground_truth
-    return Card(
-        kind="miss",
+    return partial(
+        Card,
         image=_image(evidence, int(ground_truth.images[g])),
         class_name=ground_truth.class_names[ground_truth.labels[g]],
         size=SIZES[evidence.object_sizes[g]],
-        severity=float(evidence.box_areas[g]),
         ground_truth=_object(evidence, g),
+    )
+
+
+def _miss(evidence: Evidence, g: int) -> Card:
+    """Of a ground-truth box that no detection of its class is on."""
+    return _of_object(evidence, g)(
+        kind="miss",
+        severity=float(evidence.box_areas[g]),
         kept=_nearest(evidence, g),
         better=_candidate(evidence, g) if evidence.suppressed[g] else None,
         why=_why_missed(evidence, g),
@@ -81,7 +81,7 @@ def _false_positive(evidence: Evidence, i: int, error: str) -> Card:
         ground_truth=_object(evidence, touched) if touched >= 0 else None,
         kept=_detection(evidence, i, max(own, other)),
         better=None,
-        why=WHY_WRONG[error],
+        why=KINDS[error].one,
     )
 
 
@@ -143,12 +143,7 @@ def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
     """
     order = np.flatnonzero(which)
     order = order[np.argsort(-severity[order], kind="stable")]
-    group = groups[order]
-    together = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[together], prepend=-1))
-    rank = np.empty_like(order)
-    rank[together] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    chosen = np.lexsort((np.arange(len(order)), rank // PER_GROUP))[:most]
+    chosen = np.argsort(rank_in_group(groups[order]) // PER_GROUP, kind="stable")[:most]
     worst: Ints = order[np.sort(chosen)]
     return worst
 

@@ -12,8 +12,9 @@ from string import Template
 from typing import Any
 
 from tightbox.diagnosis.crops import crop_images
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis
-from tightbox.diagnosis.plots import KIND_NAMES, Plot, draw_plots
+from tightbox.diagnosis.plots import Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, measure_sentences, sentences
 from tightbox.evaluation.average_precision import SIZES
 from tightbox.files import atomic_path
@@ -36,29 +37,6 @@ LRP_COLUMNS: tuple[Column, ...] = (
 )
 NONE = "–"  # in place of a figure that no box could tell
 MEASURES = {"d_ece": "D-ECE", "laece": "LaECE", "laece0": "LaECE₀", "laace0": "LaACE₀", "oce": "OCE"}
-DEFINITIONS = {
-    "AP": "COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95, in per cent. Objects up to 32² "
-    "pixels are small, up to 96² medium.",
-    "Found, mean IoU, best IoU": "The fraction of objects that a detection matches at IoU 0.5; the mean IoU of these "
-    "matches; and the mean over all objects of the IoU of the tightest box of their class that was there: among the "
-    "candidates above the score threshold where they are known, else among the detections.",
-    "Lost to ranking": "What AP would gain if the score of every box on an object were its true IoU.",
-    "Lost to suppression": "What AP would gain if, of all candidates of its class that lie on an object (IoU 0.5 at "
-    "least, and no other object overlapped more), only the tightest were left, with the best score among them.",
-    "Lost to localisation": "What AP would gain if every box that lies on an object were the object's box.",
-    "Lost to misses": "What AP would gain if objects without any box of their class on them were not asked for. The "
-    "four are each measured alone, and do not add up to what is missing.",
-    "Optimal LRP": "Localisation Recall Precision error at the score threshold where it is least, the mean over the "
-    "classes (less is better): its parts are 1 − IoU of the matches, and the fractions of false positives and of "
-    "missed objects.",
-    "Kinds of mistakes": "TIDE's six, at IoU 0.5. Each gain is measured alone.",
-    "Calibration of the score": "LaECE: how far scores are from precision times mean IoU, in bins; matches from "
-    "IoU 0.1 on.",
-    "D-ECE, LaECE₀, LaACE₀, OCE": "Calibration of the score as others define it: against precision at IoU 0.5; against "
-    "the IoU in bins, and box by box, of each class; and against the class of each object, by all boxes on it.",
-    "Calibration of the predicted IoU": "How far predicted IoUs are from the true ones, with the object of the class "
-    "that is overlapped most, in bins.",
-}
 
 
 def write_page(
@@ -108,7 +86,6 @@ def render(diagnosis: Diagnosis, images: Mapping[int, Path], progress: Callable[
         headline=_headline(diagnosis, figures),
         sections="\n".join(_sections(diagnosis, figures, plots, said)),
         better=escape(said["better"]),
-        definitions=_definitions(),
         # In a script element nothing is special but "<", which may end it.
         cards=json.dumps(cards, allow_nan=False).replace("<", "\\u003c"),
     )
@@ -247,8 +224,8 @@ def _groups(diagnosis: Diagnosis, figures: _Figures) -> str:
         classes[name] = f"/per_class/{key}/group", f"/aps/by_class/{key}", f"by_class/{key}"
         mistakes[name] = f"/per_class/{key}"
     columns = [*LRP_COLUMNS, ("LaECE", "laece", 1, ".3f")]
-    columns += [(name, f"errors/gain/{kind}", 100, ".1f") for kind, name in KIND_NAMES.items()]
-    above = [("", 1), ("optimal LRP and its parts", len(LRP_COLUMNS)), ("score", 1), ("AP50 lost to", len(KIND_NAMES))]
+    columns += [(names.column, f"errors/gain/{kind}", 100, ".1f") for kind, names in KINDS.items()]
+    above = [("", 1), ("optimal LRP and its parts", len(LRP_COLUMNS)), ("score", 1), ("AP50 lost to", len(KINDS))]
     return "\n".join(
         [
             _ap_table("By size", {"all sizes": whole} | sizes, diagnosis, figures),
@@ -303,11 +280,6 @@ def _frame(caption: str, heads: Sequence[str], lines: Sequence[str], above: Sequ
         f"<table><caption><span>{caption}</span></caption>"
         f"<thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>"
     )
-
-
-def _definitions() -> str:
-    rows = "\n".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in DEFINITIONS.items())
-    return f'<dl class="definitions">\n{rows}\n</dl>'
 
 
 def _pointer(key: str) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.sentences import STAGES
@@ -21,7 +23,7 @@ from tightbox.evaluation.reliability import Reliability
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that matplotlib is told, and what the style sheet makes of them.
+# Colours that matplotlib is told, some of them by plots.mplstyle, and what the style sheet makes of them.
 INK, MUTED, GRID, ONE, TWO, THREE = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 VARIABLES = {
     INK: "var(--ink)",
@@ -31,32 +33,7 @@ VARIABLES = {
     TWO: "var(--two)",
     THREE: "var(--three)",
 }
-SETTINGS = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-}
-KIND_NAMES = {
-    "classification": "class",
-    "localisation": "location",
-    "both": "both",
-    "duplicate": "duplicate",
-    "background": "background",
-    "missed": "missed",
-}
+STYLE = Path(__file__).with_name("plots.mplstyle")
 WIDTH, HEIGHT = 4.6, 3.1  # inches
 
 
@@ -81,7 +58,7 @@ class Plot:
         except ImportError as error:
             raise missing_extra("matplotlib", "viz") from error
         file = io.StringIO()
-        with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}):
+        with matplotlib.rc_context({"svg.hashsalt": name}, STYLE):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
             fill(figure.add_subplot())
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -129,7 +106,7 @@ def _lost(diagnosis: Diagnosis, axes: Axes) -> None:
 
 def _kinds(diagnosis: Diagnosis, axes: Axes) -> None:
     gain, count = diagnosis.errors.gain, diagnosis.errors.count
-    rows = {f"{KIND_NAMES[f.name]} ({getattr(count, f.name):,})": getattr(gain, f.name) for f in fields(gain)}
+    rows = {f"{KINDS[f.name].column} ({getattr(count, f.name):,})": getattr(gain, f.name) for f in fields(gain)}
     _bars(axes, {name: value for name, value in rows.items() if value is not None})
     axes.set_xlabel("points of AP50")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis, ScoreReliability
 from tightbox.evaluation.calibration_measures import CalibrationMeasures
 from tightbox.evaluation.figures import percent
@@ -15,14 +16,6 @@ STAGES = {
     "suppression": "suppression that keeps the wrong box",
     "localisation": "boxes that are not quite tight",
     "misses": "objects that have no box on them",
-}
-KINDS = {
-    "classification": "the wrong class",
-    "localisation": "loose boxes",
-    "both": "loose boxes of the wrong class",
-    "duplicate": "second boxes on one object",
-    "background": "boxes on no object",
-    "missed": "missed objects",
 }
 
 
@@ -82,7 +75,7 @@ def _kinds(diagnosis: Diagnosis) -> str:
         return "No kind of mistake costs AP50 anything."
     count = getattr(diagnosis.errors.count, worst)
     return (
-        f"The costliest mistake is {KINDS[worst]} ({count:,} of them): "
+        f"The costliest mistake is {KINDS[worst].all} ({count:,} of them): "
         f"fixing it would give {_percent(gains[worst])} points of AP50."
     )
 

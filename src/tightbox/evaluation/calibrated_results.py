@@ -101,7 +101,7 @@ def fit_maps(matches: Matches) -> tuple[bool, IouCalibration, IouCalibration]:
     scores, images = matches.scores[counted], matches.images[counted]
     by_score = bool(np.isnan(matches.ious).any())
     maps = []
-    earned = np.where(outcome.hit, outcome.ious, 0.0)[counted]
+    earned = outcome.earned[counted]
     for raw, wanted in ((scores, earned), (scores if by_score else matches.ious[counted], matches.best_iou[counted])):
         maps.append(FITS[choose_of_pairs(raw, wanted, images).method](raw, wanted))
     return by_score, maps[0], maps[1]

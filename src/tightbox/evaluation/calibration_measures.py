@@ -78,14 +78,9 @@ def laace(matches: Matches, iou_threshold: float = 0.0) -> float | None:
 
     That is LaECE with a bin for every box. A class counts if it has ground-truth boxes and detections.
     """
-    outcome = matches.at(iou_threshold)
-    off = np.abs(matches.scores - np.where(outcome.hit, outcome.ious, 0.0))
-    errors = []
-    for label, positives in enumerate(matches.ground_truth.positives.tolist()):
-        part = matches.of_class(label)
-        kept = off[part][~outcome.ignored[part]]
-        errors.append(float(kept.mean()) if positives and len(kept) else None)
-    return mean(errors)
+    off = np.abs(matches.scores - matches.at(iou_threshold).earned)
+    classes = matches.counted(iou_threshold)
+    return mean(float(off[counted].mean()) for positives, counted in classes if positives and len(counted))
 
 
 def oce(

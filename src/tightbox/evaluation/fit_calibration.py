@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Floats
+from tightbox.evaluation.isotonic import like_groups, monotone_steps
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import finite_pairs
 
@@ -50,20 +51,12 @@ def fit_isotonic(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100, kn
     Raises:
         UserError: if there are fewer than `minimum` pairs of finite numbers.
     """
-    from scipy.optimize import isotonic_regression
-
     raw, true_ious = _enough_pairs(raw, true_ious, minimum)
-    groups = max(1, min(knots, len(raw) // 10))
-    edges = np.unique(np.quantile(raw, np.linspace(0, 1, groups + 1)[1:-1]))
-    group = np.searchsorted(edges, raw, side="right")  # equal ones are never parted
-    counts = np.bincount(group, minlength=len(edges) + 1)
-    sums = [np.bincount(group, weights=values, minlength=len(counts)) for values in (raw, true_ious)]
-    at, iou = (total[counts > 0] / counts[counts > 0] for total in sums)
-    counts = counts[counts > 0]
-    fit = isotonic_regression(iou, weights=counts)
-    steps = fit.blocks[:-1]
-    middle = np.add.reduceat(at * counts, steps) / np.add.reduceat(counts, steps)
-    return IouCalibration(tuple(middle.tolist()), tuple(np.clip(fit.x[steps], 0, 1).tolist()))
+    group = like_groups(raw, min(knots, len(raw) // 10))
+    counts = np.bincount(group)
+    at, iou = (np.bincount(group, weights=values) / counts for values in (raw, true_ious))
+    middle, height = monotone_steps(at, iou, counts)
+    return IouCalibration(tuple(middle.tolist()), tuple(height.clip(0, 1).tolist()))
 
 
 def fit_temperature(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100, knots: int = 64) -> IouCalibration:

@@ -24,6 +24,7 @@ import numpy as np
 
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.isotonic import like_groups, monotone_steps
 from tightbox.evaluation.matching import Matches
 from tightbox.margins import OUTWARD, Margins, Unit, grown
 
@@ -121,9 +122,7 @@ def fit_margins(
     # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
     raw, factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
     plain = Margins(coverage, unit, (1.0,) * 4, (), raw, factors, {})
-    proportions = _proportions(_scores(shape, plain, inner), coverage)
-    scores = _scores(rest, plain, inner) / proportions
-    sides = proportions * np.maximum(_quantile(scores, coverage, simultaneous), 0)
+    sides, scores = _sides(plain, shape, rest, inner, simultaneous)
     own, without = _of_classes(scores, rest.labels, classes, coverage, simultaneous)
     return Margins(
         coverage=coverage,
@@ -195,8 +194,7 @@ def _helpful_factors(
         for scaled in areas:
             raw, factors = _factors(learn, coverage, inner) if scaled else CONSTANT
             plain = Margins(coverage, "iou", (1.0,) * 4, (), raw, factors, {})
-            proportions = _proportions(_scores(learn, plain, inner), coverage)
-            sides = proportions * np.maximum(_quantile(_scores(held, plain, inner) / proportions, coverage, "max"), 0)
+            sides, _ = _sides(plain, learn, held, inner, "max")
             if np.isfinite(sides).all():
                 areas[scaled].append(relative_area(held, replace(plain, sides=tuple(sides.tolist())), inner=inner))
     gain = (np.sum(areas[False]) - np.sum(areas[True])) * (-1 if inner else 1)
@@ -208,21 +206,24 @@ def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[f
 
     So every predicted IoU gets about the margin that it needs, and none pays for the least trusted boxes.
     """
-    from scipy.optimize import isotonic_regression
-
     size = Margins(coverage, "size", (1.0,) * 4, (), (), (), {})
     worst = np.clip(_scores(shape, size, inner).max(axis=1), 0, None)
-    groups = max(1, min(MAX_GROUPS, len(shape) // PER_GROUP))
-    edges = np.unique(np.quantile(shape.raw, np.linspace(0, 1, groups + 1)[1:-1]))
-    group = np.searchsorted(edges, shape.raw, side="right")  # equal ones are never parted
-    members = [group == i for i in np.unique(group)]
+    group = like_groups(shape.raw, min(MAX_GROUPS, len(shape) // PER_GROUP))
+    counts = np.bincount(group)
+    members = [group == i for i in range(len(counts))]
     at = np.array([shape.raw[m].mean() for m in members])
     height = np.array([np.quantile(worst[m], coverage) for m in members])
-    counts = np.array([np.count_nonzero(m) for m in members], dtype=np.float64)
-    fit = isotonic_regression(np.where(np.isfinite(height), height, 1.0), weights=counts, increasing=False)
-    steps = fit.blocks[:-1]
-    middle = np.add.reduceat(at * counts, steps) / np.add.reduceat(counts, steps)
-    return tuple(middle.tolist()), tuple(np.maximum(fit.x[steps], LEAST_FACTOR).tolist())
+    middle, factor = monotone_steps(at, np.where(np.isfinite(height), height, 1.0), counts, rising=False)
+    return tuple(middle.tolist()), tuple(np.maximum(factor, LEAST_FACTOR).tolist())
+
+
+def _sides(
+    plain: Margins, shape: MatchedBoxes, rest: MatchedBoxes, inner: bool, simultaneous: Simultaneous
+) -> tuple[Floats, Floats]:
+    """(4,) the sides: their proportions by `shape`, their size by `rest`, whose scores (N, 4) are in proportions."""
+    proportions = _proportions(_scores(shape, plain, inner), plain.coverage)
+    scores = _scores(rest, plain, inner) / proportions
+    return proportions * np.maximum(_quantile(scores, plain.coverage, simultaneous), 0), scores
 
 
 def _proportions(scores: Floats, coverage: float) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Floats, Ints
-from tightbox.evaluation.matching import Matches
+from tightbox.evaluation.matching import Matches, rank_in_group
 from tightbox.miss_bound import MissBound
 
 
@@ -92,10 +92,7 @@ def _bounds_by_image(images: Ints, delta: float) -> Floats:
     names, of_image, counts = np.unique(images, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return np.zeros(len(images))
-    order = np.argsort(of_image, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    earlier = np.empty(len(images))  # objects of the same image that are missed before each
-    earlier[order] = np.arange(len(images)) - np.repeat(starts, counts)
+    earlier = rank_in_group(of_image)  # how many objects of the same image are missed before each
     missed = np.arange(len(images))
     m_m = np.concatenate([[0.0], np.cumsum(2 * earlier + 1)[:-1]])
     m_n = np.concatenate([[0.0], np.cumsum(counts[of_image])[:-1].astype(np.float64)])

@@ -63,20 +63,16 @@ class ScoreMaps:
 
 def fit_scores(matches: Matches, baseline: Baseline, iou_threshold: float = 0.0) -> ScoreMaps:
     """The maps of all classes; `matches` are matched at `iou_threshold` at least."""
-    outcome = matches.at(iou_threshold)
-    earned = np.where(outcome.hit, outcome.ious, 0.0)
-    positives = matches.ground_truth.positives
-    maps: list[PlattScaling | StepScaling | None] = []
-    for label in range(len(matches.ground_truth.category_ids)):
-        part = matches.of_class(label)
-        kept = ~outcome.ignored[part]
-        if baseline == "none" or not positives[label] or not kept.any():
-            maps.append(None)
-        else:
-            maps.append(
-                (fit_platt if baseline == "platt" else fit_steps)(matches.scores[part][kept], earned[part][kept])
-            )
-    return ScoreMaps(tuple(maps))
+    if baseline == "none":
+        return ScoreMaps((None,) * len(matches.ground_truth.category_ids))
+    fit = fit_platt if baseline == "platt" else fit_steps
+    earned = matches.at(iou_threshold).earned
+    return ScoreMaps(
+        tuple(
+            fit(matches.scores[counted], earned[counted]) if positives and len(counted) else None
+            for positives, counted in matches.counted(iou_threshold)
+        )
+    )
 
 
 def fit_platt(scores: ArrayLike, wanted: ArrayLike) -> PlattScaling:

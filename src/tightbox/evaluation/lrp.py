@@ -66,13 +66,12 @@ def lrp(matches: Matches, score_threshold: float = 0.0, iou_threshold: float = 0
 def _report(matches: Matches, iou_threshold: float, score_threshold: float | None) -> LrpReport:
     outcome = matches.at(iou_threshold)
     per_class = {}
-    for label, positives in enumerate(matches.ground_truth.positives.tolist()):
-        part = matches.of_class(label)
-        counted = ~outcome.ignored[part]
-        scores = matches.scores[part][counted]
-        hit, iou = outcome.hit[part][counted], outcome.ious[part][counted]
+    for category, (positives, counted) in zip(
+        matches.ground_truth.category_ids, matches.counted(iou_threshold), strict=True
+    ):
+        scores, hit = matches.scores[counted], outcome.hit[counted]
         hits = np.cumsum(hit)
-        loose = np.cumsum(np.where(hit, 1 - iou, 0.0))
+        loose = np.cumsum(np.where(hit, 1 - outcome.ious[counted], 0.0))
         # A threshold takes all detections of one score or none: only the last of equal scores ends a choice.
         ends = np.flatnonzero(np.diff(scores, append=-np.inf))
         if score_threshold is not None:
@@ -80,7 +79,6 @@ def _report(matches: Matches, iou_threshold: float, score_threshold: float | Non
         error = (loose[ends] / (1 - iou_threshold) + ends + 1 - 2 * hits[ends] + positives) / np.maximum(
             ends + 1 - hits[ends] + positives, 1
         )
-        category = matches.ground_truth.category_ids[label]
         if not positives:
             per_class[category] = Lrp(None, None, None, None)
         elif not len(ends) or (score_threshold is None and not hits[-1]):

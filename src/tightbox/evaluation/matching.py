@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,6 +31,11 @@ class Outcome:
     def hit(self) -> Bools:
         """(N,) the true positives."""
         return (self.matched >= 0) & ~self.ignored
+
+    @property
+    def earned(self) -> Floats:
+        """(N,) the IoU of true positives and 0 of others: its mean over some is their precision × mean IoU of hits."""
+        return np.where(self.hit, self.ious, 0.0)
 
     @property
     def wrong(self) -> Bools:
@@ -89,6 +94,13 @@ class Matches:
         start, stop = np.searchsorted(self.labels, (label, label + 1))
         return slice(int(start), int(stop))
 
+    def counted(self, threshold: float) -> Iterator[tuple[int, Ints]]:
+        """For each class how many boxes there are to find, and where its detections stand that are not ignored."""
+        ignored = self.at(threshold).ignored
+        for label, positives in enumerate(self.ground_truth.positives.tolist()):
+            part = self.of_class(label)
+            yield positives, part.start + np.flatnonzero(~ignored[part])
+
 
 def match(
     ground_truth: GroundTruth,
@@ -110,7 +122,7 @@ def match(
     """
     rows = np.lexsort((predictions.images, -predictions.scores, predictions.labels))
     if max_detections is not None:
-        rows = rows[_rank(_groups(predictions.images, predictions.labels)[rows]) < max_detections]
+        rows = rows[rank_in_group(_groups(predictions.images, predictions.labels)[rows]) < max_detections]
     images, boxes, labels = predictions.images[rows], predictions.boxes[rows], predictions.labels[rows]
 
     best, best_iou = np.full((2, len(rows)), -1), np.zeros((2, len(rows)))
@@ -176,7 +188,7 @@ def _match_greedily(
     """
     competing = np.unique(detection)
     step_of = np.zeros(len(groups), dtype=np.int64)
-    step_of[competing] = _rank(groups[competing])
+    step_of[competing] = rank_in_group(groups[competing])
     # Within a detection the preferred box comes first: no crowd, then the largest overlap, then COCO's last of equals.
     order = np.lexsort((-target, -overlap, crowd[target], detection, step_of[detection]))
     detection, target, overlap = detection[order], target[order], overlap[order]
@@ -202,7 +214,7 @@ def _groups(images: Ints, labels: Ints) -> Ints:
     return images * count + labels
 
 
-def _rank(groups: Ints) -> Ints:
+def rank_in_group(groups: Ints) -> Ints:
     """(N,) how many members of the same group come before each."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))

@@ -87,7 +87,7 @@ class LaEce:
 def localisation_aware_reliability(matches: Matches, iou_threshold: float, bins: int = 25) -> Reliability:
     """Scores of all classes against IoU for hits and 0 for false positives, which LaECE compares."""
     outcome = matches.at(iou_threshold)
-    return reliability(matches.scores[~outcome.ignored], _earned(matches, iou_threshold)[~outcome.ignored], bins)
+    return reliability(matches.scores[~outcome.ignored], outcome.earned[~outcome.ignored], bins)
 
 
 def laece(matches: Matches, iou_threshold: float = 0.1, bins: int = 25) -> LaEce:
@@ -102,23 +102,14 @@ def laece(matches: Matches, iou_threshold: float = 0.1, bins: int = 25) -> LaEce
         iou_threshold: τ, the IoU from which a detection counts as right.
         bins: bins of equal width, of each class for itself.
     """
-    counted = ~matches.at(iou_threshold).ignored
-    earned = _earned(matches, iou_threshold)
-    per_class = {}
-    for label, (category, positives) in enumerate(
-        zip(matches.ground_truth.category_ids, matches.ground_truth.positives.tolist(), strict=True)
-    ):
-        part = matches.of_class(label)
-        kept = counted[part]
-        if positives and kept.any():
-            per_class[category] = reliability(matches.scores[part][kept], earned[part][kept], bins)
+    earned = matches.at(iou_threshold).earned
+    classes = zip(matches.ground_truth.category_ids, matches.counted(iou_threshold), strict=True)
+    per_class = {
+        category: reliability(matches.scores[counted], earned[counted], bins)
+        for category, (positives, counted) in classes
+        if positives and len(counted)
+    }
     return LaEce(mean(table.error for table in per_class.values()), per_class)
-
-
-def _earned(matches: Matches, iou_threshold: float) -> Floats:
-    """(N,) the IoU of hits and 0 of others: its mean in a bin is precision × mean IoU of the hits."""
-    outcome = matches.at(iou_threshold)
-    return np.where(outcome.hit, outcome.ious, 0.0)
 
 
 @dataclass(frozen=True)
@@ -147,30 +138,6 @@ def _ranks(values: Floats) -> Floats:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[group]
     return ranks
-
-
-def threshold_for_precision(
-    scores: ArrayLike, true_ious: ArrayLike, precision: float = 0.95, at_iou: float = 0.75
-) -> float | None:
-    """The lowest score from which on at least this fraction of the detections has at least this true IoU.
-
-    All detections with the threshold's score or more are counted; one with a NaN score is not, one with a NaN IoU is
-    wrong. None if no threshold reaches the precision. It was chosen on these detections and flatters itself on them a
-    little, the more the fewer they are.
-
-    Args:
-        scores: (N,) scores.
-        true_ious: (N,) `Matches.best_iou`, or `Outcome.ious` if duplicates are to be wrong.
-        precision: the fraction asked for.
-        at_iou: the IoU a right detection has at least.
-    """
-    scores, true_ious = (np.asarray(values, dtype=np.float64) for values in (scores, true_ious))
-    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
-    scores, good = scores[order], true_ious[order] >= at_iou
-    ends = np.flatnonzero(np.diff(scores, append=-np.inf))
-    # 19 of 20 are 95 per cent, whatever 0.95 × 20 is rounded to.
-    enough = ends[np.cumsum(good)[ends] >= precision * (ends + 1) - 1e-9]
-    return float(scores[enough[-1]]) if len(enough) else None
 
 
 def finite_pairs(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:

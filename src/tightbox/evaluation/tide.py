@@ -103,21 +103,16 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
     classes = len(ground_truth.category_ids)
     positives = ground_truth.positives
     base = _average_precisions(matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives)
+    misses = np.bincount(ground_truth.labels[missed], minlength=classes)
     better, counts = [], []
     for i, name in enumerate(KINDS):
-        if name == "missed":
-            counts.append(np.bincount(ground_truth.labels[missed], minlength=classes))
-            better.append(
-                _average_precisions(
-                    matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives - counts[-1]
-                )
-            )
-        else:
-            counts.append(np.bincount(matches.labels[kind == i], minlength=classes))
-            changed = repairable & (kind == i)
-            labels = np.where(changed, ground_truth.labels[object_of] if len(used) else 0, matches.labels)
-            kept = ~outcome.ignored & (kind != i) | changed
-            better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, positives))
+        of_kind = kind == i  # of no detection where objects were missed
+        changed = repairable & of_kind
+        labels = np.where(changed, ground_truth.labels[object_of] if len(used) else 0, matches.labels)
+        kept = ~outcome.ignored & ~of_kind | changed
+        to_find = positives - misses if name == "missed" else positives
+        counts.append(misses if name == "missed" else np.bincount(matches.labels[of_kind], minlength=classes))
+        better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, to_find))
     aps = [mean(ap) for ap in better]
     whole = mean(base)
     return TideReport(

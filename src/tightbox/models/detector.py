@@ -65,6 +65,11 @@ class Detector(nn.Module, ABC):
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
         self.calibration: Calibration | None = None
+        self.make_layers()
+        self.to(memory_format=torch.channels_last)
+
+    def make_layers(self) -> None:
+        """Makes what the system has beside the backbone; the order of making is that of the random weights."""
 
     @abstractmethod
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:

@@ -21,11 +21,10 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, ma
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
-from tightbox.models.backbone import Backbone
 from tightbox.models.dense import inside_image, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
-from tightbox.options import IoUAwareRetinaNetOptions, Preprocess
+from tightbox.options import IoUAwareRetinaNetOptions
 from tightbox.rank import best_rows, by_class_score, by_power
 from tightbox.structures import Candidates, Targets
 
@@ -60,18 +59,10 @@ class IoUAwareRetinaNet(Detector):
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        options: IoUAwareRetinaNetOptions | None = None,
-        preprocess: Preprocess | None = None,
-    ) -> None:
-        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
-        self.fpn = FPN(backbone.channels, self.options.channels, extra="c5")
+    def make_layers(self) -> None:
+        """Feature pyramid with P6 from C5, and head."""
+        self.fpn = FPN(self.backbone.channels, self.options.channels, extra="c5")
         self.head = IoUAwareRetinaNetHead(len(self.class_names), self.options)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> AnchorOutput:
         """Raw outputs for normalised pixels (B, 3, H, W)."""

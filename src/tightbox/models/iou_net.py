@@ -21,12 +21,11 @@ from tightbox.boxes import area, clip_boxes
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
 from tightbox.jitter import jitter_boxes
-from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, image_of
 from tightbox.models.rpn import RPN, sample
-from tightbox.options import IoUNetOptions, Preprocess
+from tightbox.options import IoUNetOptions
 from tightbox.rank import Rank, by_class_score
 from tightbox.refine import refine_boxes
 from tightbox.structures import Candidates, Detections, Targets
@@ -44,23 +43,15 @@ class IoUNet(Detector):
     Options = IoUNetOptions
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "iou_head.ious.")
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        options: IoUNetOptions | None = None,
-        preprocess: Preprocess | None = None,
-    ) -> None:
-        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
+    def make_layers(self) -> None:
+        """Pyramid P2 to P6, proposals and R-CNN head unless it is standalone, and IoU head unless that is off."""
         options = self.options
         size = (len(self.class_names), options.channels, options.fc_channels)
-        self.fpn = FPN(backbone.channels, options.channels, extra="pool")
+        self.fpn = FPN(self.backbone.channels, options.channels, extra="pool")
         self.rpn = None if options.standalone else RPN(options.channels, options.anchor_scale, options.ignore_crowds)
         self.head = None if options.standalone else BoxHead(*size)
         # The last to be made: without it the other weights are the same.
         self.iou_head = IoUHead(*size, logistic=options.iou_loss == "bce") if options.iou_head else None
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def strides(cls, options: IoUNetOptions) -> tuple[int, ...]:

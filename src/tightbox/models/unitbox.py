@@ -25,7 +25,7 @@ from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector, Images
 from tightbox.ops.floored_relu import floored_relu
 from tightbox.ops.regions import regions
-from tightbox.options import Preprocess, UnitBoxOptions
+from tightbox.options import UnitBoxOptions
 from tightbox.rank import by_class_score
 from tightbox.structures import Candidates, Detections, Targets
 from tightbox.suppress import greedy_nms
@@ -62,15 +62,9 @@ class UnitBox(Detector):
     default_backbone: ClassVar[str] = "vgg16"
     Options = UnitBoxOptions
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        options: UnitBoxOptions | None = None,
-        preprocess: Preprocess | None = None,
-    ) -> None:
-        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
+    def make_layers(self) -> None:
+        """The two branches, and a backbone of its own for each unless they share one."""
+        backbone = self.backbone
         # timm's VGG gives its stages before their pooling; other networks shrink at the start of a stage instead.
         self.pools = self.options.pooled and backbone.options.name.startswith("vgg")
         self.confidence_stride, self.box_stride = (16, 32) if self.options.pooled else (8, 16)
@@ -83,7 +77,6 @@ class UnitBox(Detector):
             # The confidence branch's own network ends where that branch begins: what comes after would learn nothing.
             self.backbone = Backbone(replace(backbone.options, pretrained=False), (stage4,))
             self.backbone.load_state_dict(backbone.state_dict(), strict=False)
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def strides(cls, options: UnitBoxOptions) -> tuple[int, ...]:

@@ -22,13 +22,12 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_ancho
 from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.backbone import Backbone
 from tightbox.models.dense import inside_image, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
-from tightbox.options import Preprocess, VFNetOptions
+from tightbox.options import VFNetOptions
 from tightbox.rank import best_rows, by_centerness, by_class_score
 from tightbox.structures import Candidates, Targets
 
@@ -67,18 +66,10 @@ class VFNet(Detector):
     name: ClassVar[str] = "vfnet"
     Options = VFNetOptions
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        class_names: Sequence[str],
-        options: VFNetOptions | None = None,
-        preprocess: Preprocess | None = None,
-    ) -> None:
-        super().__init__(backbone=backbone, class_names=class_names, options=options, preprocess=preprocess)
-        self.fpn = FPN(backbone.channels, self.options.channels)
+    def make_layers(self) -> None:
+        """Feature pyramid and head."""
+        self.fpn = FPN(self.backbone.channels, self.options.channels)
         self.head = VFNetHead(len(self.class_names), self.options)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> DenseOutput:
         """Raw outputs for normalised pixels (B, 3, H, W)."""

@@ -10,24 +10,17 @@ from torch import Tensor
 from tightbox.errors import UserError
 from tightbox.options import BackboneOptions, VFNetOptions
 
-# By the first 3x3 convolution of stage 2 (width, and width of a group) and the number of blocks of the four stages.
-# ResNet-18 was never published; it is here so that small models can leave, too.
-_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
-    ((64, 64), (2, 2, 2, 2)): "resnet18",
-    ((64, 64), (3, 4, 6, 3)): "resnet50",
-    ((64, 64), (3, 4, 23, 3)): "resnet101",
-    ((128, 4), (3, 4, 23, 3)): "resnext101_32x4d",
-    ((256, 4), (3, 4, 23, 3)): "resnext101_64x4d",
-    ((26, 26), (3, 4, 23, 3)): "res2net101d",
+# By the first 3x3 convolution of stage 2 (width, and width of a group) and the number of blocks of the four stages:
+# timm's name, and the title. ResNet-18 was never published; it is here so that small models can leave, too.
+_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[str, str]] = {
+    ((64, 64), (2, 2, 2, 2)): ("resnet18", "ResNet-18"),
+    ((64, 64), (3, 4, 6, 3)): ("resnet50", "ResNet-50"),
+    ((64, 64), (3, 4, 23, 3)): ("resnet101", "ResNet-101"),
+    ((128, 4), (3, 4, 23, 3)): ("resnext101_32x4d", "ResNeXt-101 32x4d"),
+    ((256, 4), (3, 4, 23, 3)): ("resnext101_64x4d", "ResNeXt-101 64x4d"),
+    ((26, 26), (3, 4, 23, 3)): ("res2net101d", "Res2Net-101"),
 }
-_TITLES = {
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "resnext101_32x4d": "ResNeXt-101 32x4d",
-    "resnext101_64x4d": "ResNeXt-101 64x4d",
-    "res2net101d": "Res2Net-101",
-}
+_TITLES = dict(_BACKBONES.values())
 # Entries that give another model away, the first that fits.
 _OTHERS = {
     "head.classes.": "a tightbox model already",
@@ -91,7 +84,7 @@ def _backbone(tensors: Mapping[str, Tensor], source: str) -> BackboneOptions:
     kernel = tensors.get(f"backbone.layer1.0.{first}.weight")
     width = (0, 0) if kernel is None else tuple(kernel.shape[:2])
     stages = [len(_numbers(tensors, f"backbone.layer{stage}.")) for stage in (1, 2, 3, 4)]
-    name = _BACKBONES.get((width, tuple(stages)))
+    name, _ = _BACKBONES.get((width, tuple(stages)), (None, None))
     if name is None:
         blocks = "-".join(map(str, stages))
         raise UserError(
