@@ -25,7 +25,7 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 def add_arguments(parser: ArgumentParser) -> None:
     """A detector and a data set, or any tool's result file and its ground truth."""
     on_data.add_arguments(parser, or_results=True)
-    parser.add_argument("--images", default=None, help="folder of the images of --gt; if absent, the usual ones")
+    parser.add_argument("--images", help="folder of the images of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
 
 

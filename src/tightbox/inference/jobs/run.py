@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from tightbox.draw import draw_boxes
 from tightbox.images import write_image
@@ -14,15 +13,6 @@ from tightbox.inference.files import DECODERS, FileResult, Selection, detect_fil
 from tightbox.inference.jobs.job import Part
 from tightbox.inference.jobs.parts import Row, read_rows, row_of, write_rows
 from tightbox.models import Detector
-
-_NAMED = 10  # failures that are named
-
-
-class Failures(NamedTuple):
-    """How many images failed, and a sentence on each of the first ones."""
-
-    images: int
-    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Work:
             keep_images=self.drawn is not None,
         )
         for offset, (name, result) in enumerate(zip(part.names, results, strict=True)):
-            selected = FileResult(result.path, self.select(result.found), result.size, result.image, result.error)
+            selected = replace(result, found=self.select(result.found))
             rows.append(row_of(part.start + offset, name, selected, model.class_names))
             self._draw(model, name, selected)
             progress(offset + 1)
@@ -82,21 +72,16 @@ class Work:
         write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
 
 
-def failures_in(parts: Iterable[Path]) -> Failures:
-    """The images that failed in finished parts.
+def failures_in(parts: Iterable[Path]) -> Iterator[str]:
+    """A sentence on each image that failed in finished parts.
 
     Raises:
         UserError: if a part is damaged.
     """
-    images = 0
-    sentences: list[str] = []
     for path in parts:
         for row in read_rows(path, ("path", "error")):
             if row["error"] is not None:
-                images += 1
-                if len(sentences) < _NAMED:
-                    sentences.append(f"{row['path']}: {row['error']}")
-    return Failures(images, tuple(sentences))
+                yield f"{row['path']}: {row['error']}"
 
 
 def _remove_halves(target: Path) -> None:
