@@ -45,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         action=ActionYesNo(no_prefix="no_"),
+        default=None,
         help="whether annotated copies are written; yes, but not with parquet and jsonl",
     )
     parser.add_argument("--crops", action="store_true", help="write each box as an image too, in crops/CLASS")
@@ -58,10 +59,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     lower = "leave out boxes with a lower"
     parser.add_argument("--score_threshold", type=float, help=f"{lower} score; {SCORE_THRESHOLD}")
     parser.add_argument("--min_iou", type=ClosedUnitInterval, help=f"{lower} predicted IoU")
-    parser.add_argument("--precision", type=float, help="score threshold with this fraction of right boxes, calibrated")
+    parser.add_argument("--precision", type=float, help="as calibrated: threshold with this fraction of right boxes")
     parser.add_argument("--at_iou", type=float, help="for --precision: IoU of a right box; 0.5")
-    parser.add_argument("--miss", type=float, help="score threshold that misses this fraction of objects, calibrated")
-    parser.add_argument("--coverage", type=float, help="also draw the boxes that hold their object, as calibrated")
+    parser.add_argument("--miss", type=float, help="as calibrated: threshold that misses this fraction of objects")
+    parser.add_argument("--coverage", type=float, help="as calibrated: also draw the boxes that hold their object")
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
     many_images.add_arguments(parser)
@@ -98,19 +99,14 @@ def run(args: Namespace) -> int:
     model = on_data.open_model(args)
     draw = args.images is not False
     annotator = Annotator(model, selection(args, model), out, args.batch_size, draw=draw, crops=args.crops)
-    unreadable = 0
-
-    def note(error: UnreadableImage | None) -> None:
-        nonlocal unreadable
-        if error is not None:
-            unreadable += 1
-            on_data.warn(str(error))
-
+    unreadable: list[UnreadableImage] = []
     videos = [source for source in sources if _is_video(source[0])]
     images = [source for source in sources if not _is_video(source[0])]
     with progress_bar("images", shown=bool(images)) as progress:
         for done, error in enumerate(annotator.images(images), 1):
-            note(error)
+            if error is not None:
+                unreadable.append(error)
+                on_data.warn(str(error))
             if args.order == "loosest" and len(annotator.results) == 1:
                 annotator.results[0].loosest_first()  # so that a detector without estimate is refused at once
             progress(done, len(images))
@@ -119,17 +115,18 @@ def run(args: Namespace) -> int:
             with progress_bar(f"frames of {path.name}") as progress:
                 annotator.video(path, name, progress)
         except UnreadableImage as error:
-            note(error)
+            unreadable.append(error)
+            on_data.warn(str(error))
     write_results(args.format, out, annotator.results, model.class_names, args.order)
     # Not before: a detector without predicted IoUs is refused by then, and calibrating would not help it.
     if args.min_iou is not None and model.calibration is None:
         raw = f"the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated"
         on_data.warn(f"{raw}; `tightbox calibrate` makes --min-iou mean what it says")
     boxes = sum(len(result.found) for result in annotator.results)
-    print(f"{boxes} boxes in {len(sources) - unreadable} files; see {out}")
+    print(f"{boxes} boxes in {len(sources) - len(unreadable)} files; see {out}")
     if unreadable:
-        print(f"{unreadable} files could not be read", file=sys.stderr)
-    return int(unreadable > 0)
+        print(f"{len(unreadable)} files could not be read", file=sys.stderr)
+    return int(bool(unreadable))
 
 
 def selection(args: Namespace, model: Detector) -> Selection:

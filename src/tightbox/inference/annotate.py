@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tightbox.draw import draw_boxes
+from tightbox.draw import draw_detections
 from tightbox.errors import missing_extra
 from tightbox.files import atomic_path
 from tightbox.images import UnreadableImage, write_image
@@ -60,7 +60,7 @@ class Annotator:
             if result.error is None:
                 kept = self._remember(path, name, result.size, result.found)
                 if result.image is not None and self.draw:
-                    write_image(self.out / name, self._drawn(result.image, kept.found))
+                    write_image(self.out / name, draw_detections(result.image, kept.found, self.model.class_names))
                 if result.image is not None and self.crops:
                     self._write_crops(result.image, kept)
             yield result.error
@@ -102,8 +102,9 @@ class Annotator:
         """Each frame with its boxes drawn, if they are to be."""
         for number, (image, found) in enumerate(self._detected(frames)):
             kept = self._remember(path, name, (image.height, image.width), found, frame=number)
-            # Without the legend of a crowd, as all frames of a video have one size.
-            yield self._drawn(image, kept.found).crop((0, 0, *image.size)) if self.draw else image
+            if self.draw:
+                # Without the legend of a crowd, as all frames of a video have one size.
+                yield draw_detections(image, kept.found, self.model.class_names).crop((0, 0, *image.size))
             if self.crops:
                 self._write_crops(image, kept)
             progress(number + 1)
@@ -118,11 +119,6 @@ class Annotator:
         kept = ImageResult(len(self.results) + 1, str(path), name, size, self.select(found), frame)
         self.results.append(kept)
         return kept
-
-    def _drawn(self, image: Image.Image, found: Detections) -> Image.Image:
-        names = self.model.class_names
-        around = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
-        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious, margins=around)
 
     def _write_crops(self, image: Image.Image, result: ImageResult) -> None:
         """One JPEG for each box, numbered from the best on."""

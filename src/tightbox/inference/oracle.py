@@ -95,8 +95,7 @@ class OracleStudy:
         true_ious = overlaps.amax(dim=1)
         self._pairs["score"].append((scores[row, label], true_ious))
         if candidates.ious is not None:
-            ious = candidates.ious[row] if candidates.ious.dim() == 1 else candidates.ious[row, label]
-            self._pairs["predicted IoU"].append((ious, true_ious))
+            self._pairs["predicted IoU"].append((predicted_ious(candidates, row, label), true_ious))
 
 
 def true_class(candidates: Candidates, matched: Tensor, targets: Targets, by_iou: bool = False) -> Candidates:
@@ -156,6 +155,12 @@ def replacements(candidates: Candidates) -> dict[str, tuple[Replacement, bool]]:
     found[ladder.CLASS_SCORE_ONE] = (true_class, False)
     found[ladder.TRUE_IOU_SCORE] = (lambda c, m, t: true_class(c, m, t, by_iou=True), False)
     return found
+
+
+def predicted_ious(candidates: Candidates, rows: Tensor, labels: Tensor) -> Tensor:
+    """The predicted IoU of each row, where they differ by class that of its label."""
+    assert candidates.ious is not None  # whoever asks has looked
+    return candidates.ious[rows] if candidates.ious.dim() == 1 else candidates.ious[rows, labels]
 
 
 def has_estimate(candidates: Candidates) -> bool:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tightbox.draw import draw_boxes
+from tightbox.draw import draw_detections
 from tightbox.images import write_image
-from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files
+from tightbox.inference.files import DECODERS, Selection, detect_files
 from tightbox.inference.jobs.job import Part
 from tightbox.inference.jobs.parts import Row, read_rows, row_of, write_rows
 from tightbox.models import Detector
@@ -49,27 +49,17 @@ class Work:
         """
         _remove_halves(target)
         rows: list[Row] = []
-        results = detect_files(
-            model,
-            (self.root / name for name in part.names),
-            batch_size=self.batch_size,
-            workers=self.workers,
-            keep_images=self.drawn is not None,
-        )
+        paths, keep = (self.root / name for name in part.names), self.drawn is not None
+        results = detect_files(model, paths, batch_size=self.batch_size, workers=self.workers, keep_images=keep)
         for offset, (name, result) in enumerate(zip(part.names, results, strict=True)):
             selected = replace(result, found=self.select(result.found))
             rows.append(row_of(part.start + offset, name, selected, model.class_names))
-            self._draw(model, name, selected)
+            if self.drawn is not None and result.image is not None:
+                drawn = draw_detections(result.image, selected.found, model.class_names)
+                # The whole name and not its stem, as a.png may lie beside a.jpg.
+                write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
             progress(offset + 1)
         write_rows(target, rows)
-
-    def _draw(self, model: Detector, name: str, result: FileResult) -> None:
-        if self.drawn is None or result.image is None:
-            return
-        found, names = result.found, model.class_names
-        drawn = draw_boxes(result.image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
-        # The whole name and not its stem, as a.png may lie beside a.jpg.
-        write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
 
 
 def failures_in(parts: Iterable[Path]) -> Iterator[str]:
