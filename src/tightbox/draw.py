@@ -50,6 +50,12 @@ def draw_boxes(
     return _with_legend(drawn, labels, class_names) if crowded else drawn
 
 
+def draw_detections(image: Image.Image, found: Any, class_names: Sequence[str]) -> Image.Image:
+    """The same for `tightbox.structures.Detections`, with their outer and inner boxes where they have them."""
+    margins = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
+    return draw_boxes(image, found.boxes, found.labels, class_names, found.scores, found.ious, margins)
+
+
 def image_grid(
     rows: Iterable[tuple[Image.Image, Any, Any]], class_names: Sequence[str], pairs: int = 2, width: int = 384
 ) -> Image.Image:
@@ -138,15 +144,12 @@ def _dashed(image: Image.Image, margins: Sequence[NDArray[Any]], labels: NDArray
             if not (np.isfinite(box).all() and box[0] < box[2] and box[1] < box[3]):
                 continue
             x1, y1, x2, y2 = np.clip(box.round(), 0, np.array(canvas.size * 2) - 1).astype(int).tolist()
-            ink, colour = _ink_on(_colour(label)), _colour(label)
-            for x in range(x1, x2, 2 * dash):
-                for y in (y1, y2):
-                    pen.line([x, y, min(x + dash, x2), y], fill=colour, width=2)
-                    pen.line([min(x + dash, x2), y, min(x + 2 * dash, x2), y], fill=ink, width=1)
-            for y in range(y1, y2, 2 * dash):
-                for x in (x1, x2):
-                    pen.line([x, y, x, min(y + dash, y2)], fill=colour, width=2)
-                    pen.line([x, min(y + dash, y2), x, min(y + 2 * dash, y2)], fill=ink, width=1)
+            level = [[x, y, min(x + dash, x2), y] for x in range(x1, x2, dash) for y in (y1, y2)]
+            upright = [[x, y, x, min(y + dash, y2)] for y in range(y1, y2, dash) for x in (x1, x2)]
+            for dashes in (level, upright):  # two at a time: those of opposite sides
+                for number, ends in enumerate(dashes):
+                    gap = number // 2 % 2
+                    pen.line(ends, fill=_ink_on(_colour(label)) if gap else _colour(label), width=1 if gap else 2)
     return canvas
 
 

@@ -28,9 +28,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        way_out = (
-            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "choose another place"
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        way_out = "free some space" if full else "choose another place"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {way_out}") from error
     finally:
         with suppress(OSError):  # it is gone, or could not be made
@@ -68,8 +67,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"another process is writing to {folder}; wait for its end, or choose another --out"
-                ) from error
+                way_out = "wait for its end, or choose another --out"
+                raise UserError(f"another process is writing to {folder}; {way_out}") from error
             # A file system without locks.
         yield

@@ -164,9 +164,6 @@ def write_image(path: Path, image: Image.Image) -> None:
         UserError: if the disk refuses.
     """
     whole = io.BytesIO()  # Pillow, writing itself, takes no notice of a disk that takes half of a file
-    if path.suffix == ".png":
-        image.save(whole, format="PNG")
-    else:
-        image.save(whole, format="JPEG", quality=92)
+    image.save(whole, format="PNG" if path.suffix == ".png" else "JPEG", quality=92)
     with atomic_path(path) as temporary:
         temporary.write_bytes(whole.getbuffer())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +14,9 @@ from tightbox.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tightbox.calibration import IouCalibration
+    from tightbox.calibration import Calibration, IouCalibration
     from tightbox.data.records import DetectionData
+    from tightbox.evaluation.calibrated_results import ResultCalibration
     from tightbox.evaluation.choose_map import MapChoice
     from tightbox.evaluation.fit_calibration import Method
     from tightbox.evaluation.fit_margins import MatchedBoxes
@@ -37,28 +37,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="auto",
         help="any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images",
     )
-    parser.add_argument(
-        "--report_split", default=None, help="split to report on; test if absent and the data set has one"
-    )
-    parser.add_argument(
-        "--coverage", type=float, default=None, help="probability with which outer boxes hold their whole object"
-    )
+    parser.add_argument("--report_split", help="split to report on; test if absent and the data set has one")
+    parser.add_argument("--coverage", type=float, help="probability with which outer boxes hold their whole object")
     parser.add_argument(
         "--margins",
         choices=["iou", "size", "pixels"],
-        default=None,
         help="for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou",
     )
     parser.add_argument("--inner", action="store_true", help="for --coverage: also boxes that lie in their object")
     parser.add_argument("--per_class", action="store_true", help="for --coverage: each class has its own margins")
     parser.add_argument(
-        "--miss", type=float, default=None, help="find the score threshold that misses at most this fraction of objects"
+        "--miss", type=float, help="find the score threshold that misses at most this fraction of objects"
     )
-    parser.add_argument("--delta", type=float, default=None, help="for --miss: probability of missing more; 0.1")
-    parser.add_argument("--out", default=None, help="for --dt: result file to write, calibrated")
-    parser.add_argument(
-        "--apply_to", default=None, help="for --dt: result file of other images to calibrate; --dt itself if absent"
-    )
+    parser.add_argument("--delta", type=float, help="for --miss: probability of missing more; 0.1")
+    parser.add_argument("--out", help="for --dt: result file to write, calibrated")
+    parser.add_argument("--apply_to", help="for --dt: result file of other images to calibrate; --dt itself if absent")
 
 
 def run(args: Namespace) -> int:
@@ -66,9 +59,8 @@ def run(args: Namespace) -> int:
     _refuse_orphans(args)
     if on_data.of_results(args):
         return _calibrate_results(args)
-    for option in ("out", "apply_to"):
-        if args[option] is not None:
-            raise UserError(f"--{option.replace('_', '-')} belongs to --gt and --dt; a checkpoint keeps it in its card")
+    usual = {"out": None, "apply_to": None}
+    on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
     if args.margins == "pixels":
         raise UserError(
             "margins in pixels would not hold once images are resized for the network: choose --margins size or iou, "
@@ -79,11 +71,11 @@ def run(args: Namespace) -> int:
 
 def _refuse_orphans(args: Namespace) -> None:
     """Options that would be ignored, and promises that are none, before anything is read."""
-    for option in ("margins", "inner", "per_class"):
-        if args[option] and args.coverage is None:
-            raise UserError(f"--{option.replace('_', '-')} belongs to --coverage: give that too, such as 0.9")
-    if args.delta is not None and args.miss is None:
-        raise UserError("--delta belongs to --miss: give that too, such as --miss 0.1")
+    if args.coverage is None:
+        usual = {"margins": None, "inner": False, "per_class": False}
+        on_data.refuse(args, usual, "belongs to --coverage: give that too, such as 0.9")
+    if args.miss is None:
+        on_data.refuse(args, {"delta": None}, "belongs to --miss: give that too, such as --miss 0.1")
     for option in ("coverage", "miss", "delta"):
         if args[option] is not None and not 0 < args[option] < 1:
             raise UserError(f"--{option} is {args[option]:g}; it must be more than 0 and less than 1")
@@ -109,25 +101,24 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     matches = _detected(model, data, args)
     choice = choose_map(matches)
     method: Method = choice.method if args.method == "auto" else args.method
-    facts = {"split": args.split, "images": len(data.records)}
-    calibration = fit_calibration(matches, method, **facts)
     outer, inner, misses = _promises(args, matches, model.class_names)
     calibration = replace(
-        calibration, outer=outer, inner=inner, misses=misses, weights=weights_digest(read_weights(folder))
+        fit_calibration(matches, method, split=args.split, images=len(data.records)),
+        outer=outer,
+        inner=inner,
+        misses=misses,
+        weights=weights_digest(read_weights(folder)),
     )
     save_calibration(calibration, folder)
 
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
-    print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
-    _report(f"{args.split} (it learned from)", matches, calibration.ious)
-    _report_unseen(f"{args.split}, cross-validated", choice, method)
+    _report(f"{args.split} (it learned from)", matches, calibration.ious, heading=True)
+    if method in choice.unseen:
+        _print_row(f"{args.split}, cross-validated", "after", choice.unseen[method], choice.true_ious)
     if tested is not None:
         _report(f"{report_split}", tested, calibration.ious)
     _judge(args.method, method, choice)
-    if outer is not None:
-        _report_margins(args, matches, tested, outer, inner, model.class_names)
-    if misses is not None:
-        _report_misses(misses, tested)
+    _report_promises(calibration, matches, tested, model.class_names)
     print(f"written: {folder / 'card.json'}")
     return 0
 
@@ -135,9 +126,8 @@ def _calibrate_checkpoint(args: Namespace) -> int:
 def _calibrate_results(args: Namespace) -> int:
     if args.out is None:
         raise UserError("--out is missing: name the calibrated result file to write")
-    if args.report_split is not None or args.method != "auto":
-        option = "report-split" if args.report_split is not None else "method"
-        raise UserError(f"--{option} belongs to a checkpoint and --data; leave it out with --gt and --dt")
+    usual = {"report_split": None, "method": "auto"}
+    on_data.refuse(args, usual, "belongs to a checkpoint and --data; leave it out with --gt and --dt")
     out = Path(args.out)
     if out.resolve() in {Path(path).resolve() for path in (args.gt, args.dt, args.apply_to) if path}:
         raise UserError(f"--out {out} is one of the files to read, which would be overwritten; choose another name")
@@ -164,12 +154,8 @@ def _calibrate_results(args: Namespace) -> int:
     beside = out.with_suffix(".calibration.json")
     write_json(out, calibration(rows))
     write_json(beside, calibration.to_json())
-    print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
-    _report("scores in its place" if by_score else "predicted IoUs", trusted, ious)
-    if outer is not None:
-        _report_margins(args, trusted, None, outer, inner, ground_truth.class_names)
-    if misses is not None:
-        _report_misses(misses, None)
+    _report("scores in its place" if by_score else "predicted IoUs", trusted, ious, heading=True)
+    _report_promises(calibration, trusted, None, ground_truth.class_names)
     print(f"written: {out} and {beside}")
     return 0
 
@@ -207,18 +193,15 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
     return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
 
 
-def _report(split: str, matches: Matches, calibrated: IouCalibration) -> None:
+def _report(split: str, matches: Matches, calibrated: IouCalibration, *, heading: bool = False) -> None:
     from tightbox.calibration import IOUS
 
+    if heading:
+        print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
     counted = ~matches.at(IOUS[0]).ignored
     raw, actual = matches.ious[counted], matches.best_iou[counted]
     for name, predicted in (("before", raw), ("after", calibrated(raw))):
         _print_row(split, name, predicted, actual)
-
-
-def _report_unseen(split: str, choice: MapChoice, method: Method) -> None:
-    if method in choice.unseen:
-        _print_row(split, "after", choice.unseen[method], choice.true_ious)
 
 
 def _print_row(split: str, name: str, predicted: object, actual: object) -> None:
@@ -239,24 +222,24 @@ def _judge(asked: str, method: Method, choice: MapChoice) -> None:
         kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
         print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
     elif method not in choice.unseen:
-        print(
-            "tightbox: too few images to judge the map on unseen ones; --method auto changes nothing", file=sys.stderr
-        )
+        on_data.warn("too few images to judge the map on unseen ones; --method auto changes nothing")
     elif choice.squared_error(method) > choice.squared_error("none"):
-        print(
-            f"tightbox: on images it did not learn from, {method} makes predicted IoUs worse; --method auto would "
-            f"choose {choice.method}",
-            file=sys.stderr,
-        )
+        worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
+        on_data.warn(f"{worse}; --method auto would choose {choice.method}")
+
+
+def _report_promises(
+    calibration: Calibration | ResultCalibration, matches: Matches, tested: Matches | None, class_names: Sequence[str]
+) -> None:
+    """What the margins and the score threshold, those that were asked for, reach; on `tested`, if there is any."""
+    if calibration.outer is not None:
+        _report_margins(calibration.outer, calibration.inner, matches, tested, class_names)
+    if calibration.misses is not None:
+        _report_misses(calibration.misses, tested)
 
 
 def _report_margins(
-    args: Namespace,
-    matches: Matches,
-    tested: Matches | None,
-    outer: Margins,
-    inner: Margins | None,
-    class_names: Sequence[str],
+    outer: Margins, inner: Margins | None, matches: Matches, tested: Matches | None, class_names: Sequence[str]
 ) -> None:
     """Coverage and area of the margins, beside those of the plainer kinds."""
     from tightbox.evaluation.fit_margins import fit_margins, matched_boxes

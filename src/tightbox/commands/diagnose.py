@@ -25,7 +25,7 @@ USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images D
 def add_arguments(parser: ArgumentParser) -> None:
     """A detector and a data set, or any tool's result file and its ground truth."""
     on_data.add_arguments(parser, or_results=True)
-    parser.add_argument("--images", default=None, help="folder of the images of --gt; if absent, the usual ones")
+    parser.add_argument("--images", help="folder of the images of --gt; if absent, the usual ones")
     parser.add_argument("--out", default="diagnosis", help="folder for diagnosis.html and diagnosis.json")
 
 
@@ -88,8 +88,8 @@ def _promised(
     model: Detector, ground_truth: GroundTruth, predictions: Predictions, detections: Sequence[Detections]
 ) -> list[str]:
     """What outer boxes promise, under which assumptions, and how many keep it here."""
-    margins = None if model.calibration is None else model.calibration.outer
-    if margins is None or model.calibration is None or not detections:
+    calibration = model.calibration
+    if calibration is None or calibration.outer is None or not detections:
         return []
     import numpy as np
 
@@ -100,9 +100,10 @@ def _promised(
     held, matched = outer_coverage(match(ground_truth, predictions), np.concatenate([np.empty((0, 4)), *around]))
     here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
     promise = (
-        f"Outer boxes hold their whole object with a probability of {margins.coverage:.0%}{here}. That is promised for "
-        f"boxes that lie on an object (IoU 0.5), in images like those of {model.calibration.about.get('split')}, from "
-        "which it was learned: it says nothing of boxes on no object, and does not hold where images differ."
+        f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}. That is "
+        "promised for boxes that lie on an object (IoU 0.5), in images like those of "
+        f"{calibration.about.get('split')}, from which it was learned: it says nothing of boxes on no object, and does "
+        "not hold where images differ."
     )
     return [promise]
 

@@ -12,7 +12,7 @@ USAGE = "DIR [--json FILE]"
 def add_arguments(parser: ArgumentParser) -> None:
     """Which data set."""
     parser.add_argument("data", help="folder of the data set")
-    parser.add_argument("--json", default=None, help="also write all findings to this JSON file")
+    parser.add_argument("--json", help="also write all findings to this JSON file")
 
 
 def run(args: Namespace) -> int:

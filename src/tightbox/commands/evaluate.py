@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ USAGE = "CHECKPOINT --data DIR [--split val] [--out DIR] [--rank RULE] [--suppre
 def add_arguments(parser: ArgumentParser) -> None:
     """What to evaluate, on what, and by which rules."""
     on_data.add_arguments(parser)
-    parser.add_argument("--out", default=None, help="folder for metrics.json and the detections in results.json")
+    parser.add_argument("--out", help="folder for metrics.json and the detections in results.json")
     rules.add_arguments(parser)
     parser.add_argument("--alpha_sweep", action="store_true", help="AP by --rank power at alpha 0, 0.1, ..., 1")
 
@@ -43,7 +42,7 @@ def run(args: Namespace) -> int:
     from tightbox.inference.detect import evaluate_detections, to_results
 
     if (args.alpha_sweep or by_rules) and getattr(model.options, "refine_steps", 0) > 0:
-        print("tightbox: boxes are not refined under rules other than the detector's own", file=sys.stderr)
+        on_data.warn("boxes are not refined under rules other than the detector's own")
     if args.alpha_sweep:
         return _sweep(args, model, data)
     found: dict[int, Detections] | None

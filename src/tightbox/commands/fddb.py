@@ -31,21 +31,12 @@ def run(args: Namespace) -> int:
     data, ellipses = read_fddb(Path(args.data), args.split), read_ellipses(Path(args.data), args.split)
 
     from tightbox.evaluation.fddb import fddb_curves, plot_fddb
-    from tightbox.inference.detect import detect_data
-    from tightbox.models import load
-    from tightbox.progress import progress_bar
 
-    model = load(args.checkpoint)
+    model = on_data.open_model(args)
     if FACE not in model.class_names:
         names = ", ".join(model.class_names)
         raise UserError(f"{args.checkpoint} detects {names}; FDDB needs a detector with the class {FACE}")
-    with progress_bar("detecting") as progress:
-        found = detect_data(
-            model.to(on_data.find_device(args.device)),
-            data,
-            loading=on_data.loading(args),
-            progress=progress,
-        )
+    found = on_data.detect(args, model, data)
     faces = [found[i][found[i].labels == model.class_names.index(FACE)] for i in range(len(data.records))]
     curves = fddb_curves(
         ellipses,

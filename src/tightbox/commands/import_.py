@@ -20,7 +20,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--class_names",
         nargs="+",
-        default=None,
         help="the classes in order, or a text file with one a line; left out, the file's own or COCO's",
     )
     parser.add_argument(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,51 +19,42 @@ if TYPE_CHECKING:
     from tightbox.inference.jobs.run import Work
     from tightbox.models import Detector
 
-_DEFAULTS: dict[str, Any] = {
-    "manifest": None,
-    "part_size": 1000,
-    "resume": False,
-    "shard": "1/1",
-    "workers": 2,
-    "engine": "local",
-    "address": None,
-    "actors": 1,
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "manifest": {"help": "text file with one path a line, instead of a SOURCE"},
+    "part_size": {"type": PositiveInt, "default": 1000, "help": "images of a part file"},
+    "resume": {"action": "store_true", "default": False, "help": "go on: parts that are there stay"},
+    "shard": {"default": "1/1", "help": "only the i-th of n equal shares, such as 2/8"},
+    "workers": {"type": PositiveInt, "default": 2, "help": "threads that decode ahead"},
+    "engine": {"type": Literal["local", "ray"], "default": "local", "help": "this process, or Ray's"},
+    "address": {"help": "with ray: a running cluster; left out, one is started here"},
+    "actors": {"type": PositiveInt, "default": 1, "help": "with ray: how many processes"},
 }
-_ONLY_RAY = ("address", "actors")
+_NAMED = 10  # failures that are named
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What only --format parquet and jsonl know."""
     group = parser.add_argument_group("with --format parquet or jsonl")
-    group.add_argument("--manifest", default=None, help="text file with one path a line, instead of a SOURCE")
-    group.add_argument("--part_size", type=PositiveInt, default=_DEFAULTS["part_size"], help="images of a part file")
-    group.add_argument("--resume", action="store_true", help="go on: parts that are there stay")
-    group.add_argument("--shard", default=_DEFAULTS["shard"], help="only the i-th of n equal shares, such as 2/8")
-    group.add_argument("--workers", type=PositiveInt, default=_DEFAULTS["workers"], help="threads that decode ahead")
-    group.add_argument("--engine", type=Literal["local", "ray"], default="local", help="this process, or Ray's")
-    group.add_argument("--address", default=None, help="with ray: a running cluster; left out, one is started here")
-    group.add_argument("--actors", type=PositiveInt, default=_DEFAULTS["actors"], help="with ray: how many processes")
+    for name, settings in _OPTIONS.items():
+        group.add_argument(f"--{name}", **settings)
 
 
-def refuse_options(args: Namespace, names: tuple[str, ...] = tuple(_DEFAULTS), need: str = "") -> None:
+def refuse_options(args: Namespace, names: Iterable[str] = _OPTIONS, need: str = "--format parquet or jsonl") -> None:
     """See that no option was given that would be passed over.
 
     Raises:
         UserError: naming the first.
     """
-    for name in names:
-        if args[name] != _DEFAULTS[name]:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} belongs to {need or '--format parquet or jsonl'}; give that too")
+    usual = {name: _OPTIONS[name].get("default") for name in names}
+    on_data.refuse(args, usual, f"belongs to {need}; give that too")
 
 
 def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) -> int:
     """Work off the parts of a job; the status is 1 if some images could not be read."""
-    single = {"--crops": args.crops, "--order": args.order != "score", "--coverage": args.coverage is not None}
-    if option := next((name for name, given in single.items() if given), None):
-        raise UserError(f"{option} is for single results; leave it out with --format {args.format}")
+    usual = {"crops": False, "order": "score", "coverage": None}
+    on_data.refuse(args, usual, f"is for single results; leave it out with --format {args.format}")
     if args.engine != "ray":
-        refuse_options(args, _ONLY_RAY, "--engine ray")
+        refuse_options(args, ("address", "actors"), "--engine ray")
     if len(args.source) + (args.manifest is not None) != 1:
         raise UserError(f"--format {args.format} takes one folder of images as SOURCE, or --manifest FILE")
 
@@ -98,11 +89,7 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
         kind=args.format,
         part_size=args.part_size,
         class_names=model.class_names,
-        options={
-            "score_threshold": select.threshold,
-            "min_iou": select.min_iou,
-            "classes": args.classes,
-        },
+        options={"score_threshold": select.threshold, "min_iou": select.min_iou, "classes": args.classes},
     )
     job = Job(out, manifest, card, shard)
     for part in job.pending():
@@ -120,13 +107,13 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
         _run_here(args, model, job, work)
     parts = job.finished()
     failures = failures_in(parts)
+    named = list(islice(failures, _NAMED))
+    more = sum(1 for _ in failures)
     images = sum(min(card.part_size, card.images - number * card.part_size) for number in job.numbers())
-    print(f"{images} images in {len(parts)} parts, {failures.images} failed; see {out}")
-    for sentence in failures.sentences:
-        print(f"tightbox: failed: {sentence}", file=sys.stderr)
-    if failures.images > len(failures.sentences):
-        print(f"tightbox: failed: and {failures.images - len(failures.sentences)} more", file=sys.stderr)
-    return int(failures.images > 0)
+    print(f"{images} images in {len(parts)} parts, {len(named) + more} failed; see {out}")
+    for sentence in [*named, f"and {more} more"] if more else named:
+        on_data.warn(f"failed: {sentence}")
+    return int(bool(named))
 
 
 def _run_here(args: Namespace, model: Detector, job: Job, work: Work) -> None:

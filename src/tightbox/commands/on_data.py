@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from tightbox.data.records import DetectionData
     from tightbox.inference.batches import Loading
-    from tightbox.inference.candidates import AssignedCandidates
     from tightbox.models import Detector
     from tightbox.structures import Detections
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser, *, or_results: bool = False) -> None:
     """Which detector, on what; with `or_results`, any tool's result file and its ground truth can take their place."""
     if or_results:
-        parser.add_argument("checkpoint", nargs="?", default=None, help="folder of a detector; needs --data")
-        parser.add_argument("--gt", default=None, help="COCO file with the ground truth, for --dt")
-        parser.add_argument("--dt", default=None, help="COCO result file of any tool, instead of a checkpoint")
+        parser.add_argument("checkpoint", nargs="?", help="folder of a detector; needs --data")
+        parser.add_argument("--gt", help="COCO file with the ground truth, for --dt")
+        parser.add_argument("--dt", help="COCO result file of any tool, instead of a checkpoint")
     else:
         parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
     add_data(parser, required=not or_results)
@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser, *, or_results: bool = False) -> None:
 
 def add_data(parser: ArgumentParser, *, required: bool = True) -> None:
     """Which images and objects."""
-    parser.add_argument("--data", required=required, default=None, help="folder of the data set")
+    parser.add_argument("--data", required=required, help="folder of the data set")
     parser.add_argument("--split", default=SPLIT, help="which split of it")
     parser.add_argument("--classes", nargs="+", help="only these; objects of other classes count as background")
 
@@ -71,11 +71,38 @@ def of_results(args: Namespace) -> bool:
     if given not in ([True, True, False, False], [False, False, True, True]):
         raise UserError("give either a checkpoint and --data, or a ground truth --gt and a result file --dt")
     usual = {"split": SPLIT, "classes": None, "batch_size": BATCH_SIZE, "workers": 0, "device": DEVICE}
-    for option, value in (usual | {"skip_unreadable": False}).items():
-        if args.gt and args[option] != value:
-            name = option.replace("_", "-")
-            raise UserError(f"--{name} belongs to a checkpoint and --data; leave it out with --gt and --dt")
+    if args.gt:
+        why = "belongs to a checkpoint and --data; leave it out with --gt and --dt"
+        refuse(args, usual | {"skip_unreadable": False}, why)
     return bool(args.gt)
+
+
+def refuse(args: Namespace, usual: Mapping[str, object], why: str) -> None:
+    """See that no option was given that would be passed over.
+
+    Args:
+        args: of the command.
+        usual: each such option with what it is when it was left out.
+        why: what follows the option's name in the sentence.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, value in usual.items():
+        if args[name] != value:
+            raise UserError(f"--{name.replace('_', '-')} {why}")
+
+
+def warn(sentence: str) -> None:
+    """Something that a person should know of, but that ends nothing."""
+    print(f"tightbox: {sentence}", file=sys.stderr)
+
+
+def open_model(args: Namespace, *, calibrated: bool = True) -> Detector:
+    """The detector, on its device, calibrated if it ever was, or raw."""
+    from tightbox.models import load
+
+    return load(args.checkpoint, calibrated=calibrated).to(find_device(args.device))
 
 
 def read(args: Namespace, split: str | None = None) -> DetectionData:
@@ -87,12 +114,9 @@ def read(args: Namespace, split: str | None = None) -> DetectionData:
 
 
 def open_both(args: Namespace, *, calibrated: bool = True) -> tuple[Detector, DetectionData]:
-    """The detector, on its device, calibrated if it ever was, or raw; and the data set with its classes."""
+    """The detector of `open_model`, and the data set with its classes."""
     data = read(args)  # before anything slow: a wrong path is known at once
-
-    from tightbox.models import load
-
-    model = load(args.checkpoint, calibrated=calibrated).to(find_device(args.device))
+    model = open_model(args, calibrated=calibrated)
     return model, data.with_classes(model.class_names)
 
 
@@ -151,16 +175,6 @@ def detect(
     from tightbox.inference.detect import detect_data
     from tightbox.progress import progress_bar
 
-    with progress_bar(
-        f"detecting in {data.split}", shown=accelerator is None or accelerator.is_main_process
-    ) as progress:
+    shown = accelerator is None or accelerator.is_main_process
+    with progress_bar(f"detecting in {data.split}", shown=shown) as progress:
         return detect_data(model, data, accelerator=accelerator, loading=loading(args), progress=progress)
-
-
-def assigned_candidates(
-    args: Namespace, model: Detector, data: DetectionData, progress: Callable[[int, int], None]
-) -> Iterator[AssignedCandidates]:
-    """What the detector considers in every record, with the objects that it learns."""
-    from tightbox.inference.candidates import iterate_assigned
-
-    return iterate_assigned(model, data, loading=loading(args), progress=progress)

@@ -46,11 +46,13 @@ def run(args: Namespace) -> int:
 def _of_model(args: Namespace) -> Ladder:
     model, data = on_data.open_both(args)
 
+    from tightbox.inference.candidates import iterate_assigned
     from tightbox.inference.oracle import oracle_study
     from tightbox.progress import progress_bar
 
     with progress_bar("replacing outputs by the truth") as progress:
-        return oracle_study(model, data, on_data.assigned_candidates(args, model, data, progress))
+        images = iterate_assigned(model, data, loading=on_data.loading(args), progress=progress)
+        return oracle_study(model, data, images)
 
 
 def _of_results(gt: Path, dt: Path) -> Ladder:

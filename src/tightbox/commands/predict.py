@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,22 +56,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="loosest puts the boxes of the lowest predicted IoU first, for a person to check",
     )
     parser.add_argument("--classes", nargs="+", help="only objects of these")
-    parser.add_argument(
-        "--score_threshold", type=float, default=None, help=f"leave out boxes with a lower score; {SCORE_THRESHOLD}"
-    )
-    parser.add_argument(
-        "--min_iou", type=ClosedUnitInterval, default=None, help="leave out boxes with a lower predicted IoU"
-    )
-    parser.add_argument(
-        "--precision", type=float, default=None, help="score threshold with this fraction of right boxes, as calibrated"
-    )
-    parser.add_argument("--at_iou", type=float, default=None, help="for --precision: IoU of a right box; 0.5")
-    parser.add_argument(
-        "--miss", type=float, default=None, help="score threshold that misses this fraction of objects, as calibrated"
-    )
-    parser.add_argument(
-        "--coverage", type=float, default=None, help="also draw the boxes that hold their object, as calibrated"
-    )
+    lower = "leave out boxes with a lower"
+    parser.add_argument("--score_threshold", type=float, help=f"{lower} score; {SCORE_THRESHOLD}")
+    parser.add_argument("--min_iou", type=ClosedUnitInterval, help=f"{lower} predicted IoU")
+    parser.add_argument("--precision", type=float, help="as calibrated: threshold with this fraction of right boxes")
+    parser.add_argument("--at_iou", type=float, help="for --precision: IoU of a right box; 0.5")
+    parser.add_argument("--miss", type=float, help="as calibrated: threshold that misses this fraction of objects")
+    parser.add_argument("--coverage", type=float, help="as calibrated: also draw the boxes that hold their object")
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
     many_images.add_arguments(parser)
@@ -82,14 +74,11 @@ def run(args: Namespace) -> int:
         raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
     choosing = [name for name in ("precision", "miss", "score_threshold") if args[name] is not None]
     if len(choosing) > 1:
-        raise UserError(
-            f"--{choosing[0]} chooses the score threshold, so leave out --{choosing[1].replace('_', '-')}, or the "
-            "other way round"
-        )
-    if args.at_iou is not None and args.precision is None:
-        raise UserError(
-            "--at-iou says which boxes --precision counts as right: give that too, such as --precision 0.95"
-        )
+        one, other = choosing[0], choosing[1].replace("_", "-")
+        raise UserError(f"--{one} chooses the score threshold, so leave out --{other}, or the other way round")
+    if args.precision is None:
+        why = "says which boxes --precision counts as right: give that too, such as --precision 0.95"
+        on_data.refuse(args, {"at_iou": None}, why)
     if args.format in ("parquet", "jsonl"):
         return many_images.run(args, selection)
     many_images.refuse_options(args)
@@ -105,32 +94,19 @@ def run(args: Namespace) -> int:
     from tightbox.images import UnreadableImage
     from tightbox.inference.annotate import Annotator
     from tightbox.inference.formats import write_results
-    from tightbox.models import load
     from tightbox.progress import progress_bar
 
-    model = load(args.checkpoint)
-    select = selection(args, model)
-    annotator = Annotator(
-        model.to(on_data.find_device(args.device)),
-        select,
-        out,
-        batch_size=args.batch_size,
-        draw=args.images is not False,
-        crops=args.crops,
-    )
-    unreadable = 0
-
-    def note(error: UnreadableImage | None) -> None:
-        nonlocal unreadable
-        if error is not None:
-            unreadable += 1
-            print(f"tightbox: {error}", file=sys.stderr)
-
-    videos = [source for source in sources if source[0].suffix.lower() in VIDEO_SUFFIXES]
-    images = [(path, name) for path, name in sources if path.suffix.lower() not in VIDEO_SUFFIXES]
+    model = on_data.open_model(args)
+    draw = args.images is not False
+    annotator = Annotator(model, selection(args, model), out, args.batch_size, draw=draw, crops=args.crops)
+    unreadable: list[UnreadableImage] = []
+    videos = [source for source in sources if _is_video(source[0])]
+    images = [source for source in sources if not _is_video(source[0])]
     with progress_bar("images", shown=bool(images)) as progress:
         for done, error in enumerate(annotator.images(images), 1):
-            note(error)
+            if error is not None:
+                unreadable.append(error)
+                on_data.warn(str(error))
             if args.order == "loosest" and len(annotator.results) == 1:
                 annotator.results[0].loosest_first()  # so that a detector without estimate is refused at once
             progress(done, len(images))
@@ -139,20 +115,18 @@ def run(args: Namespace) -> int:
             with progress_bar(f"frames of {path.name}") as progress:
                 annotator.video(path, name, progress)
         except UnreadableImage as error:
-            note(error)
+            unreadable.append(error)
+            on_data.warn(str(error))
     write_results(args.format, out, annotator.results, model.class_names, args.order)
     # Not before: a detector without predicted IoUs is refused by then, and calibrating would not help it.
     if args.min_iou is not None and model.calibration is None:
-        print(
-            f"tightbox: the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated; "
-            "`tightbox calibrate` makes --min-iou mean what it says",
-            file=sys.stderr,
-        )
+        raw = f"the predicted IoUs of {args.checkpoint} are raw, as it was not calibrated"
+        on_data.warn(f"{raw}; `tightbox calibrate` makes --min-iou mean what it says")
     boxes = sum(len(result.found) for result in annotator.results)
-    print(f"{boxes} boxes in {len(sources) - unreadable} files; see {out}")
+    print(f"{boxes} boxes in {len(sources) - len(unreadable)} files; see {out}")
     if unreadable:
-        print(f"{unreadable} files could not be read", file=sys.stderr)
-    return int(unreadable > 0)
+        print(f"{len(unreadable)} files could not be read", file=sys.stderr)
+    return int(bool(unreadable))
 
 
 def selection(args: Namespace, model: Detector) -> Selection:
@@ -180,10 +154,8 @@ def score_threshold(args: Namespace, model: Detector) -> float:
     """
     if args.miss is not None:
         bound = _calibration(args, model, "miss").miss_bound_for(args.miss)
-        print(
-            f"score threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with "
-            f"probability {1 - bound.delta:g}"
-        )
+        missed = f"at most {bound.miss:g} of the objects are missed"
+        print(f"score threshold {bound.threshold:.3f}: {missed}, with probability {1 - bound.delta:g}")
         return bound.threshold
     if args.precision is None:
         return SCORE_THRESHOLD if args.score_threshold is None else float(args.score_threshold)
@@ -214,22 +186,22 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
     for text in given:
         path = Path(text).expanduser()
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES or _is_video(p))
             matches = {p: p.relative_to(path) for p in inside}
-        elif path.is_file():
-            matches = {path: Path(path.name)}
         else:
-            import glob
-
-            files = (Path(p) for p in sorted(glob.glob(str(path), recursive=True)))
-            matches = {p: Path(p.name) for p in files if p.is_file()}
+            named = [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+            matches = {p: Path(p.name) for p in named if p.is_file()}
         if not matches:
             raise UserError(f"there is no image or video at {text}; give a file, a folder or a pattern in quotes")
         found |= matches
     taken: dict[Path, Path] = {}
     for path, name in found.items():
-        output = name.with_suffix(".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg")
+        output = name.with_suffix(".mp4" if _is_video(path) else ".jpg")
         if output in taken:
             output = output.with_name(f"{path.stem}_{path.suffix[1:]}_{len(taken)}{output.suffix}")
         taken[output] = path
     return [(path, output) for output, path in taken.items()]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES

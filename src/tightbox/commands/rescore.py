@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
@@ -13,11 +11,8 @@ from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
 from tightbox.files import write_json
 
-if TYPE_CHECKING:
-    from tightbox.suppress import Suppress
-
 USAGE = "CHECKPOINT --data DIR --dt results.json --out better.json [--suppress iou_guided]"
-THRESHOLDS = {"nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100}
+THRESHOLDS = {"iou_threshold": 0.5, "score_threshold": 0.05, "max_detections": 100}
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 
 
@@ -28,21 +23,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dt", required=True, help="COCO result file; before its tool's suppression, for --suppress")
     parser.add_argument("--out", required=True, help="result file to write; its rows also have a predicted `iou`")
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
-    parser.add_argument("--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5")
-    parser.add_argument(
-        "--suppress", choices=["none", "greedy", "iou_guided"], default="none", help="how they are suppressed"
-    )
-    parser.add_argument("--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; 0.5")
-    parser.add_argument(
-        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that --suppress sees; 0.05"
-    )
-    parser.add_argument(
-        "--max_detections", type=PositiveInt, default=None, help="most boxes reported per image after --suppress; 100"
-    )
+    parser.add_argument("--alpha", type=ClosedUnitInterval, help="weight of p in --rank power; 0.5")
+    parser.add_argument("--suppress", choices=["none", "greedy", "iou_guided"], default="none", help="how, if at all")
+    parser.add_argument("--nms_iou", type=ClosedUnitInterval, help="overlap of suppression; 0.5")
+    parser.add_argument("--score_threshold", type=ClosedUnitInterval, help="lowest score that --suppress sees; 0.05")
+    parser.add_argument("--max_detections", type=PositiveInt, help="most boxes per image after --suppress; 100")
     parser.add_argument(
         "--refine_steps",
         type=NonNegativeInt,
-        default=None,
         help="steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes",
     )
     on_data.add_loading(parser)
@@ -51,11 +39,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the better results, and print their AP beside that of the given ones."""
-    alpha = rules.alpha(args)
-    thresholds = {name: args[name] for name in THRESHOLDS if args[name] is not None}
-    if thresholds and args.suppress == "none":
-        option = next(iter(thresholds)).replace("_", "-")
-        raise UserError(f"--{option} belongs to suppression: also give --suppress, iou_guided or greedy")
+    rules.alpha(args)
+    if args.suppress == "none":
+        why = "belongs to suppression: also give --suppress, iou_guided or greedy"
+        on_data.refuse(args, dict.fromkeys(rules.THRESHOLDS), why)
     out = Path(args.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name the file to write, such as {out / 'better.json'}")
@@ -67,29 +54,26 @@ def run(args: Namespace) -> int:
     from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.detect import to_results
     from tightbox.inference.rescore import by_record, rescore_data
-    from tightbox.models import load
     from tightbox.models.iou_net import IoUNet
     from tightbox.progress import progress_bar
-    from tightbox.rank import by_class_score, by_power
 
-    model = load(args.checkpoint)
+    model = on_data.open_model(args)
     if not isinstance(model, IoUNet) or model.iou_head is None:
-        raise UserError(
-            f"{args.checkpoint} cannot judge boxes; train a model for it with "
-            "`tightbox train --model iou_net --standalone`"
-        )
+        way_out = "train a model for it with `tightbox train --model iou_net --standalone`"
+        raise UserError(f"{args.checkpoint} cannot judge boxes; {way_out}")
     known = data.with_classes(model.class_names)
     ground_truth = GroundTruth.from_data(data)
     given = read_predictions(Path(args.dt), ground_truth)
     detections = by_record(given, ground_truth, known)
-    model.to(on_data.find_device(args.device))
+    numbers = THRESHOLDS | rules.thresholds(args)
+    suppress = None if args.suppress == "none" else rules.suppression(args.suppress, numbers)
     with progress_bar("rescoring") as progress:
         found = rescore_data(
             model,
             known,
             detections,
-            rank=partial(by_power, alpha=alpha) if args.rank == "power" else by_class_score,
-            suppress=_suppress_rule(args.suppress, THRESHOLDS | thresholds),
+            rank=rules.rank_rule(args),
+            suppress=suppress,
             refine_steps=args.refine_steps,
             loading=on_data.loading(args),
             progress=progress,
@@ -101,12 +85,3 @@ def run(args: Namespace) -> int:
     write_json(out, to_results(found, known))
     print(f"written: {args.out}")
     return 0
-
-
-def _suppress_rule(name: str, thresholds: dict[str, Any]) -> Suppress | None:
-    from tightbox.suppress import greedy_nms, iou_guided_nms
-
-    if name == "none":
-        return None
-    numbers = {"iou_threshold" if option == "nms_iou" else option: value for option, value in thresholds.items()}
-    return partial(iou_guided_nms if name == "iou_guided" else greedy_nms, **numbers)

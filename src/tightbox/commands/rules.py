@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
@@ -18,23 +19,19 @@ if TYPE_CHECKING:
 
 RANKS = ["own", "class", "power", "iou"]
 RULES = ["own", "none", "greedy", "soft_linear", "soft_gaussian", "iou_guided"]
+# Options of suppression, which are also names of a detector's options, and the arguments they are.
+THRESHOLDS = {"nms_iou": "iou_threshold", "score_threshold": "score_threshold", "max_detections": "max_detections"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """How to rank, how to suppress, and the thresholds."""
     parser.add_argument("--rank", choices=RANKS, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
-    parser.add_argument(
-        "--alpha", type=ClosedUnitInterval, default=None, help="weight of p in --rank power; 0.5 if absent"
-    )
+    parser.add_argument("--alpha", type=ClosedUnitInterval, help="weight of p in --rank power; 0.5 if absent")
     parser.add_argument("--suppress", choices=RULES, default="own", help="how the ranked boxes are suppressed")
-    parser.add_argument(
-        "--nms_iou", type=ClosedUnitInterval, default=None, help="overlap of suppression; the detector's own if absent"
-    )
-    parser.add_argument("--sigma", type=PositiveFloat, default=None, help="width of --suppress soft_gaussian; 0.5")
-    parser.add_argument(
-        "--score_threshold", type=ClosedUnitInterval, default=None, help="lowest score that is reported"
-    )
-    parser.add_argument("--max_detections", type=PositiveInt, default=None, help="most boxes reported per image")
+    parser.add_argument("--nms_iou", type=ClosedUnitInterval, help="overlap; the detector's own if absent")
+    parser.add_argument("--sigma", type=PositiveFloat, help="width of --suppress soft_gaussian; 0.5")
+    parser.add_argument("--score_threshold", type=ClosedUnitInterval, help="lowest score that is reported")
+    parser.add_argument("--max_detections", type=PositiveInt, help="most boxes reported per image")
     parser.add_argument("--class_agnostic", action="store_true", help="boxes suppress those of other classes too")
 
 
@@ -47,8 +44,8 @@ def given(args: Namespace) -> bool:
     alpha(args)
     if args.sigma is not None and args.suppress != "soft_gaussian":
         raise UserError("--sigma is the width of --suppress soft_gaussian: give that too")
-    numbers = (args.alpha, args.sigma, args.nms_iou, args.score_threshold, args.max_detections)
-    return args.rank != "own" or args.suppress != "own" or args.class_agnostic or any(n is not None for n in numbers)
+    numbers = args.alpha is not None or args.sigma is not None or bool(thresholds(args))
+    return numbers or args.rank != "own" or args.suppress != "own" or bool(args.class_agnostic)
 
 
 def alpha(args: Namespace) -> float:
@@ -75,26 +72,31 @@ def rank_rule(args: Namespace) -> Rank | None:
 
 def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
     """The suppression asked for; None for the detector's own."""
-    options = model.options
-    numbers = (args.nms_iou, args.score_threshold, args.max_detections)
-    if args.suppress == "own" and not args.class_agnostic and all(n is None for n in numbers):
+    options, given = model.options, thresholds(args)
+    if args.suppress == "own" and not args.class_agnostic and not given:
         return None
+    own = {name: getattr(options, option) for option, name in THRESHOLDS.items()}
+    name = getattr(options, "suppress", "greedy") if args.suppress == "own" else args.suppress
+    sigma = 0.5 if args.sigma is None else args.sigma
+    return suppression(name, own | given | {"class_agnostic": args.class_agnostic}, sigma)
 
+
+def thresholds(args: Namespace) -> dict[str, Any]:
+    """The numbers of the suppression that were given, by the names of its arguments."""
+    return {name: args[option] for option, name in THRESHOLDS.items() if args[option] is not None}
+
+
+def suppression(name: str, numbers: Mapping[str, Any], sigma: float = 0.5) -> Suppress:
+    """A suppression of `RULES`, but the detector's own, with its numbers."""
     from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
-    name = options.suppress if args.suppress == "own" and hasattr(options, "suppress") else args.suppress
-    shared = {
-        "iou_threshold": options.nms_iou if args.nms_iou is None else args.nms_iou,
-        "score_threshold": options.score_threshold if args.score_threshold is None else args.score_threshold,
-        "max_detections": args.max_detections or options.max_detections,
-        "class_agnostic": args.class_agnostic,
-    }
-    if name == "none":  # no IoU is above 1
-        return partial(greedy_nms, **shared | {"iou_threshold": 1.0})
-    if name == "iou_guided":
-        return partial(iou_guided_nms, **shared)
-    if name == "soft_linear":
-        return partial(soft_nms, method="linear", **shared)
-    if name == "soft_gaussian":
-        return partial(soft_nms, method="gaussian", sigma=0.5 if args.sigma is None else args.sigma, **shared)
-    return partial(greedy_nms, **shared)
+    match name:
+        case "none":  # no IoU is above 1
+            return partial(greedy_nms, **{**numbers, "iou_threshold": 1.0})
+        case "iou_guided":
+            return partial(iou_guided_nms, **numbers)
+        case "soft_linear":
+            return partial(soft_nms, method="linear", **numbers)
+        case "soft_gaussian":
+            return partial(soft_nms, method="gaussian", sigma=sigma, **numbers)
+    return partial(greedy_nms, **numbers)

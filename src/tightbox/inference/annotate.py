@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from PIL import Image
 
-from tightbox.draw import draw_boxes
+from tightbox.draw import draw_detections
 from tightbox.errors import missing_extra
 from tightbox.files import atomic_path
 from tightbox.images import UnreadableImage, write_image
@@ -20,38 +22,27 @@ from tightbox.models import Detector
 from tightbox.structures import Detections
 
 
+@dataclass(eq=False)
 class Annotator:
     """Runs a detector over files, and remembers what it found.
 
-    Args:
+    Attributes:
         model: the detector.
         select: which detections are reported.
         out: folder of the annotated copies and of the crops.
         batch_size: images or frames that the network sees together.
         draw: whether annotated copies of images are written.
         crops: whether each box is written as an image of its own, in `crops/CLASS`.
-
-    Attributes:
         results: of every image and every frame so far.
     """
 
-    def __init__(
-        self,
-        model: Detector,
-        select: Selection,
-        out: Path,
-        *,
-        batch_size: int = 8,
-        draw: bool = True,
-        crops: bool = False,
-    ) -> None:
-        self.model = model
-        self.select = select
-        self.out = out
-        self.batch_size = batch_size
-        self.draw = draw
-        self.crops = crops
-        self.results: list[ImageResult] = []
+    model: Detector
+    select: Selection
+    out: Path
+    batch_size: int = 8
+    draw: bool = True
+    crops: bool = False
+    results: list[ImageResult] = field(default_factory=list, init=False)
 
     def images(self, files: Iterable[tuple[Path, Path]]) -> Iterator[UnreadableImage | None]:
         """Detect in images, and write what was asked for; the next ones are decoded meanwhile.
@@ -63,17 +54,15 @@ class Annotator:
             For each image why it cannot be read, or None once its files are written.
         """
         files = list(files)
-        opened = detect_files(
-            self.model,
-            (path for path, _ in files),
-            batch_size=self.batch_size,
-            keep_images=self.draw or self.crops,
-        )
+        paths, keep = (path for path, _ in files), self.draw or self.crops
+        opened = detect_files(self.model, paths, batch_size=self.batch_size, keep_images=keep)
         for result, (path, name) in zip(opened, files, strict=True):
             if result.error is None:
                 kept = self._remember(path, name, result.size, result.found)
-                if result.image is not None:
-                    self._write_images(result.image, kept)
+                if result.image is not None and self.draw:
+                    write_image(self.out / name, draw_detections(result.image, kept.found, self.model.class_names))
+                if result.image is not None and self.crops:
+                    self._write_crops(result.image, kept)
             yield result.error
 
     def video(self, path: Path, name: Path, progress: Callable[[int, int], None]) -> None:
@@ -100,9 +89,7 @@ class Annotator:
                 drawn = self._frames(path, name, frames, lambda done: progress(done, source.frames))
                 if self.draw:
                     _write_video(self.out / name, drawn, source.average_rate or 25)
-                else:
-                    for _ in drawn:
-                        pass
+                deque(drawn, maxlen=0)  # with no video to write, they are gone through all the same
                 if len(self.results) == before:
                     raise UnreadableImage(path, "not one of its frames can be decoded")
         except (av.error.FFmpegError, IndexError) as error:
@@ -113,16 +100,18 @@ class Annotator:
         self, path: Path, name: Path, frames: Iterator[Image.Image], progress: Callable[[int], None]
     ) -> Iterator[Image.Image]:
         """Each frame with its boxes drawn, if they are to be."""
-        done = 0
-        while batch := list(islice(frames, self.batch_size)):
-            for image, found in zip(batch, self.model.predict(batch), strict=True):
-                kept = self._remember(path, name, (image.height, image.width), found, frame=done)
+        for number, (image, found) in enumerate(self._detected(frames)):
+            kept = self._remember(path, name, (image.height, image.width), found, frame=number)
+            if self.draw:
                 # Without the legend of a crowd, as all frames of a video have one size.
-                yield self._drawn(image, kept.found).crop((0, 0, *image.size)) if self.draw else image
-                if self.crops:
-                    self._write_crops(image, kept)
-                done += 1
-                progress(done)
+                yield draw_detections(image, kept.found, self.model.class_names).crop((0, 0, *image.size))
+            if self.crops:
+                self._write_crops(image, kept)
+            progress(number + 1)
+
+    def _detected(self, frames: Iterator[Image.Image]) -> Iterator[tuple[Image.Image, Detections]]:
+        while batch := list(islice(frames, self.batch_size)):
+            yield from zip(batch, self.model.predict(batch), strict=True)
 
     def _remember(
         self, path: Path, name: Path, size: tuple[int, int], found: Detections, frame: int | None = None
@@ -130,17 +119,6 @@ class Annotator:
         kept = ImageResult(len(self.results) + 1, str(path), name, size, self.select(found), frame)
         self.results.append(kept)
         return kept
-
-    def _write_images(self, image: Image.Image, result: ImageResult) -> None:
-        if self.draw:
-            write_image(self.out / result.name, self._drawn(image, result.found))
-        if self.crops:
-            self._write_crops(image, result)
-
-    def _drawn(self, image: Image.Image, found: Detections) -> Image.Image:
-        names = self.model.class_names
-        around = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
-        return draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious, margins=around)
 
     def _write_crops(self, image: Image.Image, result: ImageResult) -> None:
         """One JPEG for each box, numbered from the best on."""
@@ -178,9 +156,7 @@ def _write_video(path: Path, frames: Iterator[Image.Image], rate: object) -> Non
         stream = written.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2  # H.264 takes even sides only
-        image: Image.Image | None = first
-        while image is not None:
+        for image in chain([first], frames):
             even = image.crop((0, 0, stream.width, stream.height))
             written.mux(stream.encode(av.VideoFrame.from_image(even)))
-            image = next(frames, None)
         written.mux(stream.encode())

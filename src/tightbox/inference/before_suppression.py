@@ -17,7 +17,7 @@ from tightbox.evaluation.ladder import ON_OBJECT, Ladder
 from tightbox.inference.batches import LOADING, Loading, Progress
 from tightbox.inference.candidates import ImageCandidates, iterate_detected
 from tightbox.inference.detect import evaluate_detections
-from tightbox.inference.oracle import OracleStudy
+from tightbox.inference.oracle import OracleStudy, predicted_ious
 from tightbox.models import Detector
 from tightbox.rank import best_of_levels
 from tightbox.structures import Candidates, Detections, Targets
@@ -142,7 +142,7 @@ def true_suppression(
         tops.append(scores[there, label].max()[None])
         labels.append(label[None])
         if candidates.ious is not None:
-            predicted.append(_predicted_iou(candidates, tightest, label)[None])
+            predicted.append(predicted_ious(candidates, tightest, label)[None])
     together = Detections(
         torch.cat(boxes), torch.cat(tops), torch.cat(labels), torch.cat(predicted) if predicted else None
     )
@@ -183,10 +183,5 @@ def _best_candidates(model: Detector, image: ImageCandidates, targets: Targets, 
         rows[number, 0] = overlaps[tightest, number]
         rows[number, 1:5] = torch.cat([box[:2], box[2:] - box[:2]])
         rows[number, 5] = scores[tightest, label]
-        rows[number, 6] = np.nan if kept.ious is None else _predicted_iou(kept, tightest, label)
+        rows[number, 6] = np.nan if kept.ious is None else predicted_ious(kept, tightest, label)
     return rows
-
-
-def _predicted_iou(candidates: Candidates, row: Tensor, label: Tensor) -> Tensor:
-    assert candidates.ious is not None  # whoever asks has looked
-    return candidates.ious[row] if candidates.ious.dim() == 1 else candidates.ious[row, label]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,7 @@ class AssignedCandidates(ImageCandidates):
 
 @torch.inference_mode()
 def iterate_candidates(
-    model: Detector,
-    data: DetectionData,
-    *,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
 ) -> Iterator[ImageCandidates]:
     """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
     for images, _, indices in batches(model, data, loading=loading, progress=progress):
@@ -74,11 +71,7 @@ def iterate_candidates(
 
 @torch.inference_mode()
 def iterate_assigned(
-    model: Detector,
-    data: DetectionData,
-    *,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
 ) -> Iterator[AssignedCandidates]:
     """The same with the objects that candidates learn."""
     for batch in batches(model, data, loading=loading, progress=progress):
@@ -87,11 +80,7 @@ def iterate_assigned(
 
 @torch.inference_mode()
 def iterate_detected(
-    model: Detector,
-    data: DetectionData,
-    *,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
 ) -> Iterator[tuple[AssignedCandidates, Detections]]:
     """Those of `iterate_assigned`, each with the detections of `detect_data`, from one run of the network."""
     for batch in batches(model, data, loading=loading, progress=progress):
@@ -180,37 +169,23 @@ def select_all(
     images: Iterable[ImageCandidates], data: DetectionData, select: Callable[[Candidates], Detections]
 ) -> dict[int, Detections]:
     """What `select` makes of every record's candidates, by its index, in pixels of the original images."""
-    found = {
-        image.index: select(image.candidates).resized(image.size, data.records[image.index].size) for image in images
-    }
+    found = {i.index: select(i.candidates).resized(i.size, data.records[i.index].size) for i in images}
     return dict(sorted(found.items()))
 
 
 def _write(folder: Path, images: Iterator[ImageCandidates]) -> None:
     index: list[list[dict[str, object]]] = []
-    waiting: list[ImageCandidates] = []
-
-    def flush() -> None:
+    while together := list(islice(images, IMAGES_PER_FILE)):
         tensors: dict[str, Tensor] = {}
         for field in fields(Candidates):
-            values = [getattr(image.candidates, field.name) for image in waiting]
-            if values[0] is None:
-                continue
-            if field.name == "ious" and values[0] is waiting[0].candidates.class_scores:
+            values = [getattr(image.candidates, field.name) for image in together]
+            if field.name == "ious" and values[0] is together[0].candidates.class_scores:
                 tensors["ious"] = torch.zeros(0)  # VFNet's class scores are its estimate: once is enough
-            else:
+            elif values[0] is not None:
                 tensors[field.name] = torch.cat(values).contiguous()
         with atomic_path(folder / f"{len(index):05d}.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors))
-        index.append([{"index": i.index, "size": i.size, "count": len(i.candidates)} for i in waiting])
-        waiting.clear()
-
-    for image in images:
-        waiting.append(image)
-        if len(waiting) == IMAGES_PER_FILE:
-            flush()
-    if waiting:
-        flush()
+        index.append([{"index": i.index, "size": i.size, "count": len(i.candidates)} for i in together])
     write_json(folder / INDEX, index)  # last: without it the folder counts as unfinished
 
 

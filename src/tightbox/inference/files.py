@@ -82,9 +82,10 @@ class FileResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _PreparedFile(Prepared):
+class _File(Prepared):
     path: Path
-    image: Image.Image | None
+    image: Image.Image | None = None
+    error: UnreadableImage | None = None
 
 
 def detect_files(
@@ -106,37 +107,17 @@ def detect_files(
     """
     model.eval()
 
-    def open_file(path: Path) -> _PreparedFile | FileResult:
+    def open_file(path: Path) -> _File:
         try:  # an exception would end the work on all others
             image = open_image(path)
         except UnreadableImage as error:
-            return FileResult(path, _nothing(), (0, 0), error=error)
+            return _File(None, (0, 0), path, error=error)
         ready = prepare(as_pixels(image), model.preprocess)
-        return _PreparedFile(ready.pixels, ready.size, path, image if keep_images else None)
+        return _File(ready.pixels, ready.size, path, image if keep_images else None)
 
     def detect(images: ImageBatch) -> list[Detections]:
         return [found.to("cpu") for found in model.detect(images.to(model.device))]
 
-    failed: list[tuple[int, FileResult]] = []
     opened = in_background(open_file, paths, ahead=2 * batch_size, workers=workers)
-
-    def readable() -> Iterator[_PreparedFile]:
-        for number, item in enumerate(opened):
-            if isinstance(item, FileResult):
-                failed.append((number, item))
-            else:
-                yield item
-
-    done = 0
-    for prepared, found in detect_prepared(detect, readable(), batch_size):
-        while failed and failed[0][0] <= done:
-            yield failed.pop(0)[1]
-            done += 1
-        yield FileResult(prepared.path, found, prepared.size, prepared.image)
-        done += 1
-    for _, result in failed:
-        yield result
-
-
-def _nothing() -> Detections:
-    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    for file, found in detect_prepared(detect, opened, batch_size):
+        yield FileResult(file.path, found, file.size, file.image, file.error)

@@ -69,15 +69,15 @@ class OracleStudy:
     def result(self) -> Ladder:
         """AP under every replacement."""
         names = self._own or self._alone  # in the order of the ladder
-        variants = [
+        variants = (
             OracleVariant(name, self._measure(self._alone.get(name)), self._measure(self._own.get(name)))
             for name in names
-        ]
+        )
         columns = {}
         for name, parts in self._pairs.items():
             if parts:
-                predicted, true_ious = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
-                columns[name] = predicted, true_ious
+                predicted, true_ious = zip(*parts, strict=True)
+                columns[name] = torch.cat(predicted).numpy(), torch.cat(true_ious).numpy()
         return Ladder(tuple(variants), ladder.correlations(columns))
 
     def _measure(self, found: dict[int, Detections] | None) -> AveragePrecision | None:
@@ -95,25 +95,20 @@ class OracleStudy:
         true_ious = overlaps.amax(dim=1)
         self._pairs["score"].append((scores[row, label], true_ious))
         if candidates.ious is not None:
-            ious = candidates.ious[row] if candidates.ious.dim() == 1 else candidates.ious[row, label]
-            self._pairs["predicted IoU"].append((ious, true_ious))
+            self._pairs["predicted IoU"].append((predicted_ious(candidates, row, label), true_ious))
 
 
 def true_class(candidates: Candidates, matched: Tensor, targets: Targets, by_iou: bool = False) -> Candidates:
     """The true class of every candidate that learns an object scores 1, or the IoU of its box with the object."""
     rows, objects = _learning(matched)
-    scores = candidates.class_scores.clone()
-    quality = iou(candidates.boxes[rows], targets.boxes[objects]) if by_iou else scores.new_ones(len(rows))
-    scores[rows, targets.labels[objects]] = quality.to(scores)
-    return replace(candidates, class_scores=scores)
+    quality = iou(candidates.boxes[rows], targets.boxes[objects]) if by_iou else torch.ones(len(rows))
+    return _put(candidates, "class_scores", (rows, targets.labels[objects]), quality)
 
 
 def true_box(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
     """Every candidate that learns an object has the object's box."""
     rows, objects = _learning(matched)
-    boxes = candidates.boxes.clone()
-    boxes[rows] = targets.boxes[objects].to(boxes)
-    return replace(candidates, boxes=boxes)
+    return _put(candidates, "boxes", (rows,), targets.boxes[objects])
 
 
 def true_estimate(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
@@ -121,21 +116,17 @@ def true_estimate(candidates: Candidates, matched: Tensor, targets: Targets) -> 
     rows, objects = _learning(matched)
     quality = iou(candidates.boxes[rows], targets.boxes[objects])
     if candidates.centerness is not None:
-        return replace(
-            candidates, centerness=candidates.centerness.index_put((rows,), quality.to(candidates.centerness))
-        )
+        return _put(candidates, "centerness", (rows,), quality)
     assert candidates.ious is not None  # `replacements` asks for this only where there is an estimate
     places = (rows,) if candidates.ious.dim() == 1 else (rows, targets.labels[objects])
-    return replace(candidates, ious=candidates.ious.index_put(places, quality.to(candidates.ious)))
+    return _put(candidates, "ious", places, quality)
 
 
 def true_centerness(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
     """The centerness is FCOS's, of the ground-truth box, for every candidate that learns an object."""
-    assert candidates.centerness is not None  # as above
-    assert candidates.points is not None
+    assert candidates.points is not None  # as above
     rows, objects = _learning(matched)
-    values = centerness(candidates.points[rows], targets.boxes[objects])
-    return replace(candidates, centerness=candidates.centerness.index_put((rows,), values.to(candidates.centerness)))
+    return _put(candidates, "centerness", (rows,), centerness(candidates.points[rows], targets.boxes[objects]))
 
 
 def nearest_iou(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
@@ -147,9 +138,8 @@ def nearest_iou(candidates: Candidates, matched: Tensor, targets: Targets) -> Ca
     overlaps = candidates.boxes.new_zeros(len(candidates))
     if len(targets):
         overlaps = pairwise_iou(candidates.boxes, targets.boxes).amax(dim=1)
-    return replace(
-        candidates, ious=overlaps if candidates.ious.dim() == 1 else overlaps[:, None].expand_as(candidates.ious)
-    )
+    by_class = candidates.ious.dim() == 2
+    return replace(candidates, ious=overlaps[:, None].expand_as(candidates.ious) if by_class else overlaps)
 
 
 def replacements(candidates: Candidates) -> dict[str, tuple[Replacement, bool]]:
@@ -167,6 +157,12 @@ def replacements(candidates: Candidates) -> dict[str, tuple[Replacement, bool]]:
     return found
 
 
+def predicted_ious(candidates: Candidates, rows: Tensor, labels: Tensor) -> Tensor:
+    """The predicted IoU of each row, where they differ by class that of its label."""
+    assert candidates.ious is not None  # whoever asks has looked
+    return candidates.ious[rows] if candidates.ious.dim() == 1 else candidates.ious[rows, labels]
+
+
 def has_estimate(candidates: Candidates) -> bool:
     """Whether there is a localisation estimate beside the class score, as VFNet's class score is the estimate."""
     return candidates.centerness is not None or (
@@ -178,3 +174,9 @@ def _learning(matched: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the candidates that learn an object, and which one."""
     rows = (matched >= 0).nonzero().squeeze(1)
     return rows, matched[rows]
+
+
+def _put(candidates: Candidates, name: str, places: tuple[Tensor, ...], values: Tensor) -> Candidates:
+    """The candidates with these values at some places of one of their columns."""
+    known: Tensor = getattr(candidates, name)
+    return replace(candidates, **{name: known.index_put(places, values.to(known))})

@@ -42,15 +42,10 @@ def by_record(predictions: Predictions, ground_truth: GroundTruth, data: Detecti
     corners[:, 2:] += corners[:, :2]
     order = np.argsort(predictions.images, kind="stable")
     rows_of = np.split(order, np.searchsorted(predictions.images[order], np.arange(1, len(ground_truth.image_ids))))
-    rows = dict(zip(ground_truth.image_ids, rows_of, strict=True))
-    return {
-        index: Detections(
-            torch.from_numpy(corners[rows[record.image_id]]).float(),
-            torch.from_numpy(predictions.scores[rows[record.image_id]]).float(),
-            torch.from_numpy(labels[rows[record.image_id]]),
-        )
-        for index, record in enumerate(data.records)
-    }
+    rows = dict(zip(ground_truth.image_ids, map(torch.from_numpy, rows_of), strict=True))
+    boxes, scores = torch.from_numpy(corners).float(), torch.from_numpy(predictions.scores).float()
+    everything = Detections(boxes, scores, torch.from_numpy(labels))
+    return {index: everything[rows[record.image_id]] for index, record in enumerate(data.records)}
 
 
 @torch.inference_mode()

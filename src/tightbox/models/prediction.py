@@ -32,11 +32,11 @@ class Prepared:
     """One image as the network takes it.
 
     Attributes:
-        pixels: (3, h, w) resized for the model.
+        pixels: (3, h, w) resized for the model; None of what could not be read.
         size: (height, width) of the original.
     """
 
-    pixels: Tensor
+    pixels: Tensor | None
     size: tuple[int, int]
 
 
@@ -68,26 +68,34 @@ def prepare(pixels: Tensor, preprocess: Preprocess) -> Prepared:
 
 
 def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> Iterator[tuple[P, Detections]]:
-    """Each prepared image with its detections, in pixels of the original, in their order.
+    """Each prepared image with its detections, in pixels of the original, in their order; none without pixels.
 
     Args:
         detect: gives the detections in each image of a batch.
         prepared: the images; twice as many as a batch takes are held at a time.
         batch_size: most images of a batch.
     """
-    images = iter(prepared)
+    waiting = iter(prepared)
     # Among twice as many images as a batch takes, there are some of like shape in most folders.
-    while chunk := list(islice(images, 2 * batch_size)):
-        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for number, image in enumerate(chunk):
-            by_shape[ImageBatch.of([image.pixels]).pixels.shape].append(number)
-        found: dict[int, Detections] = {}
-        for numbers in by_shape.values():
-            for start in range(0, len(numbers), batch_size):
-                batch = numbers[start : start + batch_size]
-                found |= zip(batch, detect(ImageBatch.of([chunk[i].pixels for i in batch])), strict=True)
-        for number, image in enumerate(chunk):
-            yield image, found[number].resized((image.pixels.shape[-2], image.pixels.shape[-1]), image.size)
+    while chunk := list(islice(waiting, 2 * batch_size)):
+        by_shape: dict[torch.Size, list[tuple[P, Tensor]]] = defaultdict(list)
+        for image in chunk:
+            if image.pixels is not None:
+                by_shape[ImageBatch.of([image.pixels]).pixels.shape].append((image, image.pixels))
+        found: dict[P, Detections] = {}
+        for alike in by_shape.values():
+            for start in range(0, len(alike), batch_size):
+                images, pixels = zip(*alike[start : start + batch_size], strict=True)
+                batch = ImageBatch.of(pixels)
+                for image, size, detections in zip(images, batch.sizes, detect(batch), strict=True):
+                    found[image] = detections.resized(size, image.size)
+        for image in chunk:
+            yield image, found[image] if image in found else nothing()
+
+
+def nothing() -> Detections:
+    """No detections."""
+    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 def as_pixels(image: ImageLike) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,9 @@ class Shard:
             UserError: if that makes no sense.
         """
         given = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if given is None:
-            raise UserError(f"--shard is {text}; write which of how many, such as 1/4 to 4/4")
-        number, count = int(given[1]), int(given[2])
-        if not 1 <= number <= count:
-            raise UserError(f"--shard is {text}; shards are counted from 1 to their number, such as 1/4 to 4/4")
-        return cls(number, count)
+        if given is None or not 1 <= int(given[1]) <= int(given[2]):
+            raise UserError(f"--shard is {text}; write which of how many, counted from 1, such as 1/4 to 4/4")
+        return cls(int(given[1]), int(given[2]))
 
 
 @dataclass(frozen=True)
@@ -98,16 +95,7 @@ class JobCard:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `job.json`."""
-        return {
-            "format": FORMAT,
-            "manifest": self.manifest,
-            "images": self.images,
-            "checkpoint": self.checkpoint,
-            "kind": self.kind,
-            "part_size": self.part_size,
-            "class_names": list(self.class_names),
-            "options": dict(self.options),
-        }
+        return {"format": FORMAT} | asdict(self)
 
     @classmethod
     def read(cls, folder: Path) -> JobCard | None:
@@ -131,8 +119,8 @@ class JobCard:
 
     def difference(self, other: JobCard) -> str:
         """In which way another card is of another job; "" if it is the same."""
-        mine, theirs = self.to_json(), other.to_json()
-        return next((meaning for key, meaning in _MEANING.items() if mine[key] != theirs[key]), "")
+        differing = (name for name in _MEANING if getattr(self, name) != getattr(other, name))
+        return next((_MEANING[name] for name in differing), "")
 
 
 @dataclass(frozen=True)
@@ -184,16 +172,9 @@ class Job:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's card and weights.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
+    """SHA-256 of the card and the weights of a checkpoint, which was loaded before."""
     digest = hashlib.sha256()
     for name in (CARD, WEIGHTS):
-        try:
-            with (folder / name).open("rb") as file:
-                digest.update(name_line(hashlib.file_digest(file, "sha256").hexdigest()))
-        except OSError as error:
-            raise UserError(f"cannot read {folder / name}: {error.strerror}; give a checkpoint's folder") from error
+        with (folder / name).open("rb") as file:
+            digest.update(name_line(hashlib.file_digest(file, "sha256").hexdigest()))
     return digest.hexdigest()

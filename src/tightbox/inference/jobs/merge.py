@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
 from tightbox.inference.jobs.job import JOB, JobCard
 from tightbox.inference.jobs.manifest import listed, name_line
-from tightbox.inference.jobs.parts import Row, import_pyarrow, json_lines, read_rows, table_of
+from tightbox.inference.jobs.parts import Row, import_pyarrow, json_lines, read_rows, schema, table_of
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -40,23 +42,19 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
     if target.suffix not in SUFFIXES:
         raise UserError(f"{target} must end in {', '.join(SUFFIXES)}: the suffix chooses the form")
     card = _common_card(folders)
+    write = {".parquet": _write_parquet, ".jsonl": _write_lines, ".json": _write_coco}[target.suffix]
+    count: Counter[str] = Counter()
+
+    def counted(parts: Iterable[list[Row]]) -> Iterator[list[Row]]:
+        for rows in parts:
+            failed = sum(row["error"] is not None for row in rows)
+            count.update(images=len(rows), failed=failed, boxes=sum(len(row["boxes"]) for row in rows))
+            yield rows
+
     parts = _parts(folders, card)
-    images = failed = boxes = 0
     with atomic_path(target) as temporary, temporary.open("wb") as file:
-        writer = _writer(target.suffix, file, card)
-        for rows in _proven(parts, card):
-            writer.write(rows)
-            images += len(rows)
-            failed += sum(row["error"] is not None for row in rows)
-            boxes += sum(len(row["boxes"]) for row in rows)
-        writer.close()
-    return Merged(images, failed, boxes)
-
-
-def _writer(suffix: str, file: BinaryIO, card: JobCard) -> _JsonLines | _Parquet | _Coco:
-    if suffix == ".json":
-        return _Coco(file, card.class_names)
-    return _Parquet(file) if suffix == ".parquet" else _JsonLines(file)
+        write(file, counted(_proven(parts, card)), card.class_names)
+    return Merged(count["images"], count["failed"], count["boxes"])
 
 
 def _common_card(folders: Sequence[Path]) -> JobCard:
@@ -105,59 +103,33 @@ def _proven(parts: Sequence[Path], card: JobCard) -> Iterator[list[Row]]:
         images += size
         yield rows
     if digest.hexdigest() != card.manifest:
-        raise UserError(
-            f"the images in the parts of {parts[0].parent} are not those of the manifest; run the job anew in another "
-            "folder"
-        )
+        where = f"the parts of {parts[0].parent}"
+        raise UserError(f"the images in {where} are not those of the manifest; run the job anew in another folder")
 
 
-class _JsonLines:
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def write(self, rows: list[Row]) -> None:
-        self.file.write(json_lines(rows))
-
-    def close(self) -> None:
-        pass
+def _write_lines(file: BinaryIO, parts: Iterable[list[Row]], class_names: Sequence[str]) -> None:
+    for rows in parts:
+        file.write(json_lines(rows))
 
 
-class _Parquet:
-    def __init__(self, file: BinaryIO) -> None:
-        import_pyarrow()
-        self.file = file
-        self.writer: Any = None
-
-    def write(self, rows: list[Row]) -> None:
-        import pyarrow.parquet as pq
-
-        table = table_of(rows)
-        self.writer = self.writer or pq.ParquetWriter(self.file, table.schema)
-        self.writer.write_table(table)
-
-    def close(self) -> None:
-        self.writer.close()
+def _write_parquet(file: BinaryIO, parts: Iterable[list[Row]], class_names: Sequence[str]) -> None:
+    with import_pyarrow().parquet.ParquetWriter(file, schema()) as writer:
+        for rows in parts:
+            writer.write_table(table_of(rows))
 
 
-class _Coco:
+def _write_coco(file: BinaryIO, parts: Iterable[list[Row]], class_names: Sequence[str]) -> None:
     """Rows of a COCO result file; category ids count the detector's classes from 1."""
-
-    def __init__(self, file: BinaryIO, class_names: Sequence[str]) -> None:
-        self.file = file
-        self.ids = {name: number for number, name in enumerate(class_names, 1)}
-        self.before = b"[\n"
-
-    def write(self, rows: list[Row]) -> None:
-        for row in rows:
-            ious = row["ious"] or [None] * len(row["boxes"])
-            columns = zip(row["boxes"], row["scores"], row["classes"], ious, strict=True)
-            for (x1, y1, x2, y2), score, name, iou in columns:
-                found: Row = {"image_id": row["index"] + 1, "category_id": self.ids[name]}
-                found |= {"bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)], "score": score}
-                found |= {} if iou is None else {"iou": iou}
-                found |= {"file_name": row["path"], "class": name}
-                self.file.write(self.before + json.dumps(found).encode())
-                self.before = b",\n"
-
-    def close(self) -> None:
-        self.file.write(b"[]\n" if self.before == b"[\n" else b"\n]\n")
+    ids = {name: number for number, name in enumerate(class_names, 1)}
+    before = b"[\n"
+    for row in chain.from_iterable(parts):
+        ious = row["ious"] or [None] * len(row["boxes"])
+        columns = zip(row["boxes"], row["scores"], row["classes"], ious, strict=True)
+        for (x1, y1, x2, y2), score, name, iou in columns:
+            found: Row = {"image_id": row["index"] + 1, "category_id": ids[name]}
+            found |= {"bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)], "score": score}
+            found |= {} if iou is None else {"iou": iou}
+            found |= {"file_name": row["path"], "class": name}
+            file.write(before + json.dumps(found).encode())
+            before = b",\n"
+    file.write(b"[]\n" if before == b"[\n" else b"\n]\n")

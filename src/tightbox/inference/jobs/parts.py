@@ -28,13 +28,12 @@ def row_of(index: int, name: str, result: FileResult, class_names: Sequence[str]
         class_names: the name of each label.
     """
     found, (height, width) = result.found, result.size
-    failed = result.error is not None
     return {
         "index": index,
         "path": name,
-        "width": None if failed else width,
-        "height": None if failed else height,
-        "error": result.error.reason if result.error is not None else None,
+        "width": width or None,
+        "height": height or None,
+        "error": None if result.error is None else result.error.reason,
         "boxes": found.boxes.tolist(),
         "scores": found.scores.tolist(),
         "classes": [class_names[label] for label in found.labels.tolist()],
@@ -60,30 +59,23 @@ def json_lines(rows: Iterable[Row]) -> bytes:
 
 def parquet_bytes(rows: Sequence[Row]) -> bytes:
     """A Parquet file, made in memory so that the disk's errors are met where all files are written."""
-    import_pyarrow()
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
-    pq.write_table(table_of(rows), buffer)
+    import_pyarrow().parquet.write_table(table_of(rows), buffer)
     return buffer.getvalue()
 
 
 def table_of(rows: Sequence[Row]) -> Any:
     """The rows as a pyarrow table."""
+    return import_pyarrow().Table.from_pylist(list(rows), schema=schema())
+
+
+def schema() -> Any:
+    """The type of each of the `COLUMNS` in Parquet."""
     pa = import_pyarrow()
-    numbers = pa.list_(pa.float32())
-    kinds = {
-        "index": pa.int64(),
-        "path": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "error": pa.string(),
-        "boxes": pa.list_(pa.list_(pa.float32(), 4)),
-        "scores": numbers,
-        "classes": pa.list_(pa.string()),
-        "ious": numbers,
-    }
-    return pa.Table.from_pylist(list(rows), schema=pa.schema([(name, kinds[name]) for name in COLUMNS]))
+    number, text = pa.float32(), pa.string()
+    columns = {"index": pa.int64(), "path": text, "width": pa.int32(), "height": pa.int32(), "error": text}
+    columns |= {"boxes": pa.list_(pa.list_(number, 4)), "scores": pa.list_(number), "classes": pa.list_(text)}
+    return pa.schema(columns | {"ious": pa.list_(number)})
 
 
 def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
@@ -92,33 +84,30 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
     Raises:
         UserError: if it is damaged or cannot be read, or pyarrow is not installed.
     """
-    damaged = f"the part {path} is damaged or no part; delete it and run the job again with --resume"
     try:
         if path.suffix == ".parquet":
-            import_pyarrow()
-            import pyarrow.parquet as pq
-
-            rows: list[Row] = pq.read_table(path, columns=list(columns)).to_pylist()
-        else:
-            parsed = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            rows = [{name: row[name] for name in columns} for row in parsed]
+            rows: list[Row] = import_pyarrow().parquet.read_table(path, columns=list(columns)).to_pylist()
+            return rows
+        parsed = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        return [{name: row[name] for name in columns} for row in parsed]
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"the part {path} is gone; run the job again with --resume") from error
     except Exception as error:  # pyarrow's own errors are of many kinds
-        raise UserError(damaged) from error
-    return rows
+        how = "delete it and run the job again with --resume"
+        raise UserError(f"the part {path} is damaged or no part; {how}") from error
 
 
 def import_pyarrow() -> Any:
-    """The module pyarrow.
+    """The module pyarrow, with its `parquet`.
 
     Raises:
         UserError: if it is not installed.
     """
     try:
         import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise missing_extra("pyarrow, which writes Parquet files,", "parquet") from error
     return pyarrow

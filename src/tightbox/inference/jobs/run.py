@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from tightbox.draw import draw_boxes
+from tightbox.draw import draw_detections
 from tightbox.images import write_image
-from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files
+from tightbox.inference.files import DECODERS, Selection, detect_files
 from tightbox.inference.jobs.job import Part
 from tightbox.inference.jobs.parts import Row, read_rows, row_of, write_rows
 from tightbox.models import Detector
-
-_NAMED = 10  # failures that are named
-
-
-class Failures(NamedTuple):
-    """How many images failed, and a sentence on each of the first ones."""
-
-    images: int
-    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,44 +49,29 @@ class Work:
         """
         _remove_halves(target)
         rows: list[Row] = []
-        results = detect_files(
-            model,
-            (self.root / name for name in part.names),
-            batch_size=self.batch_size,
-            workers=self.workers,
-            keep_images=self.drawn is not None,
-        )
+        paths, keep = (self.root / name for name in part.names), self.drawn is not None
+        results = detect_files(model, paths, batch_size=self.batch_size, workers=self.workers, keep_images=keep)
         for offset, (name, result) in enumerate(zip(part.names, results, strict=True)):
-            selected = FileResult(result.path, self.select(result.found), result.size, result.image, result.error)
+            selected = replace(result, found=self.select(result.found))
             rows.append(row_of(part.start + offset, name, selected, model.class_names))
-            self._draw(model, name, selected)
+            if self.drawn is not None and result.image is not None:
+                drawn = draw_detections(result.image, selected.found, model.class_names)
+                # The whole name and not its stem, as a.png may lie beside a.jpg.
+                write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
             progress(offset + 1)
         write_rows(target, rows)
 
-    def _draw(self, model: Detector, name: str, result: FileResult) -> None:
-        if self.drawn is None or result.image is None:
-            return
-        found, names = result.found, model.class_names
-        drawn = draw_boxes(result.image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
-        # The whole name and not its stem, as a.png may lie beside a.jpg.
-        write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
 
-
-def failures_in(parts: Iterable[Path]) -> Failures:
-    """The images that failed in finished parts.
+def failures_in(parts: Iterable[Path]) -> Iterator[str]:
+    """A sentence on each image that failed in finished parts.
 
     Raises:
         UserError: if a part is damaged.
     """
-    images = 0
-    sentences: list[str] = []
     for path in parts:
         for row in read_rows(path, ("path", "error")):
             if row["error"] is not None:
-                images += 1
-                if len(sentences) < _NAMED:
-                    sentences.append(f"{row['path']}: {row['error']}")
-    return Failures(images, tuple(sentences))
+                yield f"{row['path']}: {row['error']}"
 
 
 def _remove_halves(target: Path) -> None:
