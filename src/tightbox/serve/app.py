@@ -8,7 +8,7 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
@@ -197,12 +197,10 @@ class _Endpoints:
         threshold, min_iou = _query(request)
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise Refusal(415, "send the bytes of the image as the body, not a form: curl --data-binary @image.jpg")
-        async with self._service.places():
-            body = await self._body(request)
-            answer = self._answer(body, threshold, min_iou, media_type)
-            return await self._in_time(answer, request)
+        work = partial(self._predict, threshold=threshold, min_iou=min_iou, media_type=media_type)
+        return await self._in_time(request, work)
 
-    async def _answer(self, body: bytes, threshold: float, min_iou: float | None, media_type: str) -> Response:
+    async def _predict(self, body: bytes, threshold: float, min_iou: float | None, media_type: str) -> Response:
         decode = partial(decode_bytes, body, self._max_pixels)
         image, found = await self._service.detect(decode, threshold, min_iou)
         names = self._predictor.class_names
@@ -214,9 +212,7 @@ class _Endpoints:
     async def infer(self, request: Request) -> Response:
         """Tensors by the Open Inference Protocol."""
         self._check_name(request)
-        async with self._service.places():
-            body = await self._body(request)
-            return await self._in_time(self._infer(body), request)
+        return await self._in_time(request, self._infer)
 
     async def _infer(self, body: bytes) -> Response:
         most = min(self._options.max_batch, self._options.max_queue)
@@ -233,7 +229,18 @@ class _Endpoints:
         if request.path_params["name"] != self._name:
             raise Refusal(404, "there is no such model here")
 
-    async def _body(self, request: Request) -> bytes:
+    async def _in_time(self, request: Request, work: Callable[[bytes], Awaitable[Response]]) -> Response:
+        """What the work makes of the request's body, within the longest time from here to the answer."""
+        async with self._service.places():
+            deadline = asyncio.get_running_loop().time() + self._options.timeout_s
+            body = await self._body(request, deadline)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await work(body)
+            except TimeoutError as error:
+                raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
+
+    async def _body(self, request: Request, deadline: float) -> bytes:
         """The whole body, of which no more than the limit is ever held.
 
         Raises:
@@ -244,7 +251,7 @@ class _Endpoints:
             raise too_large
         chunks, size = [], 0
         try:
-            async with asyncio.timeout(self._time_left(request)):
+            async with asyncio.timeout_at(deadline):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > self._max_bytes:
@@ -255,19 +262,6 @@ class _Endpoints:
         except ClientDisconnect as error:
             raise Refusal(400, "the body was cut off") from error  # which nobody is left to read
         return b"".join(chunks)
-
-    async def _in_time(self, work: Awaitable[Response], request: Request) -> Response:
-        try:
-            async with asyncio.timeout(self._time_left(request)):
-                return await work
-        except TimeoutError as error:
-            raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
-
-    def _time_left(self, request: Request) -> float:
-        """Seconds until the request is given up; the first call starts them."""
-        if not hasattr(request.state, "deadline"):
-            request.state.deadline = time.monotonic() + self._options.timeout_s
-        return max(0.0, float(request.state.deadline) - time.monotonic())
 
 
 def _fixed(path: str, content: str | bytes, media_type: str) -> Route:
