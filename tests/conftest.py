@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
-from tests.helpers.exported import Exported, export_published_vfnet
+from tests.helpers.exported import Exported, export_published_vfnet, read_exported
 from tests.helpers.references import SHARED
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
@@ -34,4 +37,11 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def exported_vfnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A calibrated VFNet that was imported, and its ONNX file; made once, as the exporter takes its time."""
-    return export_published_vfnet(tmp_path_factory.mktemp("exported"))
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if parallel else base) / "exported"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "model.onnx").exists():
+            folder.mkdir()
+            return export_published_vfnet(folder)
+    return read_exported(folder)

@@ -57,14 +57,16 @@ class IouCalibration:
         return np.where(np.isnan(x), np.nan, np.interp(x, self.raw, self.ious))
 
     def of_tensor(self, raw: Tensor) -> Tensor:
-        """The same for a tensor, in its shape, type and device."""
+        """The same for a tensor, in its shape, type and device.
+
+        By arithmetic alone, which exported files have too: each piece between two knots adds its part.
+        """
         import torch
 
-        at, ious = (raw.new_tensor(values, dtype=torch.float64) for values in (self.raw, self.ious))
-        slopes = torch.nn.functional.pad(ious.diff() / at.diff(), (0, 1))
-        x = raw.double().clamp(at[0], at[-1])
-        left = (torch.searchsorted(at, x, right=True) - 1).clamp(0, len(at) - 1)
-        return (ious[left] + slopes[left] * (x - at[left])).clamp(ious[0], ious[-1]).to(raw.dtype)
+        at, ious = torch.tensor([self.raw, self.ious], dtype=torch.float64, device=raw.device).unbind()
+        passed = ((raw.double()[..., None] - at[:-1]) / at.diff()).clamp(0, 1)  # (..., pieces)
+        expected = (ious[0] + (passed * ious.diff()).sum(dim=-1)).clamp(ious[0], ious[-1])
+        return torch.where(raw.isnan(), raw, expected.to(raw.dtype))
 
     def to_json(self) -> dict[str, list[float]]:
         """The knots as lists, for a checkpoint's card."""

@@ -38,8 +38,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """`content` as readable JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

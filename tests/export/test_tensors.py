@@ -3,15 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from tests.helpers.exported import CALIBRATION, KNOTS, SIZES, assert_same, disturb
+from tests.helpers.exported import CALIBRATION, SIZES, assert_same, disturb
 from tests.helpers.models import image_batch, tiny_model, tiny_retinanet, tiny_unitbox
-from tightbox.calibration import IouCalibration
 from tightbox.export.suppression import suppress
-from tightbox.export.tensors import TensorDetector, calibrated
+from tightbox.export.tensors import TensorDetector
 from tightbox.models import Detector, UnitBox, VFNet
 from tightbox.structures import Detections, ImageBatch
 
@@ -85,12 +83,6 @@ def test_suppression_by_hand() -> None:
     torch.testing.assert_close(kept, torch.tensor([[[-1.0, 0.8, 0.7], [-1, 0.3, 0.2]]]))
     torch.testing.assert_close(suppress(boxes, scores, 0.6, 0.1, 1), torch.tensor([[[-1.0, 0.8, -1], [-1, 0.3, -1]]]))
     assert (suppress(boxes, scores, 1.0, 0.1, 100)[0, 0] == scores[0, 0]).all()  # no IoU is above 1
-
-
-@pytest.mark.parametrize("knots", [KNOTS, IouCalibration((0.3,), (0.6,)), IouCalibration((0.1, 0.9), (0.5, 0.5))])
-def test_calibration_is_that_of_the_package(knots: IouCalibration) -> None:
-    raw = torch.tensor([-1.0, 0.0, *knots.raw, *np.linspace(0, 1, 23), 2.0, torch.nan])
-    torch.testing.assert_close(calibrated(raw, knots), knots.of_tensor(raw), rtol=0, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("make", [MODELS["VFNet"], MODELS["IoU-aware RetinaNet"]], ids=["VFNet", "RetinaNet"])

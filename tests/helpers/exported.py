@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,5 +83,15 @@ def export_published_vfnet(folder: Path) -> Exported:
 def write(model: Detector, folder: Path) -> Exported:
     """The detector, saved and read again, and its file."""
     model.save(folder / "checkpoint")
-    write_onnx(model, folder / "model.onnx")
+    # The exporter logs each step of its work at the level DEBUG, which pytest would format and keep.
+    logging.disable(logging.INFO)
+    try:
+        write_onnx(model, folder / "model.onnx")
+    finally:
+        logging.disable(logging.NOTSET)
+    return read_exported(folder)
+
+
+def read_exported(folder: Path) -> Exported:
+    """What `write` left in a folder."""
     return Exported(load(folder / "checkpoint"), folder / "model.onnx")

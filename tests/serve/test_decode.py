@@ -22,7 +22,7 @@ MOST = 10_000.0
 def status(data: bytes, most: float = MOST) -> int:
     with pytest.raises(Refusal) as refusal:
         decode_bytes(data, most)
-    return refusal.value.status
+    return refusal.value.status_code
 
 
 def png_header(width: int, height: int) -> bytes:

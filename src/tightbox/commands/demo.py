@@ -10,12 +10,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tightbox.commands import on_data
 from tightbox.errors import UserError
+from tightbox.files import write_json, write_text
 
 if TYPE_CHECKING:
-    import torch
-
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.coco import CocoMetrics
     from tightbox.models import Detector
     from tightbox.options import TrainOptions
     from tightbox.structures import Detections
@@ -50,7 +48,6 @@ def run(args: Namespace) -> int:
 
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
-    from tightbox.files import atomic_path
     from tightbox.progress import progress_bar
 
     _options(args.minutes, args.seed)  # refuses what makes no sense before anything is rendered
@@ -60,19 +57,21 @@ def run(args: Namespace) -> int:
         raise UserError(f"{there[0]} exists and no demo made it; choose another --out, whose content may be replaced")
     for name in PARTS:
         shutil.rmtree(out / name, ignore_errors=True)
-    with atomic_path(out / MARK) as temporary:
-        temporary.touch()
+    write_text(out / MARK, "")
     with progress_bar("rendering scenes") as progress:
         splits = {"train": args.train_scenes, "val": args.val_scenes}
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
     train, val = (read_data(out / "scenes", split) for split in splits)
 
     from tightbox.inference.detect import detect_data, evaluate_detections
+    from tightbox.options import AugmentOptions
+    from tightbox.training.fit import fit
 
     model, started = _new_model(train, args.seed).to(device), time.monotonic()
     minutes = args.minutes - _seconds_after_training(model, val) / 60
     options = _options(max(minutes, args.minutes / 2), args.seed)
-    model = _train(model, train, out / "run", options, device)
+    augment = AugmentOptions(vertical_flip=0.5, scale_min=0.8, scale_max=1.25, color=0)
+    model = fit(model, train, None, out / "run", options, augment, device=device)  # evaluated once, on what is drawn
     seconds = time.monotonic() - started
     with progress_bar("detecting in val") as progress:
         found = detect_data(model, val, progress=progress)
@@ -81,12 +80,13 @@ def run(args: Namespace) -> int:
     metrics = evaluate_detections(found, val)
     model.metrics = {"train_seconds": round(seconds, 1), **metrics.to_dict()}
     model.save(out / "checkpoint")
-    _write(out, metrics)
+    write_json(out / "metrics.json", metrics.to_dict())
+    write_text(out / "metrics.txt", metrics.table() + "\n")
     print(f"\n{metrics.table()}\n")
     ap, ap50 = metrics.ap or 0, metrics.ap50 or 0
     print(f"trained in {seconds:.0f} s; COCO AP {ap:.3f}, AP50 {ap50:.3f} on {len(val.records)} scenes it never saw")
     print(f"  images      {out / 'grid.png'} (ground truth beside prediction; {until_grid:.0f} s after the start)")
-    print(f"  diagnosis   {_diagnose(out / 'diagnosis.html', model, val, found)}", flush=True)
+    print(f"  diagnosis   {_diagnose(out / 'diagnosis.html', model, val)}", flush=True)
     print(f"  metrics     {out / 'metrics.txt'} and {out / 'metrics.json'}")
     print(f"  checkpoint  {out / 'checkpoint'}")
     print("\nOn your own images (a COCO, Pascal VOC or YOLO folder):")
@@ -139,44 +139,20 @@ def _seconds_after_training(model: Detector, val: DetectionData) -> float:
     return 2 * per_image * (len(val.records) + SHOWN) + 1
 
 
-def _train(model: Detector, train: DetectionData, out: Path, options: TrainOptions, device: torch.device) -> Detector:
-    """Trained for the minutes; evaluated afterwards, once, with what the grid shows."""
-    from tightbox.options import AugmentOptions
-    from tightbox.training.fit import fit
-
-    augment = AugmentOptions(vertical_flip=0.5, scale_min=0.8, scale_max=1.25, color=0)
-    return fit(model, train, None, out, options, augment, device=device)
-
-
-def _diagnose(page: Path, model: Detector, val: DetectionData, found: dict[int, Detections]) -> str:
+def _diagnose(page: Path, model: Detector, val: DetectionData) -> str:
     """Writes the page; gives its path, or why there is none."""
-    from tightbox.diagnosis.diagnose import diagnose_results
+    from tightbox.commands.diagnose import of_detector
     from tightbox.diagnosis.page import write_page
-    from tightbox.evaluation.inputs import GroundTruth, Predictions
-    from tightbox.inference.before_suppression import look_before_suppression
+    from tightbox.inference.batches import LOADING
     from tightbox.progress import progress_bar
 
-    ground_truth, predictions = GroundTruth.from_data(val), Predictions.from_detections(found, val)
-    with progress_bar("looking before suppression") as progress:
-        before = look_before_suppression(model, val, progress=progress)
-    title = "the demo's VFNet on val of its scenes"
-    with progress_bar("measuring") as progress:
-        diagnosis = diagnose_results(ground_truth, predictions, title=title, before=before, progress=progress)
+    diagnosis, images = of_detector(model, val, "the demo's VFNet on val of its scenes", LOADING)
     try:
         with progress_bar("crop out images") as progress:
-            write_page(diagnosis, {record.image_id: record.path for record in val.records}, page, progress)
+            write_page(diagnosis, images, page, progress)
     except UserError as error:  # without the extra there are no plots, and the demo is no worse otherwise
         return str(error)
     return str(page)
-
-
-def _write(out: Path, metrics: CocoMetrics) -> None:
-    """The metrics as a table and as JSON."""
-    from tightbox.files import atomic_path, write_json
-
-    write_json(out / "metrics.json", metrics.to_dict())
-    with atomic_path(out / "metrics.txt") as temporary:
-        temporary.write_text(metrics.table() + "\n", encoding="utf-8")
 
 
 def _draw(path: Path, val: DetectionData, found: dict[int, Detections]) -> None:

@@ -14,8 +14,10 @@ from tightbox.files import write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tightbox.data.records import DetectionData
     from tightbox.diagnosis.numbers import Diagnosis
     from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.inference.batches import Loading
     from tightbox.models import Detector
     from tightbox.structures import Detections
 
@@ -51,23 +53,30 @@ def run(args: Namespace) -> int:
 
 def _of_checkpoint(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     model, data = on_data.open_both(args)
+    title = f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}"
+    return of_detector(model, data, title, on_data.loading(args))
 
+
+def of_detector(
+    model: Detector, data: DetectionData, title: str, loading: Loading
+) -> tuple[Diagnosis, dict[int, Path]]:
+    """What is to be said of a detector on a data set, and where its images are."""
     from tightbox.diagnosis.diagnose import diagnose_results
     from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.before_suppression import look_before_suppression
     from tightbox.progress import progress_bar
 
     with progress_bar(f"detecting in {data.split}") as progress:
-        before = look_before_suppression(model, data, loading=on_data.loading(args), progress=progress)
+        before = look_before_suppression(model, data, loading=loading, progress=progress)
     ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(before.detections, data)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             ground_truth,
             predictions,
-            title=f"{'/'.join(Path(args.checkpoint).parts[-2:])} on {args.split} of {Path(args.data).resolve().name}",
+            title=title,
             before=before,
             notes=[
-                *_calibrated(model, args.split),
+                *_calibrated(model, data.split),
                 *_promised(model, ground_truth, predictions, list(before.detections.values())),
             ],
             progress=progress,

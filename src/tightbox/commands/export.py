@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=list(SUFFIXES),
         required=True,
         help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
-        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net cannot be written); "
+        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net is not written yet); "
         "mmdet: a .pth file for mmdetection's VFNet",
     )
     parser.add_argument("--out", required=True, help="the file to write")

@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from tightbox.commands import on_data
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, only_writer
+from tightbox.files import only_writer, write_text
 from tightbox.options import (
     MODEL_OPTIONS,
     AugmentOptions,
@@ -198,8 +198,7 @@ def run(args: Namespace) -> int:
 
         def write_configuration() -> None:
             until_trained.enter_context(only_writer(out))
-            with atomic_path(out / CONFIGURATION) as temporary:
-                temporary.write_text(_resolved(args), encoding="utf-8")
+            write_text(out / CONFIGURATION, _resolved(args))
 
         trained = fit(
             model, train, val, out, options, augment, resume=args.resume, ready=write_configuration, device=device

@@ -17,7 +17,7 @@ from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import Plot, draw_plots
 from tightbox.diagnosis.sentences import STAGES, measure_sentences, sentences
 from tightbox.evaluation.average_precision import SIZES
-from tightbox.files import atomic_path
+from tightbox.files import write_text
 from tightbox.version import __version__
 
 Column = tuple[str, str, int, str]  # heading, place in the JSON file (below that of the row, if any), factor, format
@@ -56,9 +56,7 @@ def write_page(
     Raises:
         UserError: if the extra `viz` is missing, or the disk refuses.
     """
-    page = render(diagnosis, images, progress)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, render(diagnosis, images, progress))
 
 
 def render(diagnosis: Diagnosis, images: Mapping[int, Path], progress: Callable[[int, int], None] | None = None) -> str:

@@ -30,7 +30,7 @@ def require_exportable(model: Detector) -> None:
     """Raises UserError for a detector that is no function of tensors."""
     if isinstance(model, IoUNet):
         raise UserError(
-            "an IoU-Net cannot be exported: its suppression and refinement have no counterpart in ONNX; "
+            "an IoU-Net cannot be exported yet: its pooling would need another form; "
             "export a VFNet or an IoU-aware RetinaNet"
         )
 

@@ -18,17 +18,27 @@ def to_openvino(onnx_file: Path) -> Any:
     Raises:
         UserError: if the extra `export` is missing.
     """
-    try:
-        import openvino
-        from openvino.frontend.onnx import ConversionExtension
-    except ImportError as error:
-        raise missing_extra("openvino", "export") from error
+    openvino = import_openvino()
     import onnx
+    from openvino.frontend.onnx import ConversionExtension
 
     model = openvino.convert_model(onnx_file, extension=[ConversionExtension("DeformConv", _deformable_convolution)])
     for entry in onnx.load(onnx_file, load_external_data=False).metadata_props:
         model.set_rt_info(entry.value, [METADATA])
     return model
+
+
+def import_openvino() -> Any:
+    """The module openvino.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("openvino", "export") from error
+    return openvino
 
 
 def write_openvino(model: Detector, path: Path) -> Path:
@@ -37,10 +47,7 @@ def write_openvino(model: Detector, path: Path) -> Path:
     Raises:
         UserError: if the extra `export` is missing, the detector cannot be expressed, or the disk refuses.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing_extra("openvino", "export") from error
+    openvino = import_openvino()
     weights = path.with_suffix(".bin")
     with atomic_path(path) as network_file, atomic_path(weights) as weights_file, TemporaryDirectory() as folder:
         for file in (network_file, weights_file):

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.calibration import IouCalibration
 from tightbox.export.candidates import BatchCandidates, batch_candidates
 from tightbox.export.suppression import SUPPRESSED, suppress
 from tightbox.models import Detector
@@ -85,7 +84,7 @@ class TensorDetector(nn.Module):
             by_class = candidates.ious.dim() == 3
             ious = candidates.ious.flatten(1).gather(1, places if by_class else rows)
             if self.detector.calibration is not None:
-                ious = calibrated(ious, self.detector.calibration.ious)
+                ious = self.detector.calibration.ious.of_tensor(ious)
             ious = torch.where(found, ious, torch.nan)
         return PaddedDetections(
             boxes=torch.where(found[..., None], boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0),
@@ -94,17 +93,3 @@ class TensorDetector(nn.Module):
             ious=ious,
             counts=found.sum(dim=1),
         )
-
-
-def calibrated(raw: Tensor, calibration: IouCalibration) -> Tensor:
-    """What `calibration.of_tensor` gives, by arithmetic alone: each piece between two knots adds its part.
-
-    >>> calibrated(torch.tensor([0.1, 0.5, 0.9]), IouCalibration((0.2, 0.6, 0.8), (0.0, 0.4, 1.0)))
-    tensor([0.0000, 0.3000, 1.0000])
-    """
-    knots = torch.tensor([calibration.raw, calibration.ious], dtype=torch.float64, device=raw.device)
-    at, ious = knots.unbind()
-    if len(calibration.raw) == 1:
-        return torch.where(raw.isnan(), raw, ious[0].to(raw.dtype))
-    passed = ((raw.double()[..., None] - at[:-1]) / at.diff()).clamp(0, 1)  # (..., pieces)
-    return (ious[0] + (passed * ious.diff()).sum(dim=-1)).to(raw.dtype)

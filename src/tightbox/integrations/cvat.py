@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import cvat_sdk.auto_annotation as cvat
 import PIL.Image
-import torch
 from cvat_sdk import models
 
-from tightbox.models import Detector, load
+from tightbox.inference.files import Selection
+from tightbox.integrations.load import load_on
+from tightbox.models import Detector
 
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`, where CVAT asks for none
 PREDICTED_IOU = "predicted_iou"  # in per cent, as CVAT's numbers are whole
@@ -50,10 +50,7 @@ class Function:
     ) -> Sequence[models.LabeledShapeRequest]:
         """Rectangles in one frame, above the confidence that CVAT asks for."""
         threshold = SCORE_THRESHOLD if context.conf_threshold is None else context.conf_threshold
-        found = self._model.predict(image)
-        found = found[found.scores >= threshold]
-        if self._min_iou is not None:
-            found = found.tighter_than(self._min_iou)
+        found = Selection(threshold, self._min_iou)(self._model.predict(image))
         ious = [None] * len(found) if found.ious is None else found.ious.tolist()
         return [
             cvat.rectangle(label, box, attributes=_attributes(score, iou))
@@ -69,12 +66,7 @@ def create(checkpoint: str, device: str = "auto", min_iou: float | None = None) 
     Raises:
         UserError: if there is no checkpoint.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(checkpoint).to(device).eval()
-    lowest = min(model.options.score_threshold, SCORE_THRESHOLD)
-    model.options = replace(model.options, score_threshold=lowest)
-    return Function(model, min_iou)
+    return Function(load_on(checkpoint, SCORE_THRESHOLD, device), min_iou)
 
 
 def _percentage(name: str) -> models.AttributeRequest:

@@ -12,7 +12,7 @@ from tightbox.inference.files import DECODERS, FileResult, Selection, detect_fil
 from tightbox.inference.jobs.job import Job, Part
 from tightbox.inference.jobs.parts import COLUMNS, Row, row_of
 from tightbox.inference.jobs.run import Work
-from tightbox.models import Detector, load
+from tightbox.integrations.load import load_on
 
 Batch = dict[str, Any]
 
@@ -65,7 +65,9 @@ class Predictor:
         for name, result in zip(names, results, strict=True):
             kept = FileResult(result.path, self.select(result.found), result.size, error=result.error)
             rows.append(row_of(0, name, kept, self.model.class_names))
-        return batch | {name: _column(rows, name) for name in COLUMNS if name not in ("index", "path")}
+        added = [name for name in COLUMNS if name not in ("index", "path")]
+        # Arrays of objects, as some columns hold lists of different lengths.
+        return batch | {name: np.fromiter((row[name] for row in rows), object, len(rows)) for name in added}
 
 
 class _PartRunner:
@@ -119,7 +121,7 @@ def run_parts(
             include_dashboard=False,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {address} ({_first_line(error)}); check --address") from error
+        raise UserError(f"no Ray cluster at {address} ({_lines(error)[0]}); check --address") from error
     try:
         DataContext.get_current().enable_progress_bars = False
         done = from_items(parts, override_num_blocks=len(parts)).map(
@@ -135,25 +137,11 @@ def run_parts(
         raise
     except Exception as error:  # Ray wraps what its workers raise, and its own errors have no common class
         raise UserError(
-            f"a worker of Ray failed ({_last_line(error)}); finished parts are kept: run again with --resume"
+            f"a worker of Ray failed ({_lines(error)[-1]}); finished parts are kept: run again with --resume"
         ) from error
     finally:
         if own:
             ray.shutdown()
-
-
-def load_on(checkpoint: str, threshold: float, device: str) -> Detector:
-    """The detector, ready to report boxes from a score on, on its device."""
-    from dataclasses import replace
-
-    import torch
-
-    model = load(checkpoint)
-    if threshold < model.options.score_threshold:
-        model.options = replace(model.options, score_threshold=threshold)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
 
 
 def import_ray() -> Any:
@@ -170,18 +158,6 @@ def import_ray() -> Any:
     return ray
 
 
-def _column(rows: list[Row], name: str) -> Any:
-    """The values of one column, an array of objects where they are lists of different lengths."""
-    values = np.empty(len(rows), dtype=object)
-    for number, row in enumerate(rows):
-        values[number] = row[name]
-    return values
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _lines(error: BaseException) -> list[str]:
+    """What an error says, at least its name."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -8,7 +8,7 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
@@ -39,8 +39,9 @@ from tightbox.version import __version__
 
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`
 JSON, JPEG = "application/json", "image/jpeg"
+PAGE_PARTS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 # What anybody may ask without the token: probes, and the page, which holds nothing but its own code.
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/", *(f"/{part}" for part in PAGE_PARTS), "/v2/health/live", "/v2/health/ready"})
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -80,7 +81,7 @@ def create_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={Refusal: _refuse, HTTPException: _http_error, Exception: _internal_error},
+        exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )
     app.state.service = service
     app.add_middleware(_Guard, token=token, metrics=metrics, paths=paths)
@@ -113,8 +114,8 @@ class _Guard:
             if scope["path"] in OPEN_PATHS or self._known(scope):
                 await self._app(scope, receive, send_on)
             else:
-                response = _error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
-                response.headers["WWW-Authenticate"] = "Bearer"
+                sentence = "a bearer token is needed: Authorization: Bearer TOKEN"
+                response = _error(401, sentence, {"WWW-Authenticate": "Bearer"})
                 await response(scope, receive, send_on)
         finally:
             # By its route, as paths are of the client's choice and without end.
@@ -144,22 +145,22 @@ class _Endpoints:
         self._name = name
         self._max_pixels = service.options.max_megapixels * 1e6
         self._max_bytes = int(service.options.max_mb * 1e6)
-        folder = files("tightbox.serve")
-        page = Template((folder / "page.html").read_text(encoding="utf-8"))
-        self._page = page.substitute(name=escape(name), version=__version__, max_mb=f"{service.options.max_mb:g}")
-        self._css, self._js, self._icon = ((folder / f).read_bytes() for f in ("page.css", "page.js", "icon.svg"))
 
     def routes(self) -> list[Route]:
         """Every path that is answered."""
+        folder = files("tightbox.serve")
+        page = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+            name=escape(self._name), version=__version__, max_mb=f"{self._options.max_mb:g}"
+        )
+        described = json.dumps(description(self._name, self._options, SCORE_THRESHOLD))
+        server = json.dumps({"name": "tightbox", "version": __version__, "extensions": []})
         return [
-            Route("/", self.page),
-            Route("/page.css", self.css),
-            Route("/page.js", self.js),
-            Route("/icon.svg", self.icon),
+            _fixed("/", page, "text/html"),
+            *(_fixed(f"/{part}", (folder / part).read_bytes(), kind) for part, kind in PAGE_PARTS.items()),
+            _fixed("/openapi.json", described, JSON),
+            _fixed("/v2", server, JSON),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/metrics", self.metrics),
-            Route("/openapi.json", self.openapi),
-            Route("/v2", self.server),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/{name}", self.model),
@@ -167,33 +168,9 @@ class _Endpoints:
             Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
         ]
 
-    async def page(self, request: Request) -> Response:
-        """The page to drop images on."""
-        return Response(self._page, media_type="text/html")
-
-    async def css(self, request: Request) -> Response:
-        """Its style."""
-        return Response(self._css, media_type="text/css")
-
-    async def js(self, request: Request) -> Response:
-        """Its script."""
-        return Response(self._js, media_type="text/javascript")
-
-    async def icon(self, request: Request) -> Response:
-        """Its icon."""
-        return Response(self._icon, media_type="image/svg+xml")
-
     async def metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
         return Response(self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def openapi(self, request: Request) -> Response:
-        """The description of this interface."""
-        return JSONResponse(description(self._name, self._options, SCORE_THRESHOLD))
-
-    async def server(self, request: Request) -> Response:
-        """Which server this is."""
-        return JSONResponse({"name": "tightbox", "version": __version__, "extensions": []})
 
     async def live(self, request: Request) -> Response:
         """Whether it is worth keeping."""
@@ -220,12 +197,10 @@ class _Endpoints:
         threshold, min_iou = _query(request)
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise Refusal(415, "send the bytes of the image as the body, not a form: curl --data-binary @image.jpg")
-        async with self._service.places():
-            body = await self._body(request)
-            answer = self._answer(body, threshold, min_iou, media_type)
-            return await self._in_time(answer, request)
+        work = partial(self._predict, threshold=threshold, min_iou=min_iou, media_type=media_type)
+        return await self._in_time(request, work)
 
-    async def _answer(self, body: bytes, threshold: float, min_iou: float | None, media_type: str) -> Response:
+    async def _predict(self, body: bytes, threshold: float, min_iou: float | None, media_type: str) -> Response:
         decode = partial(decode_bytes, body, self._max_pixels)
         image, found = await self._service.detect(decode, threshold, min_iou)
         names = self._predictor.class_names
@@ -237,9 +212,7 @@ class _Endpoints:
     async def infer(self, request: Request) -> Response:
         """Tensors by the Open Inference Protocol."""
         self._check_name(request)
-        async with self._service.places():
-            body = await self._body(request)
-            return await self._in_time(self._infer(body), request)
+        return await self._in_time(request, self._infer)
 
     async def _infer(self, body: bytes) -> Response:
         most = min(self._options.max_batch, self._options.max_queue)
@@ -256,7 +229,18 @@ class _Endpoints:
         if request.path_params["name"] != self._name:
             raise Refusal(404, "there is no such model here")
 
-    async def _body(self, request: Request) -> bytes:
+    async def _in_time(self, request: Request, work: Callable[[bytes], Awaitable[Response]]) -> Response:
+        """What the work makes of the request's body, within the longest time from here to the answer."""
+        async with self._service.places():
+            deadline = asyncio.get_running_loop().time() + self._options.timeout_s
+            body = await self._body(request, deadline)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await work(body)
+            except TimeoutError as error:
+                raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
+
+    async def _body(self, request: Request, deadline: float) -> bytes:
         """The whole body, of which no more than the limit is ever held.
 
         Raises:
@@ -267,7 +251,7 @@ class _Endpoints:
             raise too_large
         chunks, size = [], 0
         try:
-            async with asyncio.timeout(self._time_left(request)):
+            async with asyncio.timeout_at(deadline):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > self._max_bytes:
@@ -279,34 +263,26 @@ class _Endpoints:
             raise Refusal(400, "the body was cut off") from error  # which nobody is left to read
         return b"".join(chunks)
 
-    async def _in_time(self, work: Awaitable[Response], request: Request) -> Response:
-        try:
-            async with asyncio.timeout(self._time_left(request)):
-                return await work
-        except TimeoutError as error:
-            raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
 
-    def _time_left(self, request: Request) -> float:
-        """Seconds until the request is given up; the first call starts them."""
-        if not hasattr(request.state, "deadline"):
-            request.state.deadline = time.monotonic() + self._options.timeout_s
-        return max(0.0, float(request.state.deadline) - time.monotonic())
+def _fixed(path: str, content: str | bytes, media_type: str) -> Route:
+    """A path whose answer never changes."""
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return Route(path, answer)
 
 
 async def _all_or_first_error(
-    work: Sequence[Awaitable[tuple[Image.Image, Detections]]],
+    work: Sequence[Coroutine[Any, Any, tuple[Image.Image, Detections]]],
 ) -> list[tuple[Image.Image, Detections]]:
     """Results in order; the first error ends the rest, so that no image of a refused request is worked on."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_awaited(one)) for one in work]
+            tasks = [group.create_task(one) for one in work]
     except* Refusal as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _awaited(one: Awaitable[tuple[Image.Image, Detections]]) -> tuple[Image.Image, Detections]:
-    return await one
 
 
 def _query(request: Request) -> tuple[float, float | None]:
@@ -370,26 +346,16 @@ def _annotated(image: Image.Image, found: Detections, names: Sequence[str]) -> b
     return file.getvalue()
 
 
-def _error(status: int, sentence: str) -> Response:
-    return Response(json.dumps({"error": sentence}), status, media_type=JSON)
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    response = _error(error.status, error.sentence)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
+def _error(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": sentence}, status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _error(
-        error.status_code,
-        {404: "there is nothing here", 405: "another method is needed"}.get(error.status_code, error.detail),
-    )
-    response.headers.update(error.headers or {})
-    return response
+    sentence = error.detail
+    if not isinstance(error, Refusal):  # Starlette's own
+        sentence = {404: "there is nothing here", 405: "another method is needed"}.get(error.status_code, sentence)
+    return _error(error.status_code, sentence, error.headers)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

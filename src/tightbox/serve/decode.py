@@ -12,7 +12,6 @@ from tightbox.serve.refusals import Refusal
 
 # Only these decoders of Pillow ever see the bytes; a photo with a second view in it (MPO) is opened as a JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 ACCEPTED = "JPEG, PNG, WebP and BMP images are accepted"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 
-class Refusal(Exception):
+
+class Refusal(HTTPException):
     """A request that is not served.
 
     Args:
@@ -13,7 +15,4 @@ class Refusal(Exception):
     """
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.sentence = sentence
-        self.retry_after = retry_after
+        super().__init__(status, sentence, None if retry_after is None else {"Retry-After": str(retry_after)})

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from tightbox.inference.files import Selection
 from tightbox.options import ServeOptions
 from tightbox.serve.batcher import Batcher
 from tightbox.serve.metrics import Metrics
@@ -125,9 +126,7 @@ class Service:
                 image = await self.in_thread(decode)
             finally:
                 self._batcher.announced -= 1
-            found = await self._batcher(image)
-        found = found[found.scores >= threshold]
-        found = found if min_iou is None else found.tighter_than(min_iou)
+            found = Selection(threshold, min_iou)(await self._batcher(image))
         self.metrics.boxes.inc(len(found))
         return image, found
 

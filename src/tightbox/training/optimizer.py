@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -72,16 +71,8 @@ def learning_rate_factor(
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An average of the weights over time, quick to forget at first; buffers such as batch norm's are averaged too."""
 
-    def update(
-        averages: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], steps: Tensor | int
-    ) -> None:
+    def update(average: Tensor, value: Tensor, steps: Tensor | int) -> Tensor:
         fraction = 1 - min(decay, (1 + float(steps)) / (10 + float(steps)))
-        with torch.no_grad():
-            pairs: Iterable[tuple[Tensor, Tensor]] = zip(averages, values, strict=True)
-            for average, value in pairs:
-                if average.is_floating_point():
-                    average.lerp_(value, fraction)
-                else:
-                    average.copy_(value)
+        return average.lerp(value, fraction) if average.is_floating_point() else value
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return AveragedModel(model, avg_fn=update, use_buffers=True)

@@ -8,14 +8,28 @@ from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from tightbox.progress import Counted, PlainLines, time_left
 
 
+class _Text(ProgressColumn):
+    """What a function says, whenever the bar is drawn."""
+
+    def __init__(self, line: Callable[[], str]) -> None:
+        super().__init__()
+        self.line = line
+
+    def render(self, task: Task) -> Text:
+        return Text(self.line())
+
+
 class Progress:
-    """One bar over all of a training, or plain lines where there is no terminal; nothing when `shown` is false.
+    """A line of text with a bar over all of a training, or line after line where there is no terminal.
+
+    Nothing when `shown` is false.
 
     Args:
         total: length of the training, in any unit.
@@ -29,18 +43,10 @@ class Progress:
         self.epochs = epochs
         self.shown = shown
         self.console = console or Console()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
         drawn = shown and self.console.is_terminal
+        columns = BarColumn(), _Text(self.line)
         self._bar = RichProgress(*columns, console=self.console, disable=not drawn, refresh_per_second=4)
-        self._task = self._bar.add_task("epoch 1", total=total, note="")
+        self._task = self._bar.add_task("", total=total)
         self._plain = PlainLines(self.line, shown=shown and not drawn)
         self._open = ExitStack()
         self._evaluation: Counted | None = None
@@ -66,7 +72,7 @@ class Progress:
         self._done = done
         if self._first is None:
             self._first, self._began = done, self._started
-        self._bar.update(self._task, description=self._epoch, completed=done)
+        self._bar.update(self._task, completed=done)
 
     def step(self, images: int) -> None:
         """So many more images were trained on."""
@@ -76,7 +82,7 @@ class Progress:
         """The losses, and how much of the training is done."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self._done, self._note = done, f"{terms}  {self.rate():.1f} images/s"
-        self._bar.update(self._task, completed=done, note=self._note)
+        self._bar.update(self._task, completed=done)
 
     def rate(self) -> float:
         """Images per second since the epoch began."""
@@ -85,17 +91,10 @@ class Progress:
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[int, int], None]]:
         """A function to call with (images done, their total) while the training waits for an evaluation."""
-        self._evaluation = counted = Counted("evaluating")
-        task = self._bar.add_task("evaluating", total=None, note="")
-
-        def progress(done: int, total: int) -> None:
-            counted(done, total)
-            self._bar.update(task, completed=done, total=total)
-
+        self._evaluation = Counted("evaluating")
         try:
-            yield progress
+            yield self._evaluation
         finally:
-            self._bar.remove_task(task)
             self._evaluation = None
 
     def line(self) -> str:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from tightbox.data.records import DetectionData
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
-from tightbox.files import atomic_path
+from tightbox.files import write_text
 from tightbox.inference.batches import Loading
 from tightbox.inference.detect import evaluate_model
 from tightbox.models import Detector
@@ -61,8 +61,7 @@ class Run:
             return
         rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [row for row in rows if _epoch_of(row) <= self.position.epoch]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        write_text(path, "".join(row + "\n" for row in kept))
 
     def end_epoch(self, lr: float) -> bool:
         """Everything that an epoch's end asks for; whether the training goes on.
