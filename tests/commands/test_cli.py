@@ -193,7 +193,10 @@ def test_required_options(missing: str, capsys: pytest.CaptureFixture[str]) -> N
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "2"], ["between 0 and 1"]),
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--score-threshold", "x"], ["threshold"]),
         (["predict", "{checkpoint}", "{data}/images", "--out", "{out}", "--device", "abacus"], ["--device abacus"]),
-        (["predict", "{checkpoint}", "{data}/images", "--out", "{data}/train.json"], ["train.json is the name of a file", "name a folder"]),
+        (
+            ["predict", "{checkpoint}", "{data}/images", "--out", "{data}/train.json"],
+            ["train.json is the name of a file", "name a folder"],
+        ),
         (["doctor", "nowhere"], ["nowhere does not exist"]),
     ],
 )

@@ -83,7 +83,10 @@ def test_there_and_back_is_exact(published: Path, imported: Path, tmp_path: Path
     [
         (["import", "{published}", "--out", "{out}"], ["trained on 2 classes", "name them with --class-names"]),
         (["import", "{published}", "--out", "{out}", "--class-names", "a"], ["2 classes, and 1 class names are given"]),
-        (["import", "{published}", "--out", "{out}", "--class-names", "{published}"], ["is not text at byte", "save it as UTF-8"]),
+        (
+            ["import", "{published}", "--out", "{out}", "--class-names", "{published}"],
+            ["is not text at byte", "save it as UTF-8"],
+        ),
         (["import", "nowhere.pth", "--out", "{out}"], ["nowhere.pth is not a file"]),
         (["import", "{imported}", "--out", "{out}"], ["is not a file; give the .pth file"]),
         (["import", "{imported}/card.json", "--out", "{out}"], ["card.json is cut off or is no PyTorch checkpoint"]),
