@@ -58,6 +58,8 @@ def run(args: Namespace) -> int:
     for name in PARTS:
         shutil.rmtree(out / name, ignore_errors=True)
     write_text(out / MARK, "")
+    scenes = args.train_scenes + args.val_scenes
+    print(f"rendering {scenes} scenes, then training for {args.minutes:g} minutes", flush=True)
     with progress_bar("rendering scenes") as progress:
         splits = {"train": args.train_scenes, "val": args.val_scenes}
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
