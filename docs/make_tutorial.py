@@ -30,7 +30,8 @@ from machine import machine  # noqa: E402 - a script of another folder, not a pa
 PAGE, PICTURES = HERE / "tutorial.md", HERE / "tutorial"
 RUN = re.compile(r"(<!-- run -->\n```sh\n(.*?)```\n\n```text\n)(.*?)(```)", re.DOTALL)
 ABOUT = re.compile(r"(<!-- about -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PROGRESS = re.compile(r"━.*(?:\d+:\d\d|img/s)|^Downloading|^\s*$")
+# Bars, and the lines that stand for them where there is no terminal.
+PROGRESS = re.compile(r"━.*\d+:\d\d|, \d+:\d\d left$|: starting$|^Downloading|^\s*$")
 COLUMNS = 100  # of the terminal that the commands believe to print to
 SHOWN = 4  # images in the picture of the predictions
 SIDE = 480  # their width
