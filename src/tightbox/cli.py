@@ -90,8 +90,8 @@ def build_parser(chosen: str | None = None, arguments: Sequence[str] = ()) -> Pa
         prog="tightbox",
         description="Object detectors that know how tight their boxes are.",
         formatter_class=_HelpFormatter,
-        version=f"tightbox {__version__}",
     )
+    parser.add_argument("--version", action="version", version=f"tightbox {__version__}", help="print it and exit")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").split("\n")[0]

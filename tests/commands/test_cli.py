@@ -17,6 +17,7 @@ from tests.helpers.commands import TINY, assert_one_sentence, status
 from tests.helpers.data import cats_and_dogs
 from tests.helpers.data import noise_image as image
 from tests.helpers.models import tiny_model
+from tightbox import __version__
 from tightbox.cli import COMMANDS, build_parser, with_underscores
 
 SMALL = [*TINY, "--batch-size", "3", "--vfnet.channels", "32", "--vfnet.tower-depth", "1"]
@@ -538,4 +539,4 @@ def test_doctor_of_a_broken_data_set(
 
 def test_module_runs() -> None:
     done = subprocess.run([sys.executable, "-m", "tightbox", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("tightbox ")
+    assert done.stdout == f"tightbox {__version__}\n"
