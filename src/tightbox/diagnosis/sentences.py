@@ -6,7 +6,6 @@ from functools import partial
 
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis, ScoreReliability
-from tightbox.evaluation.calibration_measures import CalibrationMeasures
 from tightbox.evaluation.figures import percent
 
 _percent = partial(percent, width=0)  # within a sentence, and not in a column
@@ -87,22 +86,6 @@ def _reliability(diagnosis: Diagnosis) -> str:
     else:
         parts.append("There is no predicted IoU to judge.")
     return " ".join(parts)
-
-
-def measure_sentences(measures: CalibrationMeasures) -> dict[str, str]:
-    """What each published calibration measure says, by its field; those that nothing can tell are left out."""
-    tell = {
-        "d_ece": "A score is off by {} from the fraction of boxes of about that score that are right (IoU 0.5).",
-        "laece": "A score is off by {} from how often and how tightly such boxes fit (an IoU below 0.1 counts as 0).",
-        "laece0": "A score is off by {} from the mean IoU of boxes of about that score, of each class for itself.",
-        "laace0": "The score of a single box is off by {} from the IoU of that very box.",
-        "oce": (
-            "Asked what an object is, the boxes on it are wrong by {}, on a scale where a missed object counts as 1 "
-            "and a certain, right answer as 0."
-        ),
-    }
-    figures = {name: getattr(measures, name) for name in tell}
-    return {name: tell[name].format(f"{value:.3f}") for name, value in figures.items() if value is not None}
 
 
 def _reliability_of(name: str, reliability: ScoreReliability) -> str:
