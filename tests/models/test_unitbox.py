@@ -15,7 +15,8 @@ from tests.helpers.models import tiny_unitbox as tiny
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
-from tightbox.inference.oracle import true_box
+from tightbox.evaluation.ladder import TRUE_BOX
+from tightbox.inference.oracle import replaced
 from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.structures import ImageBatch, Targets
@@ -399,7 +400,7 @@ def test_the_dense_reading_can_be_ranked_suppressed_and_given_the_truth() -> Non
     targets = of((4, 4, 30, 30), (36, 6, 46, 34))
     model = constant(1.0, 3.0)
     candidates, matched = model.assigned_candidates([torch.rand(3, 40, 50)], [targets])[0]
-    found = model.select(true_box(candidates, matched, targets), suppress=model.greedy_nms)
+    found = model.select(replaced(candidates, matched, targets)[TRUE_BOX], suppress=model.greedy_nms)
     exact = torch.cdist(found.boxes, targets.boxes, p=math.inf).amin(dim=0)
     assert exact.max() == 0
     assert len(model.select(candidates)) > 2  # boxes of 6 pixels do not reach each other
