@@ -15,7 +15,7 @@ from tightbox.diagnosis.crops import crop_images
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import draw_plots
-from tightbox.diagnosis.sentences import STAGES, sentences
+from tightbox.diagnosis.sentences import sentences
 from tightbox.files import write_text
 from tightbox.version import __version__
 
@@ -54,7 +54,7 @@ def write_page(
         pointer=_pointer,
         said=sentences(diagnosis),
         plots=draw_plots(diagnosis),
-        stages=[name for name in STAGES if content["lost"][name] is not None],
+        stages=[name for name, aps in diagnosis.lost.items() if aps is not None],
         kinds=KINDS,
         cards=[card | asdict(crop) for card, crop in zip(content["gallery"], crops, strict=True)],
         version=__version__,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
 from tightbox.diagnosis.numbers import Diagnosis
-from tightbox.diagnosis.sentences import STAGES
 from tightbox.errors import missing_extra
 from tightbox.evaluation.average_precision import CURVE, AveragePrecision
 from tightbox.evaluation.ladder import TRUE_BOX, TRUE_IOU_SCORE
@@ -64,8 +63,7 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
     Raises:
         UserError: if the extra `viz` is missing.
     """
-    stages = {name: getattr(diagnosis.lost, name) for name in STAGES}
-    lost = {name: aps.ap for name, aps in stages.items() if aps is not None}
+    lost = {name: aps.ap for name, aps in diagnosis.lost.items() if aps is not None}
     counts, gains = diagnosis.errors.count, diagnosis.errors.gain
     kinds = {f"{kind.column} ({getattr(counts, name):,})": getattr(gains, name) for name, kind in KINDS.items()}
     parts = {

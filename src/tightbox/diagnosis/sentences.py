@@ -34,8 +34,7 @@ def _lost(diagnosis: Diagnosis) -> str:
     ap = diagnosis.aps.ap
     if ap is None:
         return "There is no object in the truth, so there is no AP to lose."
-    stages = {name: getattr(diagnosis.lost, name) for name in STAGES}
-    gains = {name: aps.ap for name, aps in stages.items() if aps is not None and aps.ap is not None}
+    gains = {name: aps.ap for name, aps in diagnosis.lost.items() if aps is not None and aps.ap is not None}
     worst = max(gains, key=lambda name: gains[name], default=None)
     if worst is None or gains[worst] < 0.0005:
         if diagnosis.all.found == 0:
@@ -80,16 +79,12 @@ def _kinds(diagnosis: Diagnosis) -> str:
 
 
 def _reliability(diagnosis: Diagnosis) -> str:
-    parts = [_reliability_of("score", diagnosis.score)]
-    if diagnosis.predicted_iou is not None:
-        parts.append(_reliability_of("predicted IoU", diagnosis.predicted_iou))
-    else:
-        parts.append("There is no predicted IoU to judge.")
-    return " ".join(parts)
+    judged = {"score": diagnosis.score, "predicted IoU": diagnosis.predicted_iou}
+    return " ".join(_reliability_of(name, reliability) for name, reliability in judged.items())
 
 
-def _reliability_of(name: str, reliability: ScoreReliability) -> str:
-    if reliability.error is None or reliability.bias is None:
+def _reliability_of(name: str, reliability: ScoreReliability | None) -> str:
+    if reliability is None or reliability.error is None or reliability.bias is None:
         return f"There is no {name} to judge."
     one_sided = abs(reliability.bias) > reliability.error / 2
     way = ("too high" if reliability.bias > 0 else "too low") if one_sided else "either way"
