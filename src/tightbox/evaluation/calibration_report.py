@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tightbox.calibration import IOUS, Calibration, IouCalibration
+from tightbox.evaluation.calibrated_results import ResultCalibration
 from tightbox.evaluation.figures import Floats, mean
 from tightbox.evaluation.fit_margins import covered, fit_margins, matched_boxes, relative_area
 from tightbox.evaluation.fit_miss_bound import object_scores
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import reliability
 from tightbox.margins import Margins
-
-if TYPE_CHECKING:
-    from tightbox.evaluation.calibrated_results import ResultCalibration
 
 HEADING = "predicted IoU against true IoU      boxes  error  worst  predicted actual"
 
