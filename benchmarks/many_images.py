@@ -1,4 +1,4 @@
-"""What the benchmarks of `tightbox predict` on many images share: small images of noise, a tiny detector, the command."""
+"""For benchmarks of `tightbox predict` on many images: small images of noise, a tiny detector, the command."""
 
 from __future__ import annotations
 

@@ -1,16 +1,22 @@
-"""Run by a test in one or two processes: train the tiny model for two epochs of plain SGD."""
+"""Run by a test in one or two processes: train the tiny model for two epochs of plain SGD, and evaluate another."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.helpers.models import frozen_norm_vfnet
 from tightbox.data.layout import read_data
+from tightbox.distributed import new_accelerator
+from tightbox.inference.batches import Loading
+from tightbox.inference.detect import detect_data, evaluate_detections, to_results
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.training.fit import fit
 
@@ -22,3 +28,17 @@ if __name__ == "__main__":
         epochs=2, batch_size=batch_size, optimizer="sgd", lr=0.02, workers=0, precision="fp32", clip=0, eval_every=2
     )
     fit(frozen_norm_vfnet(train.class_names), train, val, out, options, AugmentOptions(mosaic=0.5))
+
+    model, accelerator, totals = frozen_norm_vfnet(val.class_names), new_accelerator(), []
+    model.options = replace(model.options, score_threshold=0.0)
+    # One image at a time: how images are padded depends on their batch.
+    found = detect_data(
+        model,
+        val,
+        accelerator=accelerator,
+        loading=Loading(batch_size=1),
+        progress=lambda done, total: totals.append(total) if done == total else None,
+    )
+    metrics = evaluate_detections(found, val).to_dict()
+    content = {"images": gather_object(totals), "rows": to_results(found, val), "metrics": metrics}
+    (out / f"evaluated-{accelerator.process_index}.json").write_text(json.dumps(content))
