@@ -15,6 +15,7 @@ from tightbox.inference.jobs.run import Work
 from tightbox.integrations.load import load_on
 
 Batch = dict[str, Any]
+RETRIES = 2  # of a part whose actor died; Ray itself would go on for ever with one that kills every actor
 
 
 class Predictor:
@@ -128,6 +129,8 @@ def run_parts(
             _PartRunner,
             fn_constructor_args=(str(checkpoint.absolute()), str(job.folder.absolute()), job.card.kind, work, device),
             compute=ActorPoolStrategy(size=min(actors, len(parts))),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
             num_gpus=1 if ray.cluster_resources().get("GPU") and device != "cpu" else 0,
         )
         for row in done.iter_rows():
