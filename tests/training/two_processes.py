@@ -1,4 +1,4 @@
-"""Run by a test in one or two processes: train the tiny model for two epochs of plain SGD, and evaluate another."""
+"""Run by a test in one or two processes: evaluate the tiny model, then train it for two epochs of plain SGD."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     scenes, out, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     train, val = read_data(scenes, "train"), read_data(scenes, "val")
-    options = TrainOptions(
-        epochs=2, batch_size=batch_size, optimizer="sgd", lr=0.02, workers=0, precision="fp32", clip=0, eval_every=2
-    )
-    fit(frozen_norm_vfnet(train.class_names), train, val, out, options, AugmentOptions(mosaic=0.5))
-
     model, accelerator, totals = frozen_norm_vfnet(val.class_names), new_accelerator(), []
     model.options = replace(model.options, score_threshold=0.0)
     # One image at a time: how images are padded depends on their batch.
@@ -41,4 +36,10 @@ if __name__ == "__main__":
     )
     metrics = evaluate_detections(found, val).to_dict()
     content = {"images": gather_object(totals), "rows": to_results(found, val), "metrics": metrics}
+    out.mkdir(exist_ok=True)
     (out / f"evaluated-{accelerator.process_index}.json").write_text(json.dumps(content))
+
+    options = TrainOptions(
+        epochs=2, batch_size=batch_size, optimizer="sgd", lr=0.02, workers=0, precision="fp32", clip=0, eval_every=2
+    )
+    fit(frozen_norm_vfnet(train.class_names), train, val, out, options, AugmentOptions(mosaic=0.5))
