@@ -24,7 +24,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     scenes, out, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     train, val = read_data(scenes, "train"), read_data(scenes, "val")
-    model, accelerator, totals = frozen_norm_vfnet(val.class_names), new_accelerator(), []
+    model, accelerator = frozen_norm_vfnet(val.class_names), new_accelerator()
+    totals: list[int] = []
     model.options = replace(model.options, score_threshold=0.0)
     # One image at a time: how images are padded depends on their batch.
     found = detect_data(

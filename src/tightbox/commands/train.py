@@ -33,7 +33,7 @@ MAY_CHANGE = (
     *("precision", "workers", "cache", "skip_unreadable", "tensorboard"),
 )
 # What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
-SMALL = {
+SMALL: dict[str, Any] = {
     "backbone": "resnet18",
     "long_side": 320,
     "short_side": 320,
