@@ -339,7 +339,9 @@ class Parsed:
         table = self.columns()
         kept = table.non_degenerate
         bounds = np.searchsorted(table.image[kept], np.arange(len(self.images) + 1))
-        columns = [column[kept] for column in (table.clipped, table.labels, table.crowd, table.areas)]
+        columns: list[NDArray[Any]] = [
+            column[kept] for column in (table.clipped, table.labels, table.crowd, table.areas)
+        ]
         records = [
             ImageRecord(*image, *(column[own] for column in columns))
             for image, own in zip(self.images, starmap(slice, pairwise(bounds)), strict=True)
