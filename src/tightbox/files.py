@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
     """`text` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; at no time is all of it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

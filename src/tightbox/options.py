@@ -425,6 +425,7 @@ class TrainOptions:
         workers: processes that load images; 0 loads in the training process.
         cache: keep decoded images in memory, up to this many megabytes.
         skip_unreadable: go on past images that cannot be read, naming each, instead of stopping.
+        sync_batchnorm: batch norms take their statistics over the images of all processes; on GPUs only.
         seed: of weights, order and augmentation.
         tensorboard: also log for TensorBoard (needs the extra `track`).
     """
@@ -447,6 +448,7 @@ class TrainOptions:
     workers: int = 1
     cache: int = 2000
     skip_unreadable: bool = False
+    sync_batchnorm: bool = False
     seed: int = 0
     tensorboard: bool = False
 

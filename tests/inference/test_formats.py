@@ -150,6 +150,20 @@ def test_label_studio_without_an_estimate_carries_the_score() -> None:
     assert "meta" not in prediction["result"][0]
 
 
+def test_label_studio_takes_the_tasks() -> None:
+    # No dependency of the tests: it asks for an older NumPy, and for sixty packages more.
+    sdk = pytest.importorskip("label_studio_sdk.label_interface", reason="label-studio-sdk is not installed")
+    labels = "".join(f'<Label value="{name}"/>' for name in NAMES)
+    boxes = f'<RectangleLabels name="label" toName="image">{labels}</RectangleLabels>'
+    interface = sdk.LabelInterface(f'<View><Image name="image" value="$image"/>{boxes}</View>')
+    for result in results():
+        task = labelstudio_task(result, NAMES)
+        assert "image" in task["data"]
+        assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
+    other = labelstudio_task(results()[0], ("cat", "horse"))["predictions"][0]
+    assert interface.validate_prediction(other, return_errors=True)
+
+
 @pytest.mark.parametrize("order", ["score", "loosest"])
 def test_the_loosest_box_comes_first_on_request(tmp_path: Path, order: Order) -> None:
     for kind in ("coco", "labelstudio"):
