@@ -18,7 +18,7 @@ from harness import write_table
 from machine import measured
 from torch.utils.data import DataLoader
 
-from tightbox.commands.train import SMALL
+from tightbox.commands.train import small
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.scenes import write_scenes
@@ -26,6 +26,7 @@ from tightbox.data.transforms import TrainTransform
 from tightbox.models import Detector, create_model
 from tightbox.options import AugmentOptions, Preprocess
 
+SMALL = small()
 SCENES = 64  # images that are drawn where no data set is given
 HEADER = (
     "| workers | images/s of the loader | images/s of training | fraction of a step that waits |\n|---|---|---|---|"
