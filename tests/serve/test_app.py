@@ -23,7 +23,7 @@ from tests.serve.conftest import ready_client, until
 from tests.serve.test_decode import png_header
 from tightbox.options import ServeOptions
 from tightbox.serve.app import create_app
-from tightbox.serve.predictor import CheckpointPredictor
+from tightbox.serve.predictor import of_checkpoint
 
 GOOD = image_bytes()
 ALL = [
@@ -397,7 +397,7 @@ def test_without_predicted_ious() -> None:
 def test_a_checkpoint_is_served_as_it_predicts(tmp_path: Path) -> None:
     model = tiny_model()
     data = image_bytes((80, 60), colour=(200, 40, 40))
-    with serving(create_app(CheckpointPredictor(model))) as url, ready_client(url) as client:
+    with serving(create_app(of_checkpoint(model))) as url, ready_client(url) as client:
         found = client.post("/predict?score_threshold=0", content=data).json()["detections"]
     expected = model.predict(Image.open(io.BytesIO(data)))
     assert len(found) == len(expected) > 0
