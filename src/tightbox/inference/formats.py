@@ -12,7 +12,7 @@ from urllib.parse import quote
 from torchvision.ops import box_convert
 
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_path, write_json, write_text
 from tightbox.structures import Detections
 from tightbox.version import __version__
 
@@ -138,11 +138,11 @@ def one_image(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]
 
 def write_yolo(folder: Path, results: Iterable[ImageResult], class_names: Sequence[str]) -> None:
     """A label file for each image, `class x y width height` with centres and sides as fractions, and `classes.txt`."""
-    _write_lines(folder / "classes.txt", class_names)
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
     for result in results:
         rows = zip(result.found.labels.tolist(), result.relative("cxcywh"), strict=True)
-        lines = (" ".join([str(label), *(f"{side:.6f}" for side in box)]) for label, box in rows)
-        _write_lines(result.file(folder, ".txt"), lines)
+        lines = (f"{label} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n" for label, (x, y, width, height) in rows)
+        write_text(result.file(folder, ".txt"), "".join(lines))
 
 
 def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
@@ -183,11 +183,5 @@ def _all_rows(results: Iterable[ImageResult], class_names: Sequence[str], order:
 
 def _loosest(result: ImageResult) -> float:
     """The lowest predicted IoU of the image, the lowest score where there is none, 1 where there is no box."""
-    found = result.found
-    values = found.scores if found.ious is None else found.ious
+    values = result.found.scores if result.found.ious is None else result.found.ious
     return values.min().item() if len(values) else 1.0
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
