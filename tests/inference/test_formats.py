@@ -96,7 +96,13 @@ def test_json_is_one_file_for_each_image_and_frame(tmp_path: Path) -> None:
     write_results("json", tmp_path, results(), NAMES)
     first = json.loads((tmp_path / "a.json").read_text())
     assert (first["file_name"], first["width"], first["height"]) == ("in/a.png", 40, 20)
-    assert first["detections"][0] == {"class": "dog", "score": 0.75, "iou": 0.5, "box": [4, 5, 24, 15]}
+    assert first["detections"][0] == {
+        "box": [4, 5, 24, 15],
+        "score": 0.75,
+        "label": 1,
+        "class": "dog",
+        "iou": 0.5,
+    }
     assert json.loads((tmp_path / "deep" / "b.json").read_text())["detections"] == []
     assert json.loads((tmp_path / "c_000007.json").read_text())["frame"] == 7
 
