@@ -11,6 +11,7 @@ from tests.helpers.commands import assert_one_sentence, status
 from tests.helpers.data import noise_image as image
 from tests.helpers.models import tiny_iou_net
 
+TRAIN = ["train", "--data", "d", "--out", "o"]
 RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
 
 
@@ -42,6 +43,12 @@ RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
         (["train", "--data", "d", "--out", "o", "--minutes", "-1"], "minutes must be more than 0"),
         (["train", "--data", "d", "--out", "o", "--minutes", "2", "--epochs", "100"], "either --minutes or --epochs"),
         (["demo", "--seed", "-1"], "--seed"),
+        # What jsonargparse, or PyYAML below it, passes on as other errors than its own.
+        (["eval", "m", "--data", "d", "--nms-iou", "!!timestamp x"], "a value cannot be read ("),
+        (["eval", "m", "--data", "d", "--nms-iou", "!!int ''"], "a value cannot be read ("),
+        ([*TRAIN, "--vfnet.score-threshold", "1" + "0" * 400], "a value cannot be read (int too large"),
+        ([*TRAIN, "--init"], "expected one argument"),
+        ([*TRAIN, "--config"], "expected one argument"),
     ],
 )
 def test_one_sentence_before_anything_is_read(
