@@ -98,7 +98,12 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
     Raises:
         UserError: naming the first misfit.
     """
-    own = module.state_dict()
+    refuse_misfits(module.state_dict(), tensors, source)
+    module.load_state_dict(tensors)
+
+
+def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """A UserError that names the first tensor that is missing, too many, not finite, or of another shape."""
     if missing := sorted(own.keys() - tensors.keys()):
         raise UserError(f"{source} lacks {missing[0]} and {len(missing) - 1} more tensors that the model needs")
     if surplus := sorted(tensors.keys() - own.keys()):
@@ -108,4 +113,3 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
             raise UserError(f"{source}: {name} holds NaN or infinity; take the checkpoint of an earlier epoch")
         if tensors[name].shape != value.shape:
             raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}")
-    module.load_state_dict(tensors)
