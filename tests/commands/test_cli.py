@@ -123,7 +123,7 @@ def _leave(root: Path) -> None:
         (_leave, ["--scale-max", "1e9"], ["scale_max is 1000000000.0; it must be at most 10"]),
         (_leave, ["--vfnet.tower-depth", "-1"], ["tower_depth is -1; it must be 0 or more"]),
         (_leave, ["--flip", "1.5"], ["flip is 1.5; it must be in [0, 1]"]),
-        (_leave, ["--color", "-1"], ["color is a strength"]),
+        (_leave, ["--color", "-1"], ["color is -1.0; it must be in [0, 1]"]),
         (_leave, ["--long-side", "8"], ["long_side is 8; it must be from 32 to 16384"]),
         (_leave, ["--vfnet.channels", "40"], ["channels is 40; group norm needs a multiple of 32"]),
         (_leave, ["--vfnet.top-k", "0"], ["top_k is 0; it must be at least 1"]),
