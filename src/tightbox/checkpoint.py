@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tightbox.calibration import Calibration
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_paths, json_text, write_json
 from tightbox.reading import is_file, read_json, shown
 from tightbox.version import __version__
 
@@ -33,10 +33,9 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[s
         UserError: if the disk refuses.
     """
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(safetensors.torch.save(held))
-        # Within the block: if the card cannot be written, the old weights stay beside the old card.
-        write_json(folder / CARD, {"format": FORMAT, "tightbox": __version__, **card})
+    with atomic_paths(folder / WEIGHTS, folder / CARD) as (weights_file, card_file):
+        weights_file.write_bytes(safetensors.torch.save(held))
+        card_file.write_text(json_text({"format": FORMAT, "tightbox": __version__, **card}), encoding="utf-8")
     return folder
 
 

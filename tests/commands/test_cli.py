@@ -158,6 +158,8 @@ def test_mistakes_in_training_are_one_sentence(
         ("epochz: 1", "epochz"),  # an unknown option
         ("epochs: many", "epochs"),  # of a wrong type
         ("- 1\n- 2", "config"),  # a list
+        ("epochs: 1\nmodel:", "--model is None; choose from vfnet"),  # nothing
+        ("epochs: 1\nvfnet:", "vfnet has no options in the configuration"),
     ],
 )
 def test_mistakes_in_a_configuration_are_one_sentence(
