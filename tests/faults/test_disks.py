@@ -216,7 +216,7 @@ def test_a_read_only_folder(data: Path, tmp_path: Path) -> None:
         ["train", "--data", data, "--out", locked, *TINY, *VFNET],
         ["train", "--data", data, "--out", locked / "out", *TINY, *VFNET],
         ["predict", model, image, "--out", locked],
-        ["predict", model, image, "--out", locked / "out", "--format", "jsonl"],
+        ["predict", model, data / "images", "--out", locked / "out", "--format", "jsonl"],
         *([name, model, "--data", data, "--out", locked / "out"] for name in ("eval", "diagnose", "oracle")),
         ["doctor", data, "--json", locked / "findings.json"],
     ]
