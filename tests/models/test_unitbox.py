@@ -456,11 +456,11 @@ def test_it_learns_one_image() -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ({"threshold": 1.0}, "threshold must be in"),
-        ({"distance_unit": 0.0}, "distance_unit must be positive"),
-        ({"box_weight": -1.0}, "confidence_weight and box_weight must be"),
-        ({"dense_stride": 0}, "min_region, dense_stride, top_k and max_detections must be at least 1"),
-        ({"nms_iou": 0.0}, "nms_iou must be in"),
+        ({"threshold": 1.0}, "threshold is 1.0; it must be in"),
+        ({"distance_unit": 0.0}, "distance_unit is 0.0; it must be more than 0"),
+        ({"box_weight": -1.0}, "box_weight is -1.0; it must be 0 or more"),
+        ({"dense_stride": 0}, "dense_stride is 0; it must be at least 1"),
+        ({"nms_iou": 0.0}, "nms_iou is 0.0; it must be in"),
     ],
 )
 def test_options_that_make_no_sense(option: dict[str, Any], sentence: str) -> None:

@@ -204,8 +204,11 @@ def choices(
     Raises:
         UserError: if a choice makes no sense.
     """
-    if args.model not in MODEL_OPTIONS:  # a configuration file may say null
+    # A configuration file may say null, or nothing, which is the same.
+    if args.model not in MODEL_OPTIONS:
         raise UserError(f"--model is {args.model}; choose from {', '.join(MODEL_OPTIONS)}")
+    if args[args.model] is None:
+        raise UserError(f"{args.model} has no options in the configuration; give some, or leave that line out")
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
     if args.init or args.resume:
         backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
