@@ -34,10 +34,11 @@ def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
     entries = session.get_modelmeta().custom_metadata_map
     try:
         about: dict[str, Any] = json.loads(entries[METADATA])
-    except (KeyError, ValueError) as error:
+        found = about["format"]
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is an ONNX file, but not one of tightbox; {HINT}") from error
-    if about["format"] != FORMAT:
-        raise UserError(f"{path} has format {about['format']}, not {FORMAT}; export the checkpoint again")
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, not {FORMAT}; export the checkpoint again")
 
     def detect(images: ImageBatch) -> list[Detections]:
         inputs = images.pixels.numpy(), torch.tensor(images.sizes).numpy()
@@ -48,7 +49,7 @@ def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
 
     return NetworkPredictor(
         detect=detect,
-        preprocess=Preprocess(*(about["preprocessing"][side] for side in ("long_side", "short_side"))),
+        preprocess=Preprocess(**{side: about["preprocessing"][side] for side in ("long_side", "short_side")}),
         system=about["model"],
         class_names=tuple(about["class_names"]),
         calibrated=about["calibrated"] if about["predicts_iou"] else None,
