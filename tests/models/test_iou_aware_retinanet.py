@@ -23,6 +23,8 @@ from tightbox.models.iou_aware_retinanet import AnchorOutput
 from tightbox.rank import by_class_score, by_power
 from tightbox.structures import ImageBatch, Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def build(**options: Any) -> IoUAwareRetinaNet:
     """A tiny detector with scores, boxes and IoUs that differ from anchor to anchor."""

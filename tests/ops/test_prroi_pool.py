@@ -19,6 +19,8 @@ from torch.profiler import profile
 from tightbox.errors import UserError
 from tightbox.ops import PrRoIPool, prroi_pool
 
+pytestmark = pytest.mark.usefixtures("device")
+
 MODULE = importlib.import_module("tightbox.ops.prroi_pool")  # the package's attribute of this name is the function
 
 
@@ -317,8 +319,8 @@ def test_half_precision_errs_by_a_few_roundings(dtype: torch.dtype, unit: float)
     assert [tensor.dtype for tensor in actual] == [dtype, dtype, torch.float32]
     for ours, right, bound, roundings in zip(actual[:2], exact, absolute, (2.1, 3.1), strict=False):
         assert ((ours.double() - right).abs() <= roundings * unit * bound + 1e-6).all()
-    # An edge gets (weight − hat) / length, at most 1 / length, of the gradients of the weights of its two bins along its
-    # axis, which are sums over pixels of gradient times feature, rounded once; four edges of bins make up a side or less.
+    # An edge gets (weight − hat) / length, at most 1 / length, of the gradients of the weights of its two bins along
+    # its axis, which are sums over pixels of gradient times feature, rounded once; a side moves four edges or fewer.
     lengths = (boxes[:, 3:] - boxes[:, 1:3]).amin(dim=1) / 3
     pixels = ((boxes[:, 3:] - boxes[:, 1:3]).amax(dim=1) / 3 + 2) ** 2  # of a bin, at most
     largest = 9 * 3 * pixels * features.abs().amax().double()  # over bins and channels, all gradients being 1 or less

@@ -17,6 +17,8 @@ from tightbox.errors import UserError
 from tightbox.ops import star_conv
 from tightbox.ops.star_conv import StarSampling, star_conv2d, star_offsets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Case(NamedTuple):
     input: Tensor

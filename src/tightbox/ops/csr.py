@@ -110,9 +110,10 @@ class CSRPattern:
         if uses_triton(dense):
             from tightbox.ops import csr_triton
 
-            return csr_triton.add_transposed_matmul(total, self.indptr, self.indices, weights, dense)
-        columns, order, transposed = self.csc
-        total[columns] += transposed.matmul(weights.index_select(0, order), dense)
+            csr_triton.add_transposed_matmul(total, self.indptr, self.indices, weights, dense)
+        else:
+            columns, order, transposed = self.csc
+            total[columns] += transposed.matmul(weights.index_select(0, order), dense)
 
     def sampled_matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """(T,): `left` (M, C) times `right` (R, C) transposed, at the entries alone: the gradient of the weights.

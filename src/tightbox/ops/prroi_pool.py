@@ -61,8 +61,8 @@ def prroi_pool(
 
     The features are interpolated linearly between pixels, whose centres lie at whole coordinates, and fade to zero
     within one pixel outside the map; what lies outside counts in the mean as zero. An empty or inverted box pools
-    zeros and gets no gradient. Weights and sums are of float32 at least; on a CPU each weight is rounded to the dtype of
-    `input` for its product.
+    zeros and gets no gradient. Weights and sums are of float32 at least; on a CPU each weight is rounded to the dtype
+    of `input` for its product.
 
     Args:
         input: (N, C, H, W); fastest in channels_last memory format.

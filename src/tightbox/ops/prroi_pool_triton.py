@@ -22,11 +22,11 @@ def pool(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> 
     return output
 
 
-def features_gradient(
-    gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor
-) -> Tensor:
+def features_gradient(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """(N, C, H, W), added up by atomics in float32 at least: the order of the additions may change."""
-    total = torch.zeros_like(features.permute(0, 2, 3, 1), dtype=_sum_dtype(features), memory_format=torch.contiguous_format)
+    total = torch.zeros_like(
+        features.permute(0, 2, 3, 1), dtype=_sum_dtype(features), memory_format=torch.contiguous_format
+    )
     _launch(_add_to_features, (gradient.contiguous(), total), features, y_edges, x_edges, images)
     return total.permute(0, 3, 1, 2).to(features.dtype)
 
@@ -110,7 +110,18 @@ def _bin(y_edges, x_edges, images, height, width, rows, columns, DTYPE: tl.const
 
 @triton.jit
 def _pool(  # type: ignore[no-untyped-def]
-    output, table, y_edges, x_edges, images, height, width, channels, rows, columns, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    output,
+    table,
+    y_edges,
+    x_edges,
+    images,
+    height,
+    width,
+    channels,
+    rows,
+    columns,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     number, _, _, _, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
         y_edges, x_edges, images, height, width, rows, columns, DTYPE
@@ -129,7 +140,19 @@ def _pool(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _add_to_features(  # type: ignore[no-untyped-def]
-    gradient, total, table, y_edges, x_edges, images, height, width, channels, rows, columns, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    gradient,
+    total,
+    table,
+    y_edges,
+    x_edges,
+    images,
+    height,
+    width,
+    channels,
+    rows,
+    columns,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     number, _, _, _, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
         y_edges, x_edges, images, height, width, rows, columns, DTYPE
@@ -146,7 +169,20 @@ def _add_to_features(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _add_to_edges(  # type: ignore[no-untyped-def]
-    gradient, to_y, to_x, table, y_edges, x_edges, images, height, width, channels, rows, columns, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    gradient,
+    to_y,
+    to_x,
+    table,
+    y_edges,
+    x_edges,
+    images,
+    height,
+    width,
+    channels,
+    rows,
+    columns,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     number, box, row, column, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
         y_edges, x_edges, images, height, width, rows, columns, DTYPE

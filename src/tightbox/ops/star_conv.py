@@ -92,9 +92,9 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
     """3×3 convolution whose taps lie on the box of each location (VarifocalNet, section 3.2).
 
     Equals `torchvision.ops.deform_conv2d(input, star.offsets, weight, padding=1)`, many times faster on a CPU, where
-    it is one sparse matrix product, for the samples, and one dense one, and on a GPU with Triton. Under autocast it
-    computes in that dtype, otherwise in that of `input`, as a convolution does: of bfloat16 numbers, samples are rounded
-    to bfloat16 and both products are accumulated in float32.
+    it is one sparse matrix product, for the samples, and one dense one, and on a GPU with Triton. It computes in the
+    dtype of autocast, or else of `input`, as a convolution does: of bfloat16 numbers, samples are rounded to bfloat16
+    and both products are accumulated in float32.
 
     Args:
         input: (B, C, H, W); fastest in channels_last memory format.
