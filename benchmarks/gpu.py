@@ -184,7 +184,7 @@ Parts = tuple[nn.Module, Callable[[], dict[str, Tensor]], Callable[[], object]]
 
 
 def ours(images: Tensor, boxes: Tensor, labels: Tensor, name: str, bench: Bench) -> Parts:
-    """VFNet; compiled, its network is, once for the one shape that there is here."""
+    """VFNet; compiled, its network is, once for each shape."""
     backbone = "resnet18" if bench.smoke else "resnet50"
     model = create_model("vfnet", num_classes=CLASSES, backbone=backbone, pretrained_backbone=False).to(bench.device)
     batch = ImageBatch(images, ((images.shape[-2], images.shape[-1]),) * len(images))
@@ -192,7 +192,7 @@ def ours(images: Tensor, boxes: Tensor, labels: Tensor, name: str, bench: Bench)
     if "compiled" in name:
         if bench.device.type != "cuda":
             raise NotImplementedError("compiling is for a GPU")
-        model.forward = torch.compile(model.forward)  # type: ignore[method-assign]
+        model.compile(dynamic=False)
     return model, lambda: model.loss(batch, targets), lambda: model.detect(batch)
 
 

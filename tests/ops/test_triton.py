@@ -32,9 +32,9 @@ POINTERS = {
     "_matmul": ["*i32", "*i32", "*fp32", "*bf16", "*bf16"],
     "_add_transposed_matmul": ["*i32", "*i32", "*fp32", "*bf16", "*fp32"],
     "_sampled_matmul": ["*i32", "*i32", "*bf16", "*bf16", "*fp32"],
-    "_pool": ["*bf16"],
-    "_add_to_features": ["*bf16", "*fp32"],
-    "_add_to_edges": ["*bf16", "*fp32", "*fp32"],
+    "_pool": ["*fp32", "*i64", "*bf16", "*bf16"],
+    "_add_to_features": ["*fp32", "*i64", "*bf16", "*fp32"],
+    "_to_spans": ["*fp32", "*i64", "*bf16", "*bf16", "*fp32"],
 }
 
 
@@ -49,7 +49,7 @@ def test_compiles_for_a_gpu(name: str) -> None:
     kernel: Any = getattr(csr_triton, name, None) or getattr(prroi_pool_triton, name)
     types = POINTERS[name]
     if not hasattr(csr_triton, name):
-        types = [*types, "*bf16", "*fp32", "*fp32", "*i32", *["i32"] * 4]
+        types = [*types, "i32"]
     types = [*types, "i32", "constexpr", "constexpr"]
     source = ASTSource(
         kernel, dict(zip(kernel.arg_names, types, strict=True)), {"DTYPE": triton.language.float32, "BLOCK": 256}

@@ -1,8 +1,8 @@
 """PrRoI pooling and its gradients on a GPU, in Triton; also under its interpreter (TRITON_INTERPRET=1) on a CPU.
 
-One program computes one bin over all channels. It finds the pixels under the bin and their weights by itself, so that
-no list of them has to be made, whose length the CPU would wait for. Arguments are those of the operators in
-`prroi_pool.py`; a box that is not finite, or of no image, pools NaN and gives no gradient.
+One program computes one bin over all channels, and the weights of the pixels under it by itself, so that no list of
+them has to be made, whose length the CPU would wait for. Arguments are those of the operators in `prroi_pool.py`; a box
+that is not finite, or of no image, pools NaN and gives no gradient.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def pool(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """(K, rows, columns, C) of the features' dtype."""
-    output = features.new_empty(len(y_edges), y_edges.shape[1] - 1, x_edges.shape[1] - 1, features.shape[1])
-    _launch(_pool, (output,), features, y_edges, x_edges, images)
-    return output
+    usable, spans, pixels = _bins(features, y_edges, x_edges, images)
+    output = features.new_empty(*spans.shape[:3], features.shape[1])
+    _launch(_pool, features, spans, pixels, _table(features), output)
+    return output.masked_fill_(~usable[:, None, None, None], torch.nan)
 
 
 def features_gradient(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """(N, C, H, W), added up by atomics in float32 at least: the order of the additions may change."""
-    total = torch.zeros_like(
-        features.permute(0, 2, 3, 1), dtype=_sum_dtype(features), memory_format=torch.contiguous_format
-    )
-    _launch(_add_to_features, (gradient.contiguous(), total), features, y_edges, x_edges, images)
+    _, spans, pixels = _bins(features, y_edges, x_edges, images)
+    total = torch.zeros_like(_table(features), dtype=torch.promote_types(features.dtype, torch.float32))
+    _launch(_add_to_features, features, spans, pixels, gradient.contiguous(), total)
     return total.permute(0, 3, 1, 2).to(features.dtype)
 
 
@@ -35,177 +36,120 @@ def edges_gradient(
     gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Those of the edges along y and along x."""
-    to_y, to_x = torch.zeros_like(y_edges), torch.zeros_like(x_edges)
-    _launch(_add_to_edges, (gradient.contiguous(), to_y, to_x), features, y_edges, x_edges, images)
-    return to_y, to_x
+    _, spans, pixels = _bins(features, y_edges, x_edges, images)
+    to_spans = torch.empty_like(spans)
+    _launch(_to_spans, features, spans, pixels, _table(features), gradient.contiguous(), to_spans)
+    y1, y2, x1, x2 = to_spans.unbind(-1)
+    return pad(y1.sum(2), (0, 1)) + pad(y2.sum(2), (1, 0)), pad(x1.sum(1), (0, 1)) + pad(x2.sum(1), (1, 0))
 
 
-def _sum_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
+def _table(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1).contiguous()
 
 
-def _launch(
-    kernel: Any, own: tuple[Tensor, ...], features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor
-) -> None:
-    batch, channels, height, width = features.shape
+def _bins(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each box whether it can be pooled (K,), and of each bin where it lies.
+
+    Its start and end along y and along x (K, rows, columns, 4), and (K, rows, columns, 5) int64: the place of its
+    image in the table, and the first of the pixels under it and the one after the last, along y and along x.
+    """
+    batch, _, height, width = features.shape
     usable = y_edges.isfinite().all(1) & x_edges.isfinite().all(1) & (images >= 0) & (images < batch)
     usable &= images == images.floor()
-    rows, columns = y_edges.shape[1] - 1, x_edges.shape[1] - 1
-    if len(images):
+    parts = (y_edges[:, :-1, None], y_edges[:, 1:, None], x_edges[:, None, :-1], x_edges[:, None, 1:])
+    y1, y2, x1, x2 = torch.broadcast_tensors(*parts)
+    ranges = [torch.where(usable, images, 0).long()[:, None, None].expand_as(y1) * height * width]
+    for start, end, size in ((y1, y2, height), (x1, x2, width)):
+        stop = torch.where((end > start) & usable[:, None, None], end.ceil() + 1, 0)
+        ranges += [edge.nan_to_num().clamp(0, size).long() for edge in (start.floor(), stop)]
+    return usable, torch.stack([y1, y2, x1, x2], dim=-1), torch.stack(ranges, dim=-1)
+
+
+def _launch(kernel: Any, features: Tensor, spans: Tensor, *tensors: Tensor) -> None:
+    _, channels, _, width = features.shape
+    if spans.numel():
+        accumulate = tl.float64 if features.dtype == torch.float64 else tl.float32
         with torch.cuda.device_of(features):
-            kernel[(len(images) * rows * columns,)](
-                *own,
-                features.permute(0, 2, 3, 1).contiguous(),
-                y_edges.contiguous(),
-                x_edges.contiguous(),
-                torch.where(usable, images, -1).int(),
-                height,
-                width,
-                channels,
-                rows,
-                columns,
-                tl.float64 if features.dtype == torch.float64 else tl.float32,
-                triton.next_power_of_2(channels),
+            kernel[(spans.numel() // 4,)](
+                spans, *tensors, width, channels, accumulate, triton.next_power_of_2(channels)
             )
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _integral(t):  # type: ignore[no-untyped-def]
     """Of the hat max(0, 1 − |t|), from 0 to t."""
     t = tl.minimum(tl.maximum(t, -1.0), 1.0)
     return t * (1 - tl.abs(t) / 2)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _weight(start, end, pixel):  # type: ignore[no-untyped-def]
     """The mean of the pixel's hat from `start` to `end`."""
     return (_integral(end - pixel) - _integral(start - pixel)) / (end - start)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _hat(t):  # type: ignore[no-untyped-def]
     return tl.maximum(1 - tl.abs(t), 0.0)
 
 
-@triton.jit
-def _axis(edges, box, number, bins, size, image, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Start and end of a bin along one axis, and of the pixels under it: none under a bin without length."""
-    start = tl.load(edges + box * (bins + 1) + number)
-    end = tl.load(edges + box * (bins + 1) + number + 1)
-    first = tl.minimum(tl.maximum(tl.floor(start), 0.0), size).to(tl.int32)
-    stop = tl.minimum(tl.maximum(tl.ceil(end) + 1, 0.0), size).to(tl.int32)
-    return start.to(DTYPE), end.to(DTYPE), first, tl.where((end > start) & (image >= 0), stop, first)
+@triton.jit  # type: ignore[untyped-decorator]
+def _at(row, count: tl.constexpr, number: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One of the `count` numbers of this program's bin."""
+    return tl.load(row + tl.program_id(0).to(tl.int64) * count + number)
 
 
-@triton.jit
-def _bin(y_edges, x_edges, images, height, width, rows, columns, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The box of this program's bin, the bin's row and column, its image, and what `_axis` says along y and x."""
-    number = tl.program_id(0).to(tl.int64)
-    box, row, column = number // (rows * columns), number // columns % rows, number % columns
-    image = tl.load(images + box).to(tl.int64)
-    y1, y2, top, bottom = _axis(y_edges, box, row, rows, height, image, DTYPE)
-    x1, x2, left, right = _axis(x_edges, box, column, columns, width, image, DTYPE)
-    return number, box, row, column, image, y1, y2, top, bottom, x1, x2, left, right
+@triton.jit  # type: ignore[untyped-decorator]
+def _bin(spans, pixels, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    y1, y2, x1, x2 = _at(spans, 4, 0), _at(spans, 4, 1), _at(spans, 4, 2), _at(spans, 4, 3)
+    top, bottom, left, right = _at(pixels, 5, 1), _at(pixels, 5, 2), _at(pixels, 5, 3), _at(pixels, 5, 4)
+    return y1.to(DTYPE), y2.to(DTYPE), x1.to(DTYPE), x2.to(DTYPE), top, bottom, left, right
 
 
-@triton.jit
-def _pool(  # type: ignore[no-untyped-def]
-    output,
-    table,
-    y_edges,
-    x_edges,
-    images,
-    height,
-    width,
-    channels,
-    rows,
-    columns,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    number, _, _, _, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
-        y_edges, x_edges, images, height, width, rows, columns, DTYPE
-    )
+@triton.jit  # type: ignore[untyped-decorator]
+def _pool(spans, pixels, table, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
-    real = channel < channels
-    total = tl.zeros((BLOCK,), DTYPE) + tl.where(image >= 0, 0.0, float("nan"))
+    total = tl.zeros((BLOCK,), DTYPE)
     for y in range(top, bottom):
-        y_weight = _weight(y1, y2, y)
         for x in range(left, right):
-            pixel = (image * height + y) * width + x
-            values = tl.load(table + pixel * channels + channel, mask=real, other=0).to(DTYPE)
-            total += y_weight * _weight(x1, x2, x) * values
-    tl.store(output + number * channels + channel, total, mask=real)
+            pixel = table + (_at(pixels, 5, 0) + y * width + x) * channels
+            values = tl.load(pixel + channel, mask=channel < channels, other=0).to(DTYPE)
+            total += _weight(y1, y2, y) * _weight(x1, x2, x) * values
+    tl.store(output + tl.program_id(0).to(tl.int64) * channels + channel, total, mask=channel < channels)
 
 
-@triton.jit
-def _add_to_features(  # type: ignore[no-untyped-def]
-    gradient,
-    total,
-    table,
-    y_edges,
-    x_edges,
-    images,
-    height,
-    width,
-    channels,
-    rows,
-    columns,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    number, _, _, _, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
-        y_edges, x_edges, images, height, width, rows, columns, DTYPE
-    )
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_to_features(spans, pixels, gradient, total, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
-    real = channel < channels
-    own = tl.load(gradient + number * channels + channel, mask=real, other=0).to(DTYPE)
+    own = gradient + tl.program_id(0).to(tl.int64) * channels
+    values = tl.load(own + channel, mask=channel < channels, other=0).to(DTYPE)
     for y in range(top, bottom):
-        y_weight = _weight(y1, y2, y)
         for x in range(left, right):
-            pixel = (image * height + y) * width + x
-            tl.atomic_add(total + pixel * channels + channel, y_weight * _weight(x1, x2, x) * own, mask=real)
+            pixel = total + (_at(pixels, 5, 0) + y * width + x) * channels
+            part = _weight(y1, y2, y) * _weight(x1, x2, x) * values
+            tl.atomic_add(pixel + channel, part, mask=channel < channels, sem="relaxed")
 
 
-@triton.jit
-def _add_to_edges(  # type: ignore[no-untyped-def]
-    gradient,
-    to_y,
-    to_x,
-    table,
-    y_edges,
-    x_edges,
-    images,
-    height,
-    width,
-    channels,
-    rows,
-    columns,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    number, box, row, column, image, y1, y2, top, bottom, x1, x2, left, right = _bin(
-        y_edges, x_edges, images, height, width, rows, columns, DTYPE
-    )
+@triton.jit  # type: ignore[untyped-decorator]
+def _to_spans(spans, pixels, table, gradient, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
-    real = channel < channels
-    own = tl.load(gradient + number * channels + channel, mask=real, other=0).to(DTYPE)
-    to_y1, to_y2, to_x1, to_x2 = y1 * 0, y1 * 0, y1 * 0, y1 * 0
+    own = gradient + tl.program_id(0).to(tl.int64) * channels
+    to_output = tl.load(own + channel, mask=channel < channels, other=0).to(DTYPE)
+    number = tl.arange(0, 4)  # of y1, y2, x1, x2
+    total = tl.zeros((4,), DTYPE)
     for y in range(top, bottom):
-        y_weight = _weight(y1, y2, y)
-        of_row = y1 * 0
         for x in range(left, right):
-            pixel = (image * height + y) * width + x
-            values = tl.load(table + pixel * channels + channel, mask=real, other=0).to(DTYPE)
-            to_weight, x_weight = tl.sum(own * values, axis=0), _weight(x1, x2, x)
-            # A weight is an integral from start to end over their distance, and one along y times one along x.
-            of_row += to_weight * x_weight
-            to_x1 += to_weight * y_weight * (x_weight - _hat(x1 - x))
-            to_x2 += to_weight * y_weight * (_hat(x2 - x) - x_weight)
-        to_y1 += of_row * (y_weight - _hat(y1 - y))
-        to_y2 += of_row * (_hat(y2 - y) - y_weight)
-    if (bottom > top) & (right > left):
-        tl.atomic_add(to_y + box * (rows + 1) + row, to_y1 / (y2 - y1))
-        tl.atomic_add(to_y + box * (rows + 1) + row + 1, to_y2 / (y2 - y1))
-        tl.atomic_add(to_x + box * (columns + 1) + column, to_x1 / (x2 - x1))
-        tl.atomic_add(to_x + box * (columns + 1) + column + 1, to_x2 / (x2 - x1))
+            pixel = table + (_at(pixels, 5, 0) + y * width + x) * channels
+            values = tl.load(pixel + channel, mask=channel < channels, other=0).to(DTYPE)
+            to_weight, along_y, along_x = tl.sum(to_output * values, axis=0), _weight(y1, y2, y), _weight(x1, x2, x)
+            # A weight is the product of those along y and x, each the integral of a hat over the length from start to
+            # end; so to the start it has the derivative (weight − hat) / length, and to the end the opposite one.
+            to_y, to_x = to_weight * along_x / (y2 - y1), to_weight * along_y / (x2 - x1)
+            total += tl.where(number == 0, to_y * (along_y - _hat(y1 - y)), 0.0)
+            total += tl.where(number == 1, to_y * (_hat(y2 - y) - along_y), 0.0)
+            total += tl.where(number == 2, to_x * (along_x - _hat(x1 - x)), 0.0)
+            total += tl.where(number == 3, to_x * (_hat(x2 - x) - along_x), 0.0)
+    tl.store(output + tl.program_id(0).to(tl.int64) * 4 + number, total)
