@@ -197,9 +197,9 @@ def ours(images: Tensor, boxes: Tensor, labels: Tensor, name: str, bench: Bench)
 
 
 def theirs(images: Tensor, boxes: Tensor, labels: Tensor, name: str, size: tuple[int, int], bench: Bench) -> Parts:
-    """torchvision's, which resizes nothing here and trains as many layers."""
+    """torchvision's, which resizes nothing here, and without weights trains all layers, as ours does."""
     make = detection.fcos_resnet50_fpn if name == "FCOS" else detection.retinanet_resnet50_fpn
-    model = make(weights=None, weights_backbone=None, num_classes=CLASSES, trainable_backbone_layers=5)
+    model = make(weights=None, weights_backbone=None, num_classes=CLASSES)
     model.transform = GeneralizedRCNNTransform(min(size), max(size), [0.0] * 3, [1.0] * 3)
     model = model.to(bench.device, memory_format=torch.channels_last)
     listed, truth = list(images), [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]

@@ -32,7 +32,7 @@ class Counting(TorchDispatchMode):
     """How often each operator is called within it, in backward passes too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,6 +128,7 @@ def test_a_step_on_a_gpu_does_not_wait(make: Callable[[], Detector]) -> None:
 
 @needs_gpu
 def test_a_loader_pins_batches() -> None:
-    images, targets = next(iter(DataLoader([0], collate_fn=lambda _: batch(), pin_memory=True)))
+    data: Any = [0]
+    images, targets = next(iter(DataLoader(data, collate_fn=lambda _: batch(), pin_memory=True)))
     assert images.pixels.is_pinned()
     assert all(target.boxes.is_pinned() and target.ignore.is_pinned() for target in targets)

@@ -43,8 +43,8 @@ def _launch(kernel: Any, indptr: Tensor, indices: Tensor, first: Tensor, second:
             )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _matmul(indptr, indices, weights, dense, output, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _matmul(indptr, indices, weights, dense, output, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     real = column < channels
@@ -56,8 +56,8 @@ def _matmul(indptr, indices, weights, dense, output, channels, DTYPE: tl.constex
     tl.store(output + row * channels + column, total, mask=real)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_transposed_matmul(indptr, indices, weights, dense, total, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _add_transposed_matmul(indptr, indices, weights, dense, total, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     real = column < channels
@@ -69,8 +69,8 @@ def _add_transposed_matmul(indptr, indices, weights, dense, total, channels, DTY
         )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _sampled_matmul(indptr, indices, left, right, output, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _sampled_matmul(indptr, indices, left, right, output, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     real = column < channels

@@ -75,39 +75,39 @@ def _launch(kernel: Any, features: Tensor, spans: Tensor, *tensors: Tensor) -> N
             )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _integral(t):  # type: ignore[no-untyped-def]
+@triton.jit
+def _integral(t):
     """Of the hat max(0, 1 − |t|), from 0 to t."""
     t = tl.minimum(tl.maximum(t, -1.0), 1.0)
     return t * (1 - tl.abs(t) / 2)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _weight(start, end, pixel):  # type: ignore[no-untyped-def]
+@triton.jit
+def _weight(start, end, pixel):
     """The mean of the pixel's hat from `start` to `end`."""
     return (_integral(end - pixel) - _integral(start - pixel)) / (end - start)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _hat(t):  # type: ignore[no-untyped-def]
+@triton.jit
+def _hat(t):
     return tl.maximum(1 - tl.abs(t), 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _at(row, count: tl.constexpr, number: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _at(row, count: tl.constexpr, number: tl.constexpr):
     """One of the `count` numbers of this program's bin."""
     return tl.load(row + tl.program_id(0).to(tl.int64) * count + number)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _bin(spans, pixels, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _bin(spans, pixels, DTYPE: tl.constexpr):
     y1, y2, x1, x2 = _at(spans, 4, 0), _at(spans, 4, 1), _at(spans, 4, 2), _at(spans, 4, 3)
     top, bottom, left, right = _at(pixels, 5, 1), _at(pixels, 5, 2), _at(pixels, 5, 3), _at(pixels, 5, 4)
     return y1.to(DTYPE), y2.to(DTYPE), x1.to(DTYPE), x2.to(DTYPE), top, bottom, left, right
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _pool(spans, pixels, table, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _pool(spans, pixels, table, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), DTYPE)
@@ -119,8 +119,8 @@ def _pool(spans, pixels, table, output, width, channels, DTYPE: tl.constexpr, BL
     tl.store(output + tl.program_id(0).to(tl.int64) * channels + channel, total, mask=channel < channels)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_to_features(spans, pixels, gradient, total, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _add_to_features(spans, pixels, gradient, total, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
     own = gradient + tl.program_id(0).to(tl.int64) * channels
@@ -132,8 +132,8 @@ def _add_to_features(spans, pixels, gradient, total, width, channels, DTYPE: tl.
             tl.atomic_add(pixel + channel, part, mask=channel < channels, sem="relaxed")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _to_spans(spans, pixels, table, gradient, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _to_spans(spans, pixels, table, gradient, output, width, channels, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     y1, y2, x1, x2, top, bottom, left, right = _bin(spans, pixels, DTYPE)
     channel = tl.arange(0, BLOCK)
     own = gradient + tl.program_id(0).to(tl.int64) * channels
