@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = [
     "test_csr.py",
     "test_star_conv.py::test_box_of_one_step_is_the_plain_convolution",
-    "test_star_conv.py::test_two_convolutions_share_one_sampling",
     "test_prroi_pool.py::test_fades_to_zero_outside_the_map",
     "test_prroi_pool.py::test_plane_and_its_gradient_by_hand",
     "test_prroi_pool.py::test_no_boxes",
     "test_triton.py::test_equal_to_the_plain_operators",
+    "test_triton.py::test_star_and_its_gradients_equal_the_plain_ones",
 ]
 POINTERS = {
     "_matmul": ["*i32", "*i32", "*fp32", "*bf16", "*bf16"],
@@ -97,3 +97,24 @@ def test_equal_to_the_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing here waits for a device: what is wrong with a box shows as NaN.
     y[0, 0], images[1] = torch.nan, 5.0
     assert prroi_pool_triton.pool(*inputs).isnan().flatten(1).all(1).tolist() == [True, True, False, False]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by the test above, interpreted")
+def test_star_and_its_gradients_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tightbox.ops import StarSampling, csr, star_conv, star_conv2d
+
+    leaves = [torch.randn(1, 3, 2, 3), 24 * torch.rand(1, 4, 2, 3), torch.randn(2, 3, 3, 3)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def run() -> list[torch.Tensor]:
+        output = star_conv2d(leaves[0], StarSampling(leaves[1], 8.0), leaves[2])
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    assert csr.uses_triton(leaves[0])
+    ours = run()
+    monkeypatch.setattr(csr, "uses_triton", lambda _: False)
+    monkeypatch.setattr(star_conv, "uses_triton", lambda _: False)
+    for actual, expected in zip(ours, run(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
