@@ -22,7 +22,8 @@ def matmul(indptr: Tensor, indices: Tensor, weights: Tensor, dense: Tensor) -> T
 
 
 def add_transposed_matmul(total: Tensor, indptr: Tensor, indices: Tensor, weights: Tensor, dense: Tensor) -> None:
-    """Adds to `total` (R, C) of float32 or float64, by atomics: the order of the additions may change."""
+    """Adds to the contiguous `total` (R, C) of float32 or float64, by atomics, in an order that may change."""
+    assert total.is_contiguous()
     _launch(_add_transposed_matmul, indptr, indices, weights, dense.contiguous(), total)
 
 

@@ -207,7 +207,7 @@ class _StarConv(torch.autograd.Function):
         pixels_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
         gradient = gradient.contiguous()
         to_weights = torch.empty_like(weights)
-        to_pixels, to_taps = (torch.zeros_like(tensor, dtype=weights.dtype) for tensor in (pixels, taps))
+        to_pixels, to_taps = (weights.new_zeros(tensor.shape) for tensor in (pixels, taps))  # contiguous
         tap_rows = taps.T.contiguous()
         for locations, pattern, chunk_weights in _chunks(ctx.patterns, weights):
             if pixels_needed or weights_needed:
