@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -32,6 +33,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the tests of a module make their tensors: on the CPU, and again on a GPU, if there is one, in float32."""
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
+        return
+    # Products of fewer digits, which PyTorch allows convolutions, would need other tolerances.
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    with device:
+        yield device
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session")

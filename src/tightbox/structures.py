@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     import supervision
 
 
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on another device. Only what comes to a CPU is waited for, as it may be read at once."""
+    return values.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 class _Tensors:
     """Moving and counting, shared by the three frozen dataclasses of tensors."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same values on another device."""
-        return self._each(lambda value: value.to(device))
+        """The same values on another device; from pinned memory, a GPU fetches them while the CPU goes on."""
+        return self._each(lambda value: moved(value, device))
+
+    def pin_memory(self) -> Self:
+        """The same values in pinned memory; a DataLoader that pins calls it."""
+        return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with `change` made to every tensor; two fields that share one share it still."""
@@ -69,8 +78,12 @@ class ImageBatch:
         return cls(pixels, sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device."""
-        return ImageBatch(self.pixels.to(device, non_blocking=True), self.sizes)
+        """The same batch on another device; from pinned memory, a GPU fetches it while the CPU goes on."""
+        return ImageBatch(moved(self.pixels, device), self.sizes)
+
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in pinned memory; a DataLoader that pins calls it."""
+        return ImageBatch(self.pixels.pin_memory(), self.sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -7,6 +7,8 @@ import torch
 
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, pyramid_level
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def constant_pyramid(pooling: str = "prroi") -> Pyramid:
     """Two images; every value of a map is ten times its image plus its level."""

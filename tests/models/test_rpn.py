@@ -9,6 +9,8 @@ from tightbox.boxes import area, encode_deltas, iou, pairwise_iou
 from tightbox.models.rpn import RPN, RPNOutput, sample
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZE = (64, 96)
 
 

@@ -24,6 +24,8 @@ from tightbox.ops.star_conv import StarSampling
 from tightbox.options import VFNetOptions
 from tightbox.structures import Detections, ImageBatch, Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 OPTIONS = VFNetOptions(channels=64, top_k_of="pairs")
 
 

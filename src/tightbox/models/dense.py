@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tightbox.structures import Targets
@@ -29,7 +30,12 @@ def inside_image(
     return torch.cat(levels)
 
 
-def matched_objects(targets: Sequence[Targets], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (P, 4) and labels (P,) of the objects `index` (P,) of the images `image` (P,), in ascending order."""
-    boxes = torch.cat([target.boxes[index[image == i]] for i, target in enumerate(targets)])
-    return boxes, torch.cat([target.labels[index[image == i]] for i, target in enumerate(targets)])
+def matched_objects(targets: Sequence[Targets], matched: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, N, 4) and labels (B, N) of the objects `matched` (B, N); zeros where that is below 0.
+
+    As many as there are points, and not as there are positives, whose number a GPU would have to be waited for.
+    """
+    objects = [(F.pad(target.boxes, (0, 0, 0, 1)), F.pad(target.labels, (0, 1))) for target in targets]
+    indices = [torch.where(row < 0, len(target), row) for row, target in zip(matched, targets, strict=True)]
+    boxes, labels = zip(*((b[i], c[i]) for (b, c), i in zip(objects, indices, strict=True)), strict=True)
+    return torch.stack(boxes), torch.stack(labels)

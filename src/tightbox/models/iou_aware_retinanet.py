@@ -77,22 +77,21 @@ class IoUAwareRetinaNet(Detector):
         matched = torch.stack(
             [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
         )
-        image, place = (matched >= 0).nonzero(as_tuple=True)
-        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
+        positive = (matched >= 0)[..., None]
+        gt_boxes, labels = matched_objects(targets, matched)
         # As in the released code, an image without positives counts as one.
-        positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
+        positives = mean_over_processes(positive.sum(dim=1).clamp(min=1).sum().to(anchors))
 
-        class_target = torch.zeros_like(output.logits)
-        class_target[image, place, labels] = 1
-        deltas = output.deltas[image, place]
-        encoded = encode_deltas(anchors[place], gt_boxes)
+        class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], positive.to(output.logits))
+        encoded = encode_deltas(anchors, torch.where(positive, gt_boxes, anchors))
+        off = F.smooth_l1_loss(output.deltas, encoded, beta=SMOOTH_L1_BETA, reduction="none")
         losses = {
             "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
-            "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
+            "box": (off * positive).sum() / positives,
         }
         if output.ious is not None:
-            quality = iou(decode_deltas(anchors[place], deltas), gt_boxes)
-            losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
+            quality = iou(decode_deltas(anchors, output.deltas), gt_boxes)
+            losses["iou"] = (self._iou_loss(output.ious, quality) * (matched >= 0)).sum() / positives
         return losses
 
     def candidates(self, images: Images) -> list[Candidates]:
@@ -137,13 +136,13 @@ class IoUAwareRetinaNet(Detector):
         return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
-        """Sum over the positives. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
+        """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
         if self.options.detach_target:
             quality = quality.detach()
         if self.options.iou_loss == "bce":
-            return F.binary_cross_entropy_with_logits(logits, quality, reduction="sum")
+            return F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
         difference = logits.sigmoid() - quality
-        return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
+        return difference.abs() if self.options.iou_loss == "l1" else difference.square()
 
     def _every_anchor(self, images: Images) -> tuple[AnchorOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
         """Raw outputs, their N anchors, and of each image the candidates of all anchors, and its size."""

@@ -59,8 +59,13 @@ class IoUNet(Detector):
         return (4, 8, 16, 32)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Pyramid levels P2 to P6 (B, channels, h, w), float32, for normalised pixels (B, 3, H, W)."""
-        return [level.float() for level in self.fpn(self.backbone(pixels))]
+        """Pyramid levels P2 to P6 (B, channels, h, w) for normalised pixels (B, 3, H, W).
+
+        Of the dtype they were computed in for training, and of float32 for prediction, where a thousandth of a
+        predicted IoU counts.
+        """
+        levels: list[Tensor] = self.fpn(self.backbone(pixels))
+        return levels if self.training else [level.float() for level in levels]
 
     def features(self, images: Images) -> Pyramid:
         """What every head looks at."""

@@ -27,7 +27,7 @@ class Pyramid:
     """Features of a batch, to be pooled over boxes.
 
     Attributes:
-        levels: maps (B, channels, h, w) at `STRIDES`, float32; more may follow.
+        levels: maps (B, channels, h, w) at `STRIDES`; more may follow.
         sizes: true (height, width) of each image.
         pooling: PrRoI pooling, or RoIAlign, which passes no gradient to the boxes.
     """

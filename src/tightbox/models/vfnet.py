@@ -85,39 +85,37 @@ class VFNet(Detector):
         matched = torch.stack(
             [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
         )
-        image, place = (matched >= 0).nonzero(as_tuple=True)
-        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
-        positives = mean_over_processes(points.new_tensor(float(len(labels)))).clamp(min=1)
+        positive = matched >= 0
+        gt_boxes, labels = matched_objects(targets, matched)
+        positives = mean_over_processes(positive.sum().to(points)).clamp(min=1)
 
-        boxes = decode_distances(points[place], output.distances[image, place])
-        quality = iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU)
+        def decoded(distances: Tensor) -> tuple[Tensor, Tensor]:
+            """Boxes (B, N, 4), those of positives as predicted, and their IoU (B, N), 0 elsewhere."""
+            boxes = torch.where(positive[..., None], decode_distances(points, distances), gt_boxes)
+            return boxes, iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU) * positive
+
+        boxes, quality = decoded(output.distances)
         losses: dict[str, Tensor] = {}
-        if self.options.centerness:
-            assert output.centerness is not None
-            centerness_target = centerness(points[place], gt_boxes)
-            predicted = output.centerness[image, place]
-            losses["centerness"] = (
-                F.binary_cross_entropy_with_logits(predicted, centerness_target, reduction="sum") / positives
-            )
-            weight = centerness_target
+        if output.centerness is not None:
+            weight = centerness(points, gt_boxes) * positive
+            terms = F.binary_cross_entropy_with_logits(output.centerness, weight, reduction="none")
+            losses["centerness"] = (terms * positive).sum() / positives
         else:
             weight = quality
         losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
-            initial = decode_distances(points[place], output.initial[image, place])
+            initial, initial_quality = decoded(output.initial)
             if self.options.normaliser == "iou_sum":
-                weight = iou(initial, gt_boxes).detach().clamp(min=MIN_IOU)
+                weight = initial_quality
             losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
-        class_target = torch.zeros_like(output.logits)
-        if self.options.varifocal:
-            class_target[image, place, labels] = quality
+        learned = quality if self.options.varifocal else positive.to(quality)
+        class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], learned[..., None])
+        counted = matched != IGNORED
+        if self.options.varifocal:  # points in the padding do learn to be background, as published
             terms = varifocal_loss(output.logits, class_target, iou_weighted=self.options.iou_weighted)
-            counted = matched != IGNORED  # points in the padding do learn to be background, as published
         else:
-            class_target[image, place, labels] = 1
-            terms = focal_loss(output.logits, class_target)
-            counted = (matched != IGNORED) & inside
+            terms, counted = focal_loss(output.logits, class_target), counted & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
 
@@ -152,13 +150,13 @@ class VFNet(Detector):
         return inside_image(output.sizes, STRIDES, size, output.logits.device)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
-        strides = per_point(points.new_tensor(STRIDES), output.sizes)
+        strides = per_point(torch.tensor(STRIDES).to(points, non_blocking=True), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds = 0.5 if self.options.ignore_crowds else None
             return atss(atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
-        ranges = points.new_tensor([(-1.0, *ends), (*ends, math.inf)]).T
+        ranges = torch.tensor([(-1.0, *ends), (*ends, math.inf)]).to(points, non_blocking=True).T
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
