@@ -1,58 +1,54 @@
-"""Suppression as one operator of an exported file: class by class, a whole batch at once, in fixed shapes."""
+"""How the operators of this package are written in ONNX."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.ops import nms
 
-SUPPRESSED = -1.0
-
-
-@torch.library.custom_op("tightbox::suppress", mutates_args=())
-def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """The scores (B, C, N) of the boxes (B, N, 4) that greedy suppression keeps, and -1 in place of all others.
-
-    Each class of each image is suppressed by itself. In an ONNX file this is one NonMaxSuppression; here it is the
-    slow, obvious form.
-
-    Args:
-        boxes: (B, N, 4).
-        scores: (B, C, N).
-        iou_threshold: a box is dropped if its IoU with a better one of its class is above this.
-        score_threshold: scores must be above this.
-        most: boxes kept of a class of an image.
-    """
-    kept = torch.full_like(scores, SUPPRESSED)
-    for image, of_image in enumerate(scores):
-        for label, of_class in enumerate(of_image):
-            rows = (of_class > score_threshold).nonzero().squeeze(1)
-            rows = rows[nms(boxes[image, rows].double(), of_class[rows].double(), iou_threshold)[:most]]
-            kept[image, label, rows] = of_class[rows]
-    return kept
-
-
-@suppress.register_fake
-def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
-    return torch.empty_like(scores)
+import tightbox.ops.window_pool
+import tightbox.suppress  # noqa: F401  # either registers an operator
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """For `torch.onnx.export`: how the operators of this package are written in ONNX."""
+    """For `torch.onnx.export`: a function of ONNX for each operator of this package."""
+    from onnxscript import BOOL, INT64, graph, script
     from onnxscript import opset20 as op
 
     def suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, most: int) -> Any:
         # The runtime's operator has every limit, without which some of them keep and sort all boxes.
-        chosen = op.NonMaxSuppression(
-            boxes,
-            scores,
-            op.Constant(value_ints=[most]),
-            op.Constant(value_floats=[iou_threshold]),
-            op.Constant(value_floats=[score_threshold]),
-        )  # (S, 3): image, class and box
-        nothing = op.Expand(op.Constant(value_floats=[SUPPRESSED]), op.Shape(scores))
+        threshold = op.Constant(value_floats=[score_threshold])
+        limits = op.Constant(value_ints=[most]), op.Constant(value_floats=[iou_threshold]), threshold
+        chosen = op.NonMaxSuppression(boxes, scores, *limits)  # (S, 3): image, class and box
+        nothing = op.Expand(threshold, op.Shape(scores))
         return op.ScatterND(nothing, chosen, op.GatherND(scores, chosen))
 
-    return {torch.ops.tightbox.suppress.default: suppress_in_onnx}
+    # A loop over the boxes: what a box covers differs from box to box, and is small beside the map.
+    @script(default_opset=op)  # type: ignore[untyped-decorator]
+    def integrate_windows_in_onnx(table: Any, edges: Any, windows: Any) -> Any:
+        @graph()  # type: ignore[untyped-decorator]
+        def pool_one(box: INT64, go_on: BOOL) -> Any:
+            top, bottom, left, right, start, width = op.Split(op.Gather(windows, box), num_outputs=6)
+            step = op.Constant(value_int=1)
+            y = op.Range(op.Squeeze(top), op.Squeeze(bottom), step)
+            x = op.Range(op.Squeeze(left), op.Squeeze(right), step)
+            y_edges, x_edges = op.Split(op.Gather(edges, box), num_outputs=2, axis=0)
+            y_at = op.Clip(op.Transpose(y_edges) - op.CastLike(y, edges), -1.0, 1.0)
+            x_at = op.Clip(op.Transpose(x_edges) - op.CastLike(x, edges), -1.0, 1.0)
+            y_sums = y_at - op.Abs(y_at) * y_at * 0.5
+            x_sums = x_at - op.Abs(x_at) * x_at * 0.5
+            of_y = op.Slice(y_sums, [1], [1000], [0]) - op.Slice(y_sums, [0], [-1], [0])
+            of_x = op.Slice(x_sums, [1], [1000], [0]) - op.Slice(x_sums, [0], [-1], [0])
+            pixels = op.Gather(table, start + op.Unsqueeze(y, [1]) * width + x)  # (h, w, C)
+            by_row = op.MatMul(of_y, op.Reshape(pixels, op.Concat(bottom - top, [-1], axis=0)))
+            by_row = op.Reshape(by_row, op.Concat([-1], right - left, op.Shape(table, start=1, end=2), axis=0))
+            also = op.Identity(go_on)
+            return also, op.MatMul(of_x, by_row)
+
+        count = op.Squeeze(op.Shape(edges, start=0, end=1))
+        return op.Loop(count, op.Cast(count, to=9), body=pool_one)
+
+    return {
+        torch.ops.tightbox.suppress.default: suppress_in_onnx,
+        torch.ops.tightbox.integrate_windows.default: integrate_windows_in_onnx,
+    }
