@@ -55,13 +55,17 @@ class TensorDetector(nn.Module):
             images: (B, 3, H, W) RGB in [0, 1], each image at the top left; what lies outside does not count.
             sizes: (B, 2) int64 true height and width of each image.
         """
+        return self.detect(self.detector.normalised(images, sizes), sizes)
+
+    def detect(self, pixels: Tensor, sizes: Tensor) -> PaddedDetections:
+        """The same from what the detector's `normalised` gave."""
         detector, options = self.detector, self.detector.options
-        candidates = detector.best_candidates(detector.normalised(images, sizes), sizes)
+        candidates = detector.best_candidates(pixels, sizes)
         scores = at_least_float32(detector.rank(candidates))
         has_area = (candidates.boxes[..., 2:] > candidates.boxes[..., :2]).all(dim=2, keepdim=True)
         scores = torch.where(has_area & (scores > options.score_threshold), scores, 0).mT
         if isinstance(detector, IoUNet) and detector.suppresses_by_iou:
-            scores = guided_by_iou(candidates, scores, options.nms_iou)
+            scores = guided_by_iou(candidates, scores, options.nms_iou, options.top_k)
         else:
             limits = options.nms_iou, options.score_threshold, options.max_detections
             scores = suppress(candidates.boxes, scores, *limits)
@@ -83,7 +87,7 @@ class TensorDetector(nn.Module):
             ious = candidates.ious.mT.flatten(1).gather(1, places) if by_class else take(candidates.ious, rows)
             ious = torch.where(found, ious, torch.nan)
         if isinstance(self.detector, IoUNet) and options.rank_by_iou and self.detector.iou_head is not None:
-            best, order = torch.where(found, best * ious, -1).sort(dim=1, descending=True, stable=True)
+            best, order = torch.where(found, best * ious, -1).sort(dim=1, descending=True)
             labels, rows, ious = (take(column, order) for column in (labels, rows, ious))
         if self.detector.calibration is not None:
             ious = self.detector.calibration.ious.of_tensor(ious)
@@ -96,7 +100,7 @@ class TensorDetector(nn.Module):
         )
 
 
-def guided_by_iou(candidates: Candidates, scores: Tensor, iou_threshold: float) -> Tensor:
+def guided_by_iou(candidates: Candidates, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
     """The clusters' scores (B, C, N) of the boxes that IoU-guided suppression keeps, and 0 in place of all others.
 
     The rule of `tightbox.suppress.iou_guided_nms` in fixed shapes.
@@ -105,14 +109,15 @@ def guided_by_iou(candidates: Candidates, scores: Tensor, iou_threshold: float) 
         candidates: N of each of B images, each with a score in one class only, the best first.
         scores: (B, C, N) above the threshold, or 0.
         iou_threshold: a box is dropped if its IoU with a better localised one of its class is above this.
+        most: no image has more candidates.
     """
     boxes, ious = candidates.boxes, candidates.ious
     assert ious is not None
     number = boxes.shape[1]
     own = (scores > 0) & ~ious.isnan()[:, None]
-    kept = suppress(boxes, torch.where(own, ious[:, None], -1), iou_threshold, -1, number).amax(dim=1)  # (B, N)
+    kept = suppress(boxes, torch.where(own, ious[:, None], -1), iou_threshold, -1, most).amax(dim=1)  # (B, N)
     # The kept boxes in order of their IoU, so that the first one that covers a box has removed it.
-    best, order = kept.sort(dim=1, descending=True, stable=True)
+    best, order = kept.sort(dim=1, descending=True)
     labels, top = scores.argmax(dim=1), scores.amax(dim=1)
     first, second = take(boxes, order)[:, :, None], boxes[:, None]
     covers = (iou(first, second) > iou_threshold) & (take(labels, order)[:, :, None] == labels[:, None])

@@ -164,7 +164,7 @@ class IoUAwareRetinaNet(Detector):
             boxes=clip_boxes(decode_deltas(anchors, output.deltas), sizes[:, None]),
             class_scores=output.logits.sigmoid(),
             ious=None if output.ious is None else output.ious.sigmoid(),
-            levels=levels.repeat_interleave(ANCHORS).expand(len(sizes), -1),
+            levels=levels.repeat_interleave(ANCHORS).expand(sizes.shape[0], -1),
         )
         return everything, counts
 

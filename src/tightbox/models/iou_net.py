@@ -267,7 +267,7 @@ class IoUNet(Detector):
     def _iou_loss(self, head: IoUHead, pyramid: Pyramid, targets: Sequence[Targets]) -> Tensor:
         """Over jittered ground-truth boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
-        for target, size in zip(targets, pyramid.sizes, strict=True):
+        for target, size in zip(targets, pyramid.sizes.tolist(), strict=True):
             non_degenerate = (
                 area(clip_boxes(target.boxes, size)) > 0
             )  # a sliver may have been rounded away in augmentation
@@ -317,8 +317,9 @@ class IoUNet(Detector):
         classes = chosen.shape[2]
         scores = torch.where(chosen, proposed.scores, 0).flatten(1)
         most: Any = (scores > 0).sum(dim=1).max().clamp(min=1).item()  # to an exporter a symbol
+        torch._check(most >= 1)
         torch._check(most <= scores.shape[1])
-        best, pairs = scores.sort(dim=1, descending=True, stable=True)
+        best, pairs = scores.sort(dim=1, descending=True)
         best, pairs = best[:, :most], pairs[:, :most]
         rows = pairs // classes
         labels = pairs - rows * classes

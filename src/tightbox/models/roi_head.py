@@ -66,7 +66,7 @@ class Pyramid:
                 roi_align(features, regions, BINS, 1 / stride, sampling_ratio=2)
                 for features, stride in zip(levels, STRIDES, strict=True)
             ]
-            return torch.stack(everywhere)[level, torch.arange(len(level), device=level.device)]
+            return torch.stack(everywhere)[level, torch.arange(level.shape[0], device=level.device)]
         scaled = boxes / torch.tensor(STRIDES, device=boxes.device)[level][:, None]
         return window_pool(levels, scaled, level, images, BINS)
 

@@ -187,7 +187,7 @@ class VFNet(Detector):
     def _every_point(self, output: DenseOutput, points: Tensor, sizes: Tensor) -> Candidates:
         """The candidates of all N points of all B images."""
         scores = output.logits.sigmoid()
-        batch, levels = len(scores), torch.arange(len(STRIDES), device=points.device)
+        batch, levels = scores.shape[0], torch.arange(len(STRIDES), device=points.device)
         return Candidates(
             boxes=clip_boxes(decode_distances(points, output.distances), sizes[:, None]),
             class_scores=scores,

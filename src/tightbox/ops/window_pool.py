@@ -26,10 +26,10 @@ def window_pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, images: 
     # One table with a row for each pixel of all levels and images.
     table = torch.cat([features.permute(0, 2, 3, 1).flatten(0, 2) for features in levels])
     heights, widths = (_numbers([x.shape[axis] for x in levels], level)[level] for axis in (2, 3))
-    pixels = [len(x) * x.shape[2] * x.shape[3] for x in levels]
+    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in levels]
     starts = _numbers([sum(pixels[:i]) for i in range(len(levels))], level)[level] + images * heights * widths
 
-    near, far = boxes[:, 1::-1].contiguous(), boxes[:, [3, 2]]  # (K, 2), y and x
+    near, far = boxes[:, :2].flip(1), boxes[:, 2:].flip(1)  # (K, 2), y and x
     edges = near[..., None] + (far - near)[..., None] * torch.arange(bins + 1, device=boxes.device) / bins
     limits = torch.stack([heights, widths], dim=1)
     first = torch.minimum(near.floor().clamp(min=0).long(), limits - 1)
