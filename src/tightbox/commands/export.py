@@ -73,9 +73,9 @@ def _ranges(args: Namespace, model: Detector) -> DetectionData:
 
     data = read_data(args.data, args.split)
     if set(data.class_names) != set(model.class_names):
+        theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
         raise UserError(
-            f"{args.data} has the classes {', '.join(data.class_names)}, and the checkpoint {', '.join(model.class_names)};"
-            " give --int8 images of the kind that the detector was trained on"
+            f"{args.data} has the classes {theirs}, and the checkpoint {own}; give images that it was made for"
         )
     return data
 
