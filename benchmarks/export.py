@@ -189,7 +189,8 @@ def eager_run(model: Detector) -> Run:
 
 def on_data(run: Run, model: Detector, data: DetectionData) -> tuple[float, float]:
     """Seconds an image, the first one left out, and AP."""
-    found, seconds = {}, 0.0
+    found: dict[int, Detections] = {}
+    seconds = 0.0
     for images, _, (index,) in batches(model, data, loading=Loading(batch_size=1)):
         (size,) = images.sizes
         inputs = {"images": images.pixels.numpy(), "sizes": np.array([size], dtype=np.int64)}

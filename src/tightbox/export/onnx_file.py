@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def to_onnx(model: Detector) -> Any:
     # before the padding they would grow from layer to layer, and the exporter would work on these for minutes.
     whole_cells = {0: Dim.DYNAMIC, 2: DIVISOR * Dim("rows", min=1), 3: DIVISOR * Dim("columns", min=1)}
     pixels = model.normalised(images, sizes).contiguous()
-    first = _exported(_Preparation(model), (images, sizes), any_size, ["pixels"])
-    proto = _exported(_Network(detector), (pixels, sizes), whole_cells, list(PaddedDetections._fields))
+    first = _exported(_Part(model, model.normalised), (images, sizes), any_size, ("images", "pixels"))
+    outputs = PaddedDetections._fields
+    proto = _exported(_Part(detector, detector.detect), (pixels, sizes), whole_cells, ("pixels", *outputs))
     _put_before(first, proto)
     _name_axes(proto)
     proto.producer_name, proto.producer_version = "tightbox", __version__
@@ -67,29 +69,21 @@ def to_onnx(model: Detector) -> Any:
     return proto
 
 
-class _Preparation(nn.Module):
-    def __init__(self, model: Detector) -> None:
+class _Part(nn.Module):
+    """A method of a module as what the exporter takes."""
+
+    def __init__(self, module: nn.Module, method: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.model = model
+        self.module, self.method = module, method
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
-        return self.model.normalised(images, sizes)
-
-
-class _Network(nn.Module):
-    def __init__(self, detector: TensorDetector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, pixels: Tensor, sizes: Tensor) -> PaddedDetections:
-        return self.detector.detect(pixels, sizes)
+    def forward(self, images: Tensor, sizes: Tensor) -> Any:
+        return self.method(images, sizes)
 
 
-def _exported(part: nn.Module, example: tuple[Tensor, Tensor], free: dict[int, Any], outputs: list[str]) -> Any:
-    """The `onnx.ModelProto` of a function of images and their sizes."""
+def _exported(part: _Part, example: tuple[Tensor, Tensor], free: dict[int, Any], names: tuple[str, ...]) -> Any:
+    """The `onnx.ModelProto` of a function of images and their sizes, with the names of its first input and outputs."""
     from tightbox.export.onnx_operators import translations
 
-    images = "images" if outputs == ["pixels"] else "pixels"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own, of which nobody who exports can do anything about
         program = torch.onnx.export(
@@ -97,9 +91,9 @@ def _exported(part: nn.Module, example: tuple[Tensor, Tensor], free: dict[int, A
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[images, "sizes"],
-            output_names=outputs,
-            dynamic_shapes={images: free, "sizes": {0: Dim.DYNAMIC}},
+            input_names=[names[0], "sizes"],
+            output_names=list(names[1:]),
+            dynamic_shapes=(free, {0: Dim.DYNAMIC}),
             custom_translation_table=translations(),
             verbose=False,
         )

@@ -148,8 +148,7 @@ class UnitBox(Detector):
         object from crowding out all others.
         """
         pixels, sizes = self._normalise(images)
-        grid = self._every_pixel(self(pixels), sizes)
-        found = grid.take(self._best(grid))
+        found = self.best_candidates(pixels, sizes)
         return [found[i][inside] for i, inside in enumerate(_lies_inside(found, sizes))]
 
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
