@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from onnxscript import BOOL, INT64, graph, script
+from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset20 as op
 
 import tightbox.ops.window_pool
@@ -32,8 +32,8 @@ def suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_thresh
     return op.ScatterND(nothing, chosen, op.GatherND(scores, chosen))
 
 
-@script(default_opset=op)  # type: ignore[untyped-decorator]
-def integrate_windows_in_onnx(table, edges, windows):  # type: ignore[no-untyped-def]  # the types are those of ONNX
+@script(default_opset=op)
+def integrate_windows_in_onnx(table: FLOAT[...], edges: FLOAT[...], windows: INT64[...]) -> FLOAT[...]:
     """`tightbox.ops.window_pool.integrate_windows`; a loop, as what a box covers differs from box to box."""
 
     @graph()  # type: ignore[untyped-decorator]
