@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from onnxscript import BOOL, FLOAT, INT64, graph, script
-from onnxscript import opset20 as op
+from onnxscript import opset18 as op  # which the exporter writes, before it converts the file
 
 import tightbox.ops.window_pool
 import tightbox.suppress  # noqa: F401  # either registers its operator
