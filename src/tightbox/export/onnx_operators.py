@@ -32,7 +32,7 @@ def suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_thresh
     return op.ScatterND(nothing, chosen, op.GatherND(scores, chosen))
 
 
-@script(default_opset=op)
+@script(default_opset=op)  # type: ignore[untyped-decorator]
 def integrate_windows_in_onnx(table: FLOAT[...], edges: FLOAT[...], windows: INT64[...]) -> FLOAT[...]:
     """`tightbox.ops.window_pool.integrate_windows`; a loop, as what a box covers differs from box to box."""
 
