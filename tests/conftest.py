@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 from filelock import FileLock
 
-from tests.helpers.exported import Exported, export_published_vfnet, read_exported
+from tests.helpers.exported import Exported, export_iou_net, export_published_vfnet, read_exported
 from tests.helpers.references import SHARED
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
@@ -55,11 +56,21 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 @pytest.fixture(scope="session")
 def exported_vfnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A calibrated VFNet that was imported, and its ONNX file; made once, as the exporter takes its time."""
+    return _made_once(tmp_path_factory, "exported", export_published_vfnet)
+
+
+@pytest.fixture(scope="session")
+def exported_iou_net(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same of an IoU-Net that does not refine."""
+    return _made_once(tmp_path_factory, "exported_iou_net", export_iou_net)
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Exported]) -> Exported:
     parallel = "PYTEST_XDIST_WORKER" in os.environ
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if parallel else base) / "exported"
+    base = factory.getbasetemp()
+    folder = (base.parent if parallel else base) / name
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "model.onnx").exists():
             folder.mkdir()
-            return export_published_vfnet(folder)
+            return make(folder)
     return read_exported(folder)

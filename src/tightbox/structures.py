@@ -122,6 +122,8 @@ class Candidates(_Tensors):
         centerness: (K,) FCOS's centerness, a stand-in for localisation quality that is no IoU; None if absent.
         levels: (K,) int64 pyramid level each came from, of which only so many are suppressed together; None if absent.
         points: (K, 2) x, y of the location that each was predicted at; None where boxes do not belong to locations.
+
+    Those of B images that have equally many are one such object too, with the images as the first axis of every tensor.
     """
 
     boxes: Tensor
@@ -131,9 +133,13 @@ class Candidates(_Tensors):
     levels: Tensor | None = None
     points: Tensor | None = None
 
-    def __getitem__(self, keep: Tensor | slice) -> Candidates:
-        """The candidates selected by a boolean mask, an index tensor or a slice."""
+    def __getitem__(self, keep: Tensor | slice | int) -> Candidates:
+        """The candidates selected by a boolean mask, an index tensor or a slice; of several images, those of one."""
         return self._each(lambda value: value[keep])
+
+    def take(self, rows: Tensor) -> Candidates:
+        """Of B images together, of each the candidates `rows` (B, K)."""
+        return self._each(lambda value: take(value, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +225,13 @@ class Detections(_Tensors):
             class_id=labels,
             data=data,
         )
+
+
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """Of each of B images the rows (B, K) of its values, (B, N) or (B, N, D): (B, K) or (B, K, D)."""
+    if values.dim() == 2:
+        return values.gather(1, rows)
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _as_xywh(boxes: Tensor) -> list[list[float]]:
