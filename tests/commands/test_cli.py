@@ -419,7 +419,7 @@ def test_a_cut_off_image_is_named_and_the_rest_is_done(
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 2
     assert error[0].startswith(f"tightbox: cannot read {broken}: ")
-    assert error[1] == "1 files could not be read"
+    assert error[1] == "tightbox: 1 files could not be read"
     assert {row["file_name"] for row in rows_of(out)} == {str(source / "a.jpg"), str(source / "c.jpg")}
     assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "c.jpg", "results.json"]
 

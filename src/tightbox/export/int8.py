@@ -67,6 +67,6 @@ def kept_in_float(network: Any) -> set[str]:
         if node.get_friendly_name() in found:
             continue
         found.add(node.get_friendly_name())
-        if node.get_type_name() not in LAYERS:
+        if node.get_type_name() not in (*LAYERS, "ShapeOf"):  # the shape of what a layer gives is no number it gives
             waiting += [node.input_value(i).get_node() for i in range(node.get_input_size())]
     return found

@@ -58,9 +58,9 @@ def to_onnx(model: Detector) -> Any:
     # before the padding they would grow from layer to layer, and the exporter would work on these for minutes.
     whole_cells = {0: Dim.DYNAMIC, 2: DIVISOR * Dim("rows", min=1), 3: DIVISOR * Dim("columns", min=1)}
     pixels = model.normalised(images, sizes).contiguous()
-    first = _exported(_Part(model, model.normalised), (images, sizes), any_size, ("images", "pixels"))
+    first = _exported(_Part(model, model.normalised), (images, sizes), any_size, ("images", "normalised"))
     outputs = PaddedDetections._fields
-    proto = _exported(_Part(detector, detector.detect), (pixels, sizes), whole_cells, ("pixels", *outputs))
+    proto = _exported(_Part(detector, detector.detect), (pixels, sizes), whole_cells, ("normalised", *outputs))
     _put_before(first, proto)
     _name_axes(proto)
     proto.producer_name, proto.producer_version = "tightbox", __version__
@@ -102,7 +102,7 @@ def _exported(part: _Part, example: tuple[Tensor, Tensor], free: dict[int, Any],
 
 
 def _put_before(first: Any, proto: Any) -> None:
-    """Lets `proto` take its input `pixels` from the nodes of `first`, whose inputs it then has."""
+    """Lets `proto` take its input `normalised` from the nodes of `first`, whose inputs it then has."""
     from onnx.compose import add_prefix_graph
 
     graph = add_prefix_graph(first.graph, "prepare/", rename_inputs=False, rename_outputs=False)

@@ -49,8 +49,8 @@ def integrate_windows_in_onnx(table: FLOAT[...], edges: FLOAT[...], windows: INT
         x_sums = x_at - op.Abs(x_at) * x_at * 0.5
         of_y = op.Slice(y_sums, [1], [1000], [0]) - op.Slice(y_sums, [0], [-1], [0])
         of_x = op.Slice(x_sums, [1], [1000], [0]) - op.Slice(x_sums, [0], [-1], [0])
-        pixels = op.Gather(table, start + op.Unsqueeze(y, [1]) * width + x)  # (h, w, C)
-        by_row = op.MatMul(of_y, op.Reshape(pixels, op.Concat(bottom - top, [-1], axis=0)))
+        features = op.Gather(table, start + op.Unsqueeze(y, [1]) * width + x)  # (h, w, C)
+        by_row = op.MatMul(of_y, op.Reshape(features, op.Concat(bottom - top, [-1], axis=0)))
         by_row = op.Reshape(by_row, op.Concat([-1], right - left, op.Shape(table, start=1, end=2), axis=0))
         also = op.Identity(go_on)
         return also, op.MatMul(of_x, by_row)
