@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +54,7 @@ class Training:
 
     Attributes:
         detector: "vfnet", or one of torchvision's: its FCOS, its RetinaNet, or that with group norms in the head.
+        head: makes another head for torchvision's, of its width, anchors per location and number of classes.
         data: folder of the data set.
         seed: of weights, order and random changes.
         minutes: budget of CPU time; or
@@ -65,6 +66,7 @@ class Training:
     """
 
     detector: str
+    head: Callable[[int, int, int], nn.Module] | None = None
     data: str
     seed: int
     minutes: float | None = None
@@ -135,7 +137,7 @@ def spread(values: Sequence[float]) -> str:
 
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector != "vfnet":
-        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess)
+        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
     small = {name.removeprefix("vfnet."): value for name, value in SMALL.items() if name.startswith("vfnet.")}
     return create_model(
         "vfnet",
@@ -181,7 +183,13 @@ class TorchvisionDetector(Detector):
 
     name: ClassVar[str] = "torchvision"
 
-    def __init__(self, peer: Peer, class_names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        class_names: Sequence[str],
+        preprocess: Preprocess,
+        make_head: Callable[[int, int, int], nn.Module] | None = None,
+    ) -> None:
         backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
         backbone.requires_grad_(False)  # not used
         super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
@@ -194,12 +202,13 @@ class TorchvisionDetector(Detector):
         )
         classes = len(class_names)
         if peer == "fcos":
-            self.detector: nn.Module = FCOS(pyramid, num_classes=classes)
+            head = make_head(CHANNELS, 1, classes) if make_head else None
+            self.detector: nn.Module = FCOS(pyramid, num_classes=classes, head=head)
         else:
             anchors = _default_anchorgen()
             norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
-            per_location = anchors.num_anchors_per_location()[0]
-            head = RetinaNetHead(CHANNELS, per_location, classes, norm_layer=norm)
+            make_head = make_head or partial(RetinaNetHead, norm_layer=norm)
+            head = make_head(CHANNELS, anchors.num_anchors_per_location()[0], classes)
             self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
         self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.to(memory_format=torch.channels_last)

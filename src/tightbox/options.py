@@ -89,6 +89,8 @@ class VFNetOptions:
             depends on the width and keeps the scale of what passes through.
         refine: a second box branch that scales the initial box.
         centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
+        alpha: weight of the negatives in the varifocal loss ...
+        gamma: ... and their focusing exponent.
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
@@ -113,6 +115,8 @@ class VFNetOptions:
     star_init: Literal["published", "kaiming"] = "published"
     refine: bool = True
     centerness: bool = False
+    alpha: float = 0.75
+    gamma: float = 2.0
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
@@ -133,6 +137,7 @@ class VFNetOptions:
         _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
         _require(self.tower_depth >= 0, "tower_depth must not be negative")
         _require_size(self)
+        _require(min(self.alpha, self.gamma) >= 0, "alpha and gamma must not be negative")
         _require(0 <= self.offset_gradient <= 1, "offset_gradient is a fraction: it must be between 0 and 1")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         _require(
@@ -399,6 +404,7 @@ class AugmentOptions:
 
 
 EPOCHS = 100  # of a training whose length is not given
+LEARNING_RATES = {"adamw": 1e-3, "muon": 3e-3, "sgd": 1e-2}  # where none is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,8 +417,9 @@ class TrainOptions:
             and at most every ten minutes.
         batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
-        optimizer: AdamW, or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
-        lr: highest learning rate.
+        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for what are no
+            hidden layers; or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
+        lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
         schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the training (1x, 2x).
@@ -433,8 +440,8 @@ class TrainOptions:
     minutes: float | None = None
     batch_size: int = 8
     accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    lr: float | None = None
     weight_decay: float = 0.05
     warmup: float = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
@@ -454,6 +461,8 @@ class TrainOptions:
         _require_types(self)
         if self.minutes is None and self.epochs is None:
             object.__setattr__(self, "epochs", EPOCHS)
+        if self.lr is None:
+            object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
         _require(self.minutes is None or self.minutes > 0, "minutes must be more than 0")
         _require(self.epochs is None or self.epochs >= 1, "epochs must be at least 1")
@@ -464,7 +473,7 @@ class TrainOptions:
         for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative")
         _require(self.seed < 2**32, "seed must be below 2^32")
-        _require(self.lr > 0, "lr must be positive")
+        _require(self.lr is not None and self.lr > 0, "lr must be positive")
         _require(0 <= self.ema < 1, "ema must be in [0, 1)")
 
 

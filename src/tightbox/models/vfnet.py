@@ -112,7 +112,9 @@ class VFNet(Detector):
         class_target = torch.zeros_like(output.logits)
         if self.options.varifocal:
             class_target[image, place, labels] = quality
-            terms = varifocal_loss(output.logits, class_target, iou_weighted=self.options.iou_weighted)
+            terms = varifocal_loss(
+                output.logits, class_target, self.options.alpha, self.options.gamma, self.options.iou_weighted
+            )
             counted = matched != IGNORED  # points in the padding do learn to be background, as published
         else:
             class_target[image, place, labels] = 1
