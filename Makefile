@@ -6,6 +6,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-ann
 
 SECONDS ?= 60
 FIRST ?= 0
+JOBS ?= 1
+TALLY ?=
 KILLS ?= 50
 
 .PHONY: demo test check fix docs lock test-lowest release-check fuzz faults memory clean
@@ -40,9 +42,10 @@ lock: .venv/ready
 test-lowest: .venv-lowest/ready
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n 2 --dist loadfile
 
-# Changed files and command lines, from case FIRST on; writes its table into docs/robustness.md.
+# Changed files and command lines, from round FIRST on in JOBS processes; writes its table into docs/robustness.md.
+# With TALLY=file.json it goes on where the file's last run ended, and adds up.
 fuzz: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS) --first $(FIRST) --page
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS) --first $(FIRST) --jobs $(JOBS) $(if $(TALLY),--tally $(TALLY)) --page
 
 # Trainings killed at random moments and resumed; writes its table into docs/robustness.md.
 faults: .venv/ready

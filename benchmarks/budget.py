@@ -29,7 +29,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead, _default_ancho
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tightbox.commands.train import SMALL
+from tightbox.commands.train import small as small_defaults
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.transforms import TrainTransform
@@ -138,7 +138,9 @@ def spread(values: Sequence[float]) -> str:
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector != "vfnet":
         return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
-    small = {name.removeprefix("vfnet."): value for name, value in SMALL.items() if name.startswith("vfnet.")}
+    small = {
+        name.removeprefix("vfnet."): value for name, value in small_defaults().items() if name.startswith("vfnet.")
+    }
     return create_model(
         "vfnet",
         class_names=class_names,

@@ -16,15 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from harness import write_table
 from machine import measured
-from PIL import Image
+from many_images import finished, make_inputs, predict
 
 from tightbox.inference.jobs.merge import merge
 from tightbox.inference.jobs.parts import read_rows
-from tightbox.models import create_model
-from tightbox.options import BackboneOptions, Preprocess
 
 
 def main() -> None:
@@ -34,66 +31,47 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args()
-    lines = [measured(), "", "| kill | planned after images | images in finished parts |", "|---|---|---|"]
+    lines = [measured(), "", "| kill -9 | planned after images | images in finished parts then |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder, options.images)
-        seconds = run(folder, "whole", options.part_size)
-        chance = random.Random(0)
-        points = sorted(chance.sample(range(options.images), options.kills))
-        for kill, point in enumerate(points, 1):
+        run(predict(folder, "whole", options.part_size))
+        times = finished(folder / "whole")
+        seconds = (times[-1] - times[0]) / max(1, len(times) - 1)  # that a part takes
+        chance, missed = random.Random(0), 0
+        for kill, point in enumerate(sorted(chance.sample(range(options.images), options.kills)), 1):
             parts, within = divmod(point, options.part_size)
-            run(folder, "killed", options.part_size, (parts, within / options.images * seconds))
-            done = len(list((folder / "killed").glob("part-*"))) * options.part_size
-            lines.append(f"| {kill} | {point:,} | {min(done, options.images):,} |")
+            killed = run_killed(folder, options.part_size, parts, within / options.part_size * seconds)
+            done = min(options.images, len(finished(folder / "killed")) * options.part_size)
+            missed += not killed
+            lines.append(f"| {kill} | {point:,} | {done:,}{'' if killed else ', too late: it had ended'} |")
             print(lines[-1], flush=True)
-        run(folder, "killed", options.part_size)
-        whole, killed = digest(folder / "whole"), digest(folder / "killed")
+        run(predict(folder, "killed", options.part_size, "--resume"))
+        whole, resumed = digest(folder / "whole"), digest(folder / "killed")
         merged = merge([folder / "killed"], folder / "merged.jsonl")
         once = len({row["path"] for row in read_rows(folder / "merged.jsonl", ("path",))})
     lines += ["", f"{merged.images:,} images in the merged file, {once:,} different ones."]
-    lines += [f"The parts are {'' if whole == killed else 'NOT '}equal byte by byte to those of the whole run."]
+    lines += [f"The parts are {'' if whole == resumed else 'NOT '}equal byte by byte to those of the whole run."]
     print("\n".join(lines))
     write_table(options.markdown, lines, parser)
-    sys.exit(whole != killed or once != options.images)
+    sys.exit(whole != resumed or once != options.images or missed > 0)
 
 
-def make_inputs(folder: Path, images: int) -> None:
-    """Images of 64 pixels and a VFNet of 32 channels that reports boxes without training."""
-    noise = np.random.default_rng(0)
-    (folder / "images").mkdir()
-    for i in range(images):
-        pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((64, 64)).save(folder / "images" / f"{i:06d}.jpg")
-    create_model(
-        "vfnet",
-        class_names=["cat", "dog"],
-        backbone=BackboneOptions(name="test_resnet", pretrained=False),
-        preprocess=Preprocess(long_side=64, short_side=64),
-        channels=32,
-        tower_depth=1,
-        score_threshold=0.0,
-        max_detections=20,
-    ).save(folder / "model")
+def run(command: list[str]) -> None:
+    """To its end, which must be a good one."""
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
-def run(folder: Path, out: str, part_size: int, kill: tuple[int, float] | None = None) -> float:
-    """Predict or go on, and kill it once so many parts are there, so many seconds later; the seconds that it took."""
-    command = [sys.executable, "-m", "tightbox", "predict", str(folder / "model"), str(folder / "images")]
-    command += ["--out", str(folder / out), "--format", "jsonl", "--part-size", str(part_size)]
-    command += ["--score-threshold", "0", "--device", "cpu", "--batch-size", "16"]
-    if (folder / out / "job.json").exists():
-        command.append("--resume")
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    if kill is not None:
-        while len(list((folder / out).glob("part-*"))) < kill[0] and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(kill[1])
-        process.send_signal(signal.SIGKILL)
-    if process.wait() not in (0, -signal.SIGKILL):
-        sys.exit(f"predict ended with status {process.returncode}")
-    return time.perf_counter() - start
+def run_killed(folder: Path, part_size: int, parts: int, seconds: float) -> bool:
+    """Begin or go on, and kill once so many parts are there, so many seconds later; False if it had ended by then."""
+    job = folder / "killed"
+    resume = ["--resume"] if (job / "job.json").exists() else []
+    process = subprocess.Popen(predict(folder, "killed", part_size, *resume), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (job.is_dir() and len(finished(job)) >= parts):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
 
 
 def digest(folder: Path) -> str:

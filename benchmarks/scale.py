@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Each step imports what it needs, so that its memory is its own.
 IMAGES, BOXES, CLASSES, WIDTH, HEIGHT = 118_000, 860_000, 80, 640, 480
 HEADER = "| step | size | seconds | peak memory, MB |\n|---|---|---|---|"
+# Objects repeat after a block, but never in the same image: both numbers are prime.
+BLOCK, STRIDE = 10_007, 611_953
 POLYGON = 20  # corners of an object's outline, about as many as in COCO's file
 
 
@@ -188,16 +190,18 @@ def write_coco(folder: Path, size: float) -> None:
     with (folder / "train.json").open("w", encoding="utf-8") as file:
         rows = (f'{{"id": {i}, "file_name": "{i}.jpg", "width": {WIDTH}, "height": {HEIGHT}}}' for i in range(images))
         file.write('{"images": [' + ",\n".join(rows) + '], "annotations": [')
-        for start in range(0, boxes, 10_000):
-            count = min(10_000, boxes - start)
-            sides = random.uniform(4, 200, (count, 2)).round(2)
-            corners = (random.random((count, 2)) * ([WIDTH, HEIGHT] - sides)).round(2)
-            outline = (random.random((count, POLYGON, 2)) * sides[:, None] + corners[:, None]).round(2)
+        sides = random.uniform(4, 200, (BLOCK, 2)).round(2)
+        corners = (random.random((BLOCK, 2)) * ([WIDTH, HEIGHT] - sides)).round(2)
+        outline = (random.random((BLOCK, POLYGON, 2)) * sides[:, None] + corners[:, None]).round(2)
+        objects = [
+            f'"category_id": {1 + i % CLASSES}, "bbox": {[*corners[i].tolist(), *sides[i].tolist()]}, '
+            f'"area": {sides[i].prod():.2f}, "iscrowd": 0, "segmentation": [{outline[i].ravel().tolist()}]}}'
+            for i in range(BLOCK)
+        ]
+        for start in range(0, boxes, BLOCK):
             rows = (
-                f'{{"id": {start + i}, "image_id": {random.integers(images)}, "category_id": {1 + i % CLASSES}, '
-                f'"bbox": {[*corners[i].tolist(), *sides[i].tolist()]}, "area": {sides[i].prod():.2f}, "iscrowd": 0, '
-                f'"segmentation": [{outline[i].ravel().tolist()}]}}'
-                for i in range(count)
+                f'{{"id": {i}, "image_id": {i * STRIDE % images}, {objects[i - start]}'
+                for i in range(start, min(start + BLOCK, boxes))
             )
             file.write((",\n" if start else "") + ",\n".join(rows))
         names = ", ".join(f'{{"id": {i}, "name": "class {i}"}}' for i in range(1, CLASSES + 1))

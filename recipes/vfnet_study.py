@@ -33,11 +33,11 @@ LADDER: dict[str, tuple[dict[str, Any], str]] = {
     "+ refinement": ({}, "41.6"),
 }
 LOSS: dict[str, tuple[dict[str, Any], str]] = {
-    "γ 1, α 0.5": ({"options": {"gamma": 1.0, "alpha": 0.5}}, "not known"),
-    "γ 1.5, α 0.75": ({"options": {"gamma": 1.5, "alpha": 0.75}}, "not known"),
+    "γ 1, α 0.5": ({"options": {"varifocal_gamma": 1.0, "varifocal_alpha": 0.5}}, "not known"),
+    "γ 1.5, α 0.75": ({"options": {"varifocal_gamma": 1.5, "varifocal_alpha": 0.75}}, "not known"),
     "γ 2, α 0.75": ({}, "41.6"),
-    "γ 2.5, α 1.25": ({"options": {"gamma": 2.5, "alpha": 1.25}}, "not known"),
-    "γ 3, α 1": ({"options": {"gamma": 3.0, "alpha": 1.0}}, "not known"),
+    "γ 2.5, α 1.25": ({"options": {"varifocal_gamma": 2.5, "varifocal_alpha": 1.25}}, "not known"),
+    "γ 3, α 1": ({"options": {"varifocal_gamma": 3.0, "varifocal_alpha": 1.0}}, "not known"),
     "γ 2, α 0.75, positives of weight 1": ({"options": {"iou_weighted": False}}, "41.2"),
 }
 RETINANET_HEADS = {

@@ -82,9 +82,8 @@ class IouCalibration:
         try:
             lists: list[Sequence[float]] = [[float(v) for v in content[name]] for name in ("estimates", "ious")]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                "an IoU calibration needs the lists of numbers estimates and ious; calibrate again"
-            ) from error
+            sentence = "an IoU calibration needs the lists of numbers estimates and ious; calibrate again"
+            raise UserError(sentence) from error
         return cls(*map(tuple, lists))
 
 
@@ -190,21 +189,15 @@ class Calibration:
         try:
             rows = [[None if v is None else float(v) for v in content["thresholds"][f"{iou:.2f}"]] for iou in IOUS]
             ious, about = content["ious"], dict(content["about"])
-            outer, inner, misses = (content.get(name) for name in ("outer", "inner", "misses"))
+            later = {name: content.get(name) for name in ("outer", "inner", "misses")}
             weights = None if content.get("weights") is None else str(content["weights"])
             if any(len(row) != len(PRECISIONS) for row in rows):
                 raise ValueError("a row of thresholds is too short or too long")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration in the card is damaged ({error}); run `tightbox calibrate`") from error
-        return cls(
-            ious=IouCalibration.from_json(ious),
-            thresholds=tuple(map(tuple, rows)),
-            about=about,
-            outer=None if outer is None else Margins.from_json(outer),
-            inner=None if inner is None else Margins.from_json(inner),
-            misses=None if misses is None else MissBound.from_json(misses),
-            weights=weights,
-        )
+        kinds: dict[str, type[Margins | MissBound]] = {"outer": Margins, "inner": Margins, "misses": MissBound}
+        parts: dict[str, Any] = {name: kinds[name].from_json(part) for name, part in later.items() if part is not None}
+        return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about, weights=weights, **parts)
 
 
 def _moved(detections: Detections, margins: Margins, way: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tightbox.calibration import Calibration
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_paths, json_text, write_json
 from tightbox.reading import is_file, read_json, shown
 from tightbox.version import __version__
 
@@ -33,10 +33,9 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[s
         UserError: if the disk refuses.
     """
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(safetensors.torch.save(held))
-        # Within the block: if the card cannot be written, the old weights stay beside the old card.
-        write_json(folder / CARD, {"format": FORMAT, "tightbox": __version__, **card})
+    with atomic_paths(folder / WEIGHTS, folder / CARD) as (weights_file, card_file):
+        weights_file.write_bytes(safetensors.torch.save(held))
+        card_file.write_text(json_text({"format": FORMAT, "tightbox": __version__, **card}), encoding="utf-8")
     return folder
 
 
@@ -98,7 +97,12 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
     Raises:
         UserError: naming the first misfit.
     """
-    own = module.state_dict()
+    refuse_misfits(module.state_dict(), tensors, source)
+    module.load_state_dict(tensors)
+
+
+def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """A UserError that names the first tensor that is missing, too many, not finite, or of another shape."""
     if missing := sorted(own.keys() - tensors.keys()):
         raise UserError(f"{source} lacks {missing[0]} and {len(missing) - 1} more tensors that the model needs")
     if surplus := sorted(tensors.keys() - own.keys()):
@@ -108,4 +112,3 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
             raise UserError(f"{source}: {name} holds NaN or infinity; take the checkpoint of an earlier epoch")
         if tensors[name].shape != value.shape:
             raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, the model's {tuple(value.shape)}")
-    module.load_state_dict(tensors)

@@ -28,7 +28,7 @@ def new_accelerator(device: torch.device | None = None, **options: Any) -> Accel
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a scalar over all training processes, without gradient; the scalar itself when there is one process.
+    """The mean of a tensor over all training processes, without gradient; the tensor itself when there is one process.
 
     Losses divided by this, with gradients averaged by DDP, equal those of one process with the whole batch.
     """

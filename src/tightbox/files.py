@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,31 +21,52 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: if the disk refuses (full, read-only); `path` keeps its earlier content.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_paths(path) as (temporary,):
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_paths(*paths: Path) -> Iterator[list[Path]]:
+    """The same for files of one folder that belong together: none gets its name before all are on the disk."""
+    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         way_out = "free some space" if full else "choose another place"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {way_out}") from error
+        raise UserError(f"cannot write {paths[0]}: {error.strerror or error}; {way_out}") from error
     finally:
-        with suppress(OSError):  # it is gone, or could not be made
-            temporary.unlink()
+        for temporary in temporaries:
+            with suppress(OSError):  # it is gone, or could not be made
+                temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
     """`content` as readable JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """`content` as readable JSON."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
     """`text` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; at no time is all of it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

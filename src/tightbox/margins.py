@@ -6,7 +6,7 @@ An outer box reaches at least as far as its object on all four sides, an inner b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -86,15 +86,7 @@ class Margins:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for a checkpoint's card."""
-        return {
-            "coverage": self.coverage,
-            "unit": self.unit,
-            "sides": list(self.sides),
-            "classes": list(self.classes),
-            "raw": list(self.raw),
-            "factors": list(self.factors),
-            "about": dict(self.about),
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

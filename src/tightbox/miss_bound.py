@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from tightbox.errors import UserError
 
@@ -41,8 +41,6 @@ class MissBound:
             UserError: if it did not.
         """
         try:
-            miss, delta, at_iou, threshold = (float(content[n]) for n in ("miss", "delta", "at_iou", "threshold"))
-            objects, missed = (int(content[name]) for name in ("objects", "missed"))
+            return cls(**{name: kind(content[name]) for name, kind in get_type_hints(cls).items()})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the bound on misses in the card is damaged ({error}); calibrate again") from error
-        return cls(miss, delta, at_iou, threshold, objects, missed)

@@ -5,7 +5,7 @@ Nothing here imports torch, so that `tightbox --help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from types import NoneType
@@ -13,46 +13,63 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tightbox.errors import UserError
 
+# What numbers must be, by the option's name, which means the same wherever it is that of a number.
+_NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("at least 1", lambda x: x >= 1, "channels fc_channels top_k max_detections train_proposals proposals rois"),
+    ("at least 1", lambda x: x >= 1, "jittered_boxes min_region dense_stride epochs batch_size accumulate eval_every"),
+    ("at least 1", lambda x: x >= 1, "max_batch max_queue"),
+    ("0 or more", lambda x: x >= 0, "tower_depth iou_weight refine_steps refine_step_size refine_min_change"),
+    ("0 or more", lambda x: x >= 0, "refine_max_drop confidence_weight box_weight frozen_stages weight_decay warmup"),
+    ("0 or more", lambda x: x >= 0, "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms"),
+    ("more than 0", lambda x: x > 0, "anchor_scale distance_unit scale_min minutes lr max_mb max_megapixels timeout_s"),
+    ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
+    ("in [0, 1)", lambda x: 0 <= x < 1, "score_threshold threshold ema"),
+    ("in (0, 1]", lambda x: 0 < x <= 1, "nms_iou positive_fraction"),
+    # No card asks for more than a machine has.
+    ("at most 16384", lambda x: x <= 16384, "channels"),
+    ("at most 65536", lambda x: x <= 65536, "fc_channels"),
+    ("at most 64", lambda x: x <= 64, "tower_depth"),
+    ("at most 10", lambda x: x <= 10, "scale_max"),
+    ("below 2^32", lambda x: x < 2**32, "seed"),
+    ("from 32 to 16384", lambda x: 32 <= x <= 16384, "long_side short_side"),
+)
+
 
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
 
 
-def _require_types(options: object) -> None:
-    """Every field holds what it is declared to: one of its choices, or a value of its type; numbers are finite."""
-    for name, kind in get_type_hints(type(options)).items():
-        value = getattr(options, name)
-        if NoneType in get_args(kind):
-            if value is None:
-                continue
-            kind = next(part for part in get_args(kind) if part is not NoneType)
-        if get_origin(kind) is Literal:
-            _require(value in get_args(kind), f"{name} is {value!r:.50}; choose from {', '.join(get_args(kind))}")
-        elif kind is float:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            _require(number and -inf < value < inf, f"{name} is {value!r:.50}; it must be a finite number")
-        else:
-            wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
-            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            _require(fits, f"{name} is {value!r:.50}; it must be {wanted}")
-            _require(kind is not int or abs(value) < 2**63, f"{name} has more than 63 bits; choose a smaller number")
+class _Options:
+    """Every field holds what it is declared to: one of its choices, or a value of its type; numbers are in range."""
 
-
-def _require_size(options: Any) -> None:
-    """The sides of a network, so that no card asks for more than a machine has."""
-    for name, most in (("channels", 16384), ("fc_channels", 65536), ("tower_depth", 64)):
-        if hasattr(options, name):
-            _require(getattr(options, name) <= most, f"{name} is {getattr(options, name)}; it must be at most {most}")
-
-
-def _require_thresholds(score_threshold: float, nms_iou: float) -> None:
-    _require(0 <= score_threshold < 1, "score_threshold must be in [0, 1)")
-    _require(0 < nms_iou <= 1, "nms_iou must be in (0, 1]")
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if NoneType in get_args(kind):
+                if value is None:
+                    continue
+                kind = next(part for part in get_args(kind) if part is not NoneType)
+            given = f"{name} is {value!r:.50}"
+            if get_origin(kind) is Literal:
+                _require(value in get_args(kind), f"{given}; choose from {', '.join(get_args(kind))}")
+            elif kind is float:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                _require(number and -inf < value < inf, f"{given}; it must be a finite number")
+            else:
+                wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
+                fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+                _require(fits, f"{given}; it must be {wanted}")
+                _require(
+                    kind is not int or abs(value) < 2**63, f"{name} has more than 63 bits; choose a smaller number"
+                )
+            for words, fulfils, names in _NUMBERS:
+                applies = kind in (int, float) and name in names.split()
+                _require(not applies or fulfils(value), f"{given}; it must be {words}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class Preprocess(_Options):
     """How an image becomes the network's input.
 
     Args:
@@ -63,18 +80,13 @@ class Preprocess:
     long_side: int = 1333
     short_side: int = 800
 
-    def __post_init__(self) -> None:
-        _require_types(self)
-        sides = (self.long_side, self.short_side)
-        _require(32 <= min(sides) <= max(sides) <= 16384, "long_side and short_side must be from 32 to 16384 pixels")
-
     def scale(self, width: int, height: int) -> float:
         """The factor by which an image of this size is resized."""
         return min(self.long_side / max(width, height), self.short_side / min(width, height))
 
 
 @dataclass(frozen=True, kw_only=True)
-class VFNetOptions:
+class VFNetOptions(_Options):
     """VarifocalNet; the defaults are the published ResNet-50 model.
 
     Args:
@@ -89,8 +101,8 @@ class VFNetOptions:
             depends on the width and keeps the scale of what passes through.
         refine: a second box branch that scales the initial box.
         centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
-        alpha: weight of the negatives in the varifocal loss ...
-        gamma: ... and their focusing exponent.
+        varifocal_alpha: weight of the negatives in the varifocal loss ...
+        varifocal_gamma: ... and their focusing exponent.
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
@@ -115,8 +127,8 @@ class VFNetOptions:
     star_init: Literal["published", "kaiming"] = "published"
     refine: bool = True
     centerness: bool = False
-    alpha: float = 0.75
-    gamma: float = 2.0
+    varifocal_alpha: float = 0.75
+    varifocal_gamma: float = 2.0
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
@@ -131,23 +143,15 @@ class VFNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        positive = self.channels > 0 and self.channels % 32 == 0
-        _require(positive, f"channels is {self.channels}; group norm needs a multiple of 32")
-        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
-        _require(self.tower_depth >= 0, "tower_depth must not be negative")
-        _require_size(self)
-        _require(min(self.alpha, self.gamma) >= 0, "alpha and gamma must not be negative")
-        _require(0 <= self.offset_gradient <= 1, "offset_gradient is a fraction: it must be between 0 and 1")
+        super().__post_init__()
+        _require(self.channels % 32 == 0, f"channels is {self.channels}; group norm needs a multiple of 32")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
-        _require(
-            not (self.centerness and self.varifocal), "centerness belongs to the baseline: also set varifocal=false"
-        )
-        _require_thresholds(self.score_threshold, self.nms_iou)
+        baseline = not (self.centerness and self.varifocal)
+        _require(baseline, "centerness belongs to the baseline: also set varifocal=false")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUAwareRetinaNetOptions:
+class IoUAwareRetinaNetOptions(_Options):
     """IoU-aware RetinaNet; the defaults are the published model.
 
     Args:
@@ -182,19 +186,13 @@ class IoUAwareRetinaNetOptions:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        positive = self.channels > 0 and (self.channels % 32 == 0 or not self.tower_norm)
-        _require(positive, f"channels is {self.channels}; with group norm it must be a multiple of 32")
-        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
-        _require(self.tower_depth >= 0, "tower_depth must not be negative")
-        _require_size(self)
-        _require(self.anchor_scale > 0, "anchor_scale must be positive")
-        _require(0 <= self.alpha <= 1, "alpha must be in [0, 1]")
-        _require_thresholds(self.score_threshold, self.nms_iou)
+        super().__post_init__()
+        fits = self.channels % 32 == 0 or not self.tower_norm
+        _require(fits, f"channels is {self.channels}; with group norm it must be a multiple of 32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUNetOptions:
+class IoUNetOptions(_Options):
     """IoU-Net; the defaults are the published model, and where the paper is silent, common ones.
 
     Args:
@@ -252,18 +250,8 @@ class IoUNetOptions:
     rank_by_iou: bool = False
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        for name in ("channels", "fc_channels", "train_proposals", "proposals", "rois", "jittered_boxes"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        _require_size(self)
-        _require(min(self.top_k, self.max_detections) >= 1, "top_k and max_detections must be at least 1")
-        _require(self.anchor_scale > 0, "anchor_scale must be positive")
-        _require(0 < self.positive_fraction <= 1, "positive_fraction must be in (0, 1]")
+        super().__post_init__()
         _require(self.iou_head or not self.standalone, "standalone is the IoU head alone: leave iou_head=true")
-        _require(self.iou_weight >= 0, "iou_weight must not be negative")
-        _require_thresholds(self.score_threshold, self.nms_iou)
-        for name in ("refine_steps", "refine_step_size", "refine_min_change", "refine_max_drop"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative")
         _require(
             self.pooling == "prroi" or self.refine_steps == 0 or not self.iou_head,
             "RoIAlign passes no gradient to the boxes: with pooling=roi_align, set refine_steps=0",
@@ -271,7 +259,7 @@ class IoUNetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitBoxOptions:
+class UnitBoxOptions(_Options):
     """UnitBox; the defaults are the published model where the paper says anything.
 
     Args:
@@ -316,15 +304,6 @@ class UnitBoxOptions:
     nms_iou: float = 0.5
     max_detections: int = 100
 
-    def __post_init__(self) -> None:
-        _require_types(self)
-        _require(min(self.confidence_weight, self.box_weight) >= 0, "confidence_weight and box_weight must be >= 0")
-        _require(self.distance_unit > 0, "distance_unit must be positive")
-        _require(0 <= self.threshold < 1, "threshold must be in [0, 1)")
-        least = min(self.min_region, self.dense_stride, self.top_k, self.max_detections)
-        _require(least >= 1, "min_region, dense_stride, top_k and max_detections must be at least 1")
-        _require_thresholds(self.score_threshold, self.nms_iou)
-
 
 MODEL_OPTIONS = {
     "vfnet": VFNetOptions,
@@ -346,7 +325,7 @@ def from_earlier_versions(model: str, options: Mapping[str, Any]) -> dict[str, A
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions:
+class BackboneOptions(_Options):
     """The network that turns pixels into features.
 
     Args:
@@ -365,13 +344,9 @@ class BackboneOptions:
     deformable: bool = False
     res2net_pool: bool = True
 
-    def __post_init__(self) -> None:
-        _require_types(self)
-        _require(self.frozen_stages >= 0, "frozen_stages must not be negative")
-
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentOptions:
+class AugmentOptions(_Options):
     """Random changes to training images; each probability is per image.
 
     Args:
@@ -395,12 +370,8 @@ class AugmentOptions:
     mosaic_until: float = 0.8
 
     def __post_init__(self) -> None:
-        _require_types(self)
-        for name in ("flip", "vertical_flip", "crop", "mosaic", "mosaic_until"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} is a probability: it must be between 0 and 1")
-        _require(0 <= self.color <= 1, "color is a strength: it must be between 0 and 1")
-        _require(0 < self.scale_min <= self.scale_max, "scale_min must be positive and at most scale_max")
-        _require(self.scale_max <= 10, "scale_max must be at most 10")
+        super().__post_init__()
+        _require(self.scale_min <= self.scale_max, "scale_min must be at most scale_max")
 
 
 EPOCHS = 100  # of a training whose length is not given
@@ -408,7 +379,7 @@ LEARNING_RATES = {"adamw": 1e-3, "muon": 3e-3, "sgd": 1e-2}  # where none is giv
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(_Options):
     """The schedule and the engine.
 
     Args:
@@ -432,6 +403,7 @@ class TrainOptions:
         workers: processes that load images; 0 loads in the training process.
         cache: keep decoded images in memory, up to this many megabytes.
         skip_unreadable: go on past images that cannot be read, naming each, instead of stopping.
+        sync_batchnorm: batch norms take their statistics over the images of all processes; on GPUs only.
         seed: of weights, order and augmentation.
         tensorboard: also log for TensorBoard (needs the extra `track`).
     """
@@ -454,31 +426,23 @@ class TrainOptions:
     workers: int = 1
     cache: int = 2000
     skip_unreadable: bool = False
+    sync_batchnorm: bool = False
     seed: int = 0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        super().__post_init__()
         if self.minutes is None and self.epochs is None:
             object.__setattr__(self, "epochs", EPOCHS)
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
-        _require(self.minutes is None or self.minutes > 0, "minutes must be more than 0")
-        _require(self.epochs is None or self.epochs >= 1, "epochs must be at least 1")
         timed_warmup = "warmup must be below 1, a fraction, with --minutes: how many steps there will be is not known"
         _require(self.minutes is None or self.warmup < 1, timed_warmup)
-        for name in ("batch_size", "accumulate", "eval_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        for name in ("weight_decay", "warmup", "clip", "patience", "workers", "cache", "seed"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative")
-        _require(self.seed < 2**32, "seed must be below 2^32")
-        _require(self.lr is not None and self.lr > 0, "lr must be positive")
-        _require(0 <= self.ema < 1, "ema must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(_Options):
     """How much an endpoint takes on at once, and what it refuses.
 
     Args:
@@ -496,10 +460,3 @@ class ServeOptions:
     max_mb: float = 20.0
     max_megapixels: float = 50.0
     timeout_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        _require_types(self)
-        _require(min(self.max_batch, self.max_queue) >= 1, "max_batch and max_queue must be at least 1")
-        _require(self.max_wait_ms >= 0, "max_wait_ms must not be negative")
-        positive = min(self.max_mb, self.max_megapixels, self.timeout_s) > 0
-        _require(positive, "max_mb, max_megapixels and timeout_s must be positive")

@@ -162,12 +162,12 @@ class Detections(_Tensors):
     def resized(self, size: tuple[int, int], new_size: tuple[int, int]) -> Detections:
         """The same in the image resized from (height, width) `size` to `new_size`, clipped to it."""
         scale = self.boxes.new_tensor([new_size[1] / size[1], new_size[0] / size[0]] * 2)
-        moved = {
-            name: clip_boxes(boxes * scale, new_size)
-            for name in ("boxes", "outer", "inner")
-            if (boxes := getattr(self, name)) is not None
-        }
+        moved = {name: clip_boxes(boxes * scale, new_size) for name, boxes in self._kinds_of_boxes().items()}
         return replace(self, **moved)
+
+    def _kinds_of_boxes(self) -> dict[str, Tensor]:
+        """The boxes, and those that a calibration made of them, by the names of their fields."""
+        return {name: boxes for name in ("boxes", "outer", "inner") if (boxes := getattr(self, name)) is not None}
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO result file: `bbox` is [x, y, width, height], and `iou` the predicted IoU where there is one.
@@ -178,18 +178,15 @@ class Detections(_Tensors):
             image_id: the image's id in the data set.
             category_ids: the data set's own id of each label; without it, the label itself.
         """
-        columns = {
-            name: _as_xywh(boxes)
-            for name, boxes in (("bbox", self.boxes), ("outer_bbox", self.outer), ("inner_bbox", self.inner))
-            if boxes is not None
-        }
+        columns = {name: _as_xywh(boxes) for name, boxes in self._kinds_of_boxes().items()}
+        whole = columns.pop("boxes")
         ids = self.labels.tolist() if category_ids is None else [category_ids[i] for i in self.labels.tolist()]
         ious: Sequence[float | None] = [None] * len(self) if self.ious is None else self.ious.tolist()
         rows = []
         for i, (score, category, iou) in enumerate(zip(self.scores.tolist(), ids, ious, strict=True)):
-            boxes = {name: column[i] for name, column in columns.items()}
-            row = {"image_id": image_id, "category_id": category, "bbox": boxes.pop("bbox"), "score": score}
-            rows.append(row | ({} if iou is None else {"iou": iou}) | boxes)
+            row = {"image_id": image_id, "category_id": category, "bbox": whole[i], "score": score}
+            more = {f"{name}_bbox": column[i] for name, column in columns.items()}
+            rows.append(row | ({} if iou is None else {"iou": iou}) | more)
         return rows
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
@@ -200,15 +197,11 @@ class Detections(_Tensors):
             raise missing_extra("supervision", "viz") from error
         labels = self.labels.cpu().numpy()
         data: dict[str, Any] = {} if self.ious is None else {"iou": self.ious.detach().cpu().numpy()}
-        data |= {
-            name: boxes.detach().cpu().numpy()
-            for name, boxes in (("outer", self.outer), ("inner", self.inner))
-            if boxes is not None
-        }
+        data |= {name: boxes.detach().cpu().numpy() for name, boxes in self._kinds_of_boxes().items()}
         if class_names is not None:
             data["class_name"] = [class_names[i] for i in labels]
         return supervision.Detections(
-            xyxy=self.boxes.detach().cpu().numpy().reshape(-1, 4),
+            xyxy=data.pop("boxes").reshape(-1, 4),
             confidence=self.scores.detach().cpu().numpy(),
             class_id=labels,
             data=data,

@@ -115,18 +115,18 @@ def _leave(root: Path) -> None:
         (_leave, ["--resume"], ["nothing to resume", "start without --resume"]),
         (_leave, ["--schedule", "linear"], ["--schedule", "cosine"]),
         (_leave, ["--lr", "fast"], ["--lr"]),
-        (_leave, ["--lr", "0"], ["lr must be positive"]),
-        (_leave, ["--epochs", "0"], ["epochs must be at least 1"]),
-        (_leave, ["--workers", "-1"], ["workers must not be negative"]),
-        (_leave, ["--seed", "-1"], ["seed must not be negative"]),
+        (_leave, ["--lr", "0"], ["lr is 0.0; it must be more than 0"]),
+        (_leave, ["--epochs", "0"], ["epochs is 0; it must be at least 1"]),
+        (_leave, ["--workers", "-1"], ["workers is -1; it must be 0 or more"]),
+        (_leave, ["--seed", "-1"], ["seed is -1; it must be 0 or more"]),
         (_leave, ["--seed", "99999999999999999999"], ["seed has more than 63 bits"]),
-        (_leave, ["--scale-max", "1e9"], ["scale_max must be at most 10"]),
-        (_leave, ["--vfnet.tower-depth", "-1"], ["tower_depth must not be negative"]),
-        (_leave, ["--flip", "1.5"], ["flip is a probability"]),
-        (_leave, ["--color", "-1"], ["color is a strength"]),
-        (_leave, ["--long-side", "8"], ["must be from 32 to 16384 pixels"]),
+        (_leave, ["--scale-max", "1e9"], ["scale_max is 1000000000.0; it must be at most 10"]),
+        (_leave, ["--vfnet.tower-depth", "-1"], ["tower_depth is -1; it must be 0 or more"]),
+        (_leave, ["--flip", "1.5"], ["flip is 1.5; it must be in [0, 1]"]),
+        (_leave, ["--color", "-1"], ["color is -1.0; it must be in [0, 1]"]),
+        (_leave, ["--long-side", "8"], ["long_side is 8; it must be from 32 to 16384"]),
         (_leave, ["--vfnet.channels", "40"], ["channels is 40; group norm needs a multiple of 32"]),
-        (_leave, ["--vfnet.top-k", "0"], ["top_k and max_detections must be at least 1"]),
+        (_leave, ["--vfnet.top-k", "0"], ["top_k is 0; it must be at least 1"]),
         (_leave, ["--vfnet.assigner", "best"], ["--vfnet.assigner", "atss"]),
         (_leave, ["--backbone", "resnet81"], ["no model named 'resnet81'; did you mean"]),
         (_leave, ["--frozen-stages", "7"], ["cannot tell where stage 7"]),
@@ -158,6 +158,8 @@ def test_mistakes_in_training_are_one_sentence(
         ("epochz: 1", "epochz"),  # an unknown option
         ("epochs: many", "epochs"),  # of a wrong type
         ("- 1\n- 2", "config"),  # a list
+        ("epochs: 1\nmodel:", "--model is None; choose from vfnet"),  # nothing
+        ("epochs: 1\nvfnet:", "vfnet has no options in the configuration"),
     ],
 )
 def test_mistakes_in_a_configuration_are_one_sentence(

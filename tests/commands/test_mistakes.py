@@ -11,6 +11,7 @@ from tests.helpers.commands import assert_one_sentence, status
 from tests.helpers.data import noise_image as image
 from tests.helpers.models import tiny_iou_net
 
+TRAIN = ["train", "--data", "d", "--out", "o"]
 RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
 
 
@@ -34,14 +35,20 @@ RESCORE = ["rescore", "m", "--data", "d", "--dt", "r.json"]
         ([*RESCORE, "--out", "{folder}"], "is a folder; name the file"),
         (["doctor", __file__], "is a file, not the folder of a data set"),
         (["train", "--data", __file__, "--out", "o"], "is a file, not the folder of a data set"),
-        (["demo", "--minutes", "0"], "minutes must be more than 0"),
+        (["demo", "--minutes", "0"], "minutes is 0.0; it must be more than 0"),
         (["demo", "--minutes", "nan"], "--minutes: Expected a <class 'float'>. Got value: nan"),
         (["train", "--data", "d", "--out", "o", "--minutes", "nan"], "Expected a <class 'float'>. Got value: nan"),
         (["train", "--data", "d", "--out", "o", "--minutes", ".nan"], "minutes is nan; it must be a finite number"),
         (["demo", "--device", "cuda:77"], "--device cuda:77 cannot be used here"),
-        (["train", "--data", "d", "--out", "o", "--minutes", "-1"], "minutes must be more than 0"),
+        (["train", "--data", "d", "--out", "o", "--minutes", "-1"], "minutes is -1.0; it must be more than 0"),
         (["train", "--data", "d", "--out", "o", "--minutes", "2", "--epochs", "100"], "either --minutes or --epochs"),
         (["demo", "--seed", "-1"], "--seed"),
+        # What jsonargparse, or PyYAML below it, passes on as other errors than its own.
+        (["eval", "m", "--data", "d", "--nms-iou", "!!timestamp x"], "a value cannot be read ("),
+        (["eval", "m", "--data", "d", "--nms-iou", "!!int ''"], "a value cannot be read ("),
+        ([*TRAIN, "--vfnet.score-threshold", "1" + "0" * 400], "a value cannot be read (int too large"),
+        ([*TRAIN, "--init"], "expected one argument"),
+        ([*TRAIN, "--config"], "expected one argument"),
     ],
 )
 def test_one_sentence_before_anything_is_read(

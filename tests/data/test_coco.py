@@ -62,6 +62,13 @@ def test_reads_ids_boxes_crowd_and_areas(tmp_path: Path) -> None:
     assert second.boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("area", [0, -1, 1e-320, 1e-7, 1e300, True, "5.5", None])
+def test_an_area_that_is_none_gives_way_to_that_of_the_box(area: object, tmp_path: Path) -> None:
+    """Areas are kept in 32 bits, where 1e-320 would be 0: no area at all."""
+    data = read(tmp_path, with_annotation(area=area))
+    assert data.records[0].areas.tolist() == [5.5, 50]
+
+
 def test_boxes_of_interleaved_annotations_reach_their_own_images(tmp_path: Path) -> None:
     rows = [{"id": i, "image_id": (7, 3)[i % 2], "category_id": 0, "bbox": [i, 0, 1, 1]} for i in range(6)]
     data = read(tmp_path, content(annotations=rows))

@@ -62,17 +62,17 @@ def test_ap_lost(diagnosis: Diagnosis) -> None:
     assert diagnosis.aps.ap == pytest.approx((cat + dog) / 2)
     # Ranked by true IoU the cats' order is 0.95, 0.7 (its box is on no object, so it keeps its score), 0.6: the first
     # is right at all thresholds.
-    assert diagnosis.lost.ranking is not None
-    assert diagnosis.lost.ranking.by_class["cat"] == pytest.approx(third - cat)
-    assert diagnosis.lost.ranking.by_class["dog"] == pytest.approx(0)
+    assert diagnosis.lost["ranking"] is not None
+    assert diagnosis.lost["ranking"].by_class["cat"] == pytest.approx(third - cat)
+    assert diagnosis.lost["ranking"].by_class["dog"] == pytest.approx(0)
     # With ground-truth boxes the first of the cats and the dog are right at all thresholds.
-    assert diagnosis.lost.localisation is not None
-    assert diagnosis.lost.localisation.ap == pytest.approx((third + 1) / 2 - (cat + dog) / 2)
+    assert diagnosis.lost["localisation"] is not None
+    assert diagnosis.lost["localisation"].ap == pytest.approx((third + 1) / 2 - (cat + dog) / 2)
     # Two of the three cats have no box on them. Without these recall is 1 where it was 1/3.
-    assert diagnosis.lost.misses is not None
-    assert diagnosis.lost.misses.by_class["cat"] == pytest.approx((3 + 7 / 3) / 10 - cat)
-    assert diagnosis.lost.suppression is None
-    assert diagnosis.lost.misses.by_class["emu"] is None
+    assert diagnosis.lost["misses"] is not None
+    assert diagnosis.lost["misses"].by_class["cat"] == pytest.approx((3 + 7 / 3) / 10 - cat)
+    assert diagnosis.lost["suppression"] is None
+    assert diagnosis.lost["misses"].by_class["emu"] is None
 
 
 def test_tide_and_reliability(diagnosis: Diagnosis) -> None:
@@ -192,7 +192,7 @@ def test_sentences(diagnosis: Diagnosis) -> None:
     assert said["better"].startswith("For 1 of 4 objects a tighter box was there in the file")
     assert "50% of the 4 objects are found, with a mean IoU of 0.700" in said["tight"]
     assert "dog does best" in said["groups"]
-    assert said["lost"].startswith(f"{100 * diagnosis.lost.localisation.ap:.1f} points of AP are lost")  # type: ignore[union-attr, operator]
+    assert said["lost"].startswith(f"{100 * diagnosis.lost['localisation'].ap:.1f} points of AP are lost")  # type: ignore[union-attr, operator]
 
 
 def test_the_ladder_is_the_evaluators_of_changed_results() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from tests.fuzz.__main__ import put_into_page
+from tests.helpers.robustness_page import put_into_page
 from tightbox.cli import main as tightbox
 from tightbox.data.scenes import write_scenes
 

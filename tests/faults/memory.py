@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from tests.fuzz.__main__ import put_into_page
 from tests.helpers.models import tiny_model
+from tests.helpers.robustness_page import put_into_page
 from tightbox.data.layout import read_data
 from tightbox.data.scenes import write_scenes
 from tightbox.options import AugmentOptions, TrainOptions

@@ -105,11 +105,10 @@ def changed_bytes(rng: random.Random, content: bytes) -> bytes:
 def changed_text(rng: random.Random, text: str) -> bytes:
     """Words replaced, lines left out, repeated or exchanged; at times in another encoding, or with bytes changed."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        lines, words = text.split("\n"), list(_WORD.finditer(text))
+        lines, word = text.split("\n"), _WORD.search(text, rng.randrange(len(text) + 1))
         at, kind = rng.randrange(len(lines)), rng.randrange(7)
-        if kind <= 2 and words:
-            start, end = rng.choice(words).span()
-            text = text[:start] + rng.choice(TOKENS) + text[end:]
+        if kind <= 2 and (word := word or _WORD.search(text)):
+            text = text[: word.start()] + rng.choice(TOKENS) + text[word.end() :]
         elif kind == 3:
             del lines[at]
             text = "\n".join(lines)

@@ -47,7 +47,7 @@ class Target(ABC):
         folder: an empty one; `self.prepare()` fills it with valid files.
     """
 
-    weight: ClassVar[int] = 1  # how many cases it gets for one of the others'
+    weight: ClassVar[int]  # how many cases it gets in a round
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,7 +88,7 @@ class DataSet(Target):
 
 
 class Coco(DataSet):
-    weight = 50
+    weight = 80
 
     def prepare(self) -> None:
         for name in ("a.png", "b.png"):
@@ -104,7 +104,7 @@ class Coco(DataSet):
 
 
 class Voc(DataSet):
-    weight = 10
+    weight = 20
 
     def prepare(self) -> None:
         for name in ("a", "b"):
@@ -115,7 +115,7 @@ class Voc(DataSet):
 
 
 class Yolo(DataSet):
-    weight = 10
+    weight = 20
 
     def prepare(self) -> None:
         for name in ("a", "b"):
@@ -130,7 +130,7 @@ class Yolo(DataSet):
 class YoloLists(DataSet):
     """Images by a list, names by classes.txt."""
 
-    weight = 5
+    weight = 10
 
     def prepare(self) -> None:
         plain_image(self.folder / "images" / "a.png")
@@ -143,7 +143,7 @@ class YoloLists(DataSet):
 
 
 class Wider(DataSet):
-    weight = 15
+    weight = 20
 
     def prepare(self) -> None:
         wider_face(self.folder)
@@ -152,7 +152,7 @@ class Wider(DataSet):
 
 class Fddb(DataSet):
     split = "test"
-    weight = 10
+    weight = 15
 
     def prepare(self) -> None:
         fddb(self.folder, "2002/08/a\n1\n12.5 8.0 -1.5 30 20  1\n", "2002/08/b\n2\n9 6 1.2 20 15 1\n8 6 0.1 40 25 1\n")
@@ -162,7 +162,7 @@ class Fddb(DataSet):
 class Results(Target):
     """A result file of any tool, or its ground truth, with a predicted IoU in each row."""
 
-    weight = 200
+    weight = 100
 
     def prepare(self) -> None:
         self.content, self.rows = example()
@@ -187,7 +187,7 @@ class Results(Target):
 class Cards(Target):
     """The card of each of the four systems; some of the cases build the network of it."""
 
-    weight = 1
+    weight = 5
 
     def prepare(self) -> None:
         self.cards = {}
@@ -210,7 +210,7 @@ class Cards(Target):
 
 
 class Safetensors(Target):
-    weight = 100
+    weight = 60
 
     def prepare(self) -> None:
         self.module = torch.nn.Linear(2, 3)
@@ -228,7 +228,7 @@ class Safetensors(Target):
 
 
 class Pth(Target):
-    weight = 30
+    weight = 40
 
     def prepare(self) -> None:
         state = {"state_dict": {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}, "meta": {"CLASSES": ("cat", "dog")}}
@@ -243,7 +243,7 @@ class Pth(Target):
 
 
 class Images(Target):
-    weight = 50
+    weight = 60
 
     def prepare(self) -> None:
         self.contents: list[bytes] = []
@@ -288,6 +288,8 @@ class Images(Target):
 class Arguments(Target):
     """Random options and values on every command: they are parsed and checked, and nothing is run."""
 
+    weight = 40
+
     def prepare(self) -> None:
         self.parser = build_parser()
         action = self.parser._subcommands_action
@@ -331,6 +333,8 @@ class Arguments(Target):
 
 class Configurations(Arguments):
     """YAML files for `train --config`."""
+
+    weight = 5
 
     def prepare(self) -> None:
         super().prepare()

@@ -41,6 +41,9 @@ class KnownPredictor:
         self.go.set()
         self.batches: list[int] = []
 
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
     def predict(self, images: Sequence[Image.Image]) -> list[Detections]:
         assert self.go.wait(30)
         self.batches.append(len(images))

@@ -122,7 +122,7 @@ def test_what_is_seen_of_a_detector(tmp_path: Path) -> None:
     # No final box is tighter than the tightest candidate.
     assert diagnosis.all.best_iou == pytest.approx(before.best.ious.mean(), abs=1e-3)
     assert diagnosis.miss_breakdown is not None
-    assert diagnosis.lost.suppression is not None
+    assert diagnosis.lost["suppression"] is not None
     assert diagnosis.before_suppression.keys() == {"score", "predicted IoU"}
-    missed = diagnosis.miss_breakdown.suppressed + diagnosis.miss_breakdown.scored_low + diagnosis.miss_breakdown.no_box
+    missed = sum(diagnosis.miss_breakdown.values())
     assert missed == sum(card.kind == "miss" for card in diagnosis.gallery)

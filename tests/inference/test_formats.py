@@ -96,7 +96,13 @@ def test_json_is_one_file_for_each_image_and_frame(tmp_path: Path) -> None:
     write_results("json", tmp_path, results(), NAMES)
     first = json.loads((tmp_path / "a.json").read_text())
     assert (first["file_name"], first["width"], first["height"]) == ("in/a.png", 40, 20)
-    assert first["detections"][0] == {"class": "dog", "score": 0.75, "iou": 0.5, "box": [4, 5, 24, 15]}
+    assert first["detections"][0] == {
+        "box": [4, 5, 24, 15],
+        "score": 0.75,
+        "label": 1,
+        "class": "dog",
+        "iou": 0.5,
+    }
     assert json.loads((tmp_path / "deep" / "b.json").read_text())["detections"] == []
     assert json.loads((tmp_path / "c_000007.json").read_text())["frame"] == 7
 
@@ -148,6 +154,20 @@ def test_label_studio_without_an_estimate_carries_the_score() -> None:
     prediction = labelstudio_task(results(ious=False)[0], NAMES)["predictions"][0]
     assert prediction["score"] == 0.5
     assert "meta" not in prediction["result"][0]
+
+
+def test_label_studio_takes_the_tasks() -> None:
+    # No dependency of the tests: it asks for an older NumPy, and for sixty packages more.
+    sdk = pytest.importorskip("label_studio_sdk.label_interface", reason="label-studio-sdk is not installed")
+    labels = "".join(f'<Label value="{name}"/>' for name in NAMES)
+    boxes = f'<RectangleLabels name="label" toName="image">{labels}</RectangleLabels>'
+    interface = sdk.LabelInterface(f'<View><Image name="image" value="$image"/>{boxes}</View>')
+    for result in results():
+        task = labelstudio_task(result, NAMES)
+        assert "image" in task["data"]
+        assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
+    other = labelstudio_task(results()[0], ("cat", "horse"))["predictions"][0]
+    assert interface.validate_prediction(other, return_errors=True)
 
 
 @pytest.mark.parametrize("order", ["score", "loosest"])

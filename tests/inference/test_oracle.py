@@ -13,17 +13,9 @@ from tests.helpers.data import three_images
 from tests.helpers.models import tiny_model
 from tightbox.data.records import DetectionData
 from tightbox.diagnosis.ladder_plot import draw_ladder
+from tightbox.evaluation import ladder
 from tightbox.evaluation.ladder import OracleVariant
-from tightbox.inference.oracle import (
-    has_estimate,
-    nearest_iou,
-    oracle_study,
-    replacements,
-    true_box,
-    true_centerness,
-    true_class,
-    true_estimate,
-)
+from tightbox.inference.oracle import has_estimate, oracle_study, replaced
 from tightbox.models import Detector
 from tightbox.options import Preprocess
 from tightbox.rank import by_class_score, by_power
@@ -41,29 +33,34 @@ def hand_made(**estimates: Tensor) -> Candidates:
 
 
 def test_true_class_scores_one() -> None:
-    found = true_class(hand_made(), MATCHED, TRUTH)
+    found = replaced(hand_made(), MATCHED, TRUTH)[ladder.CLASS_SCORE_ONE]
     assert found.class_scores.flatten().tolist() == pytest.approx([0.1, 1, 1, 0.4, 0.5, 0.6, 1, 0.8])
     assert found.boxes.equal(hand_made().boxes)
 
 
 def test_true_class_scores_the_iou() -> None:
-    found = true_class(hand_made(), MATCHED, TRUTH, by_iou=True)
+    found = replaced(hand_made(), MATCHED, TRUTH)[ladder.TRUE_IOU_SCORE]
     # 50 of 100, all, untouched, and none.
     assert found.class_scores.flatten().tolist() == pytest.approx([0.1, 0.5, 1, 0.4, 0.5, 0.6, 0, 0.8])
 
 
 def test_true_box() -> None:
-    found = true_box(hand_made(), MATCHED, TRUTH)
+    found = replaced(hand_made(), MATCHED, TRUTH)[ladder.TRUE_BOX]
     assert found.boxes.tolist() == [[0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 8], [20, 0, 30, 10]]
     assert found.class_scores.equal(hand_made().class_scores)
 
 
 def test_true_estimate_of_each_kind() -> None:
     nine = torch.full((4,), 0.9)
-    for name in ("ious", "centerness"):
-        found = getattr(true_estimate(hand_made(**{name: nine}), MATCHED, TRUTH), name)
-        assert found.tolist() == pytest.approx([0.5, 1, 0.9, 0])
-    by_class = true_estimate(hand_made(ious=torch.full((4, 2), 0.9)), MATCHED, TRUTH)
+    found = replaced(hand_made(ious=nine), MATCHED, TRUTH)[ladder.TRUE_PREDICTED_IOU].ious
+    assert found is not None
+    assert found.tolist() == pytest.approx([0.5, 1, 0.9, 0])
+    found = replaced(hand_made(centerness=nine, points=torch.zeros(4, 2)), MATCHED, TRUTH)[
+        ladder.CENTERNESS_IOU
+    ].centerness
+    assert found is not None
+    assert found.tolist() == pytest.approx([0.5, 1, 0.9, 0])
+    by_class = replaced(hand_made(ious=torch.full((4, 2), 0.9)), MATCHED, TRUTH)[ladder.TRUE_PREDICTED_IOU]
     assert by_class.ious is not None
     assert by_class.ious.flatten().tolist() == pytest.approx([0.9, 0.5, 1, 0.9, 0.9, 0.9, 0, 0.9])
     assert nine.eq(0.9).all()
@@ -71,17 +68,18 @@ def test_true_estimate_of_each_kind() -> None:
 
 def test_true_centerness() -> None:
     points = torch.tensor([[5.0, 5], [22, 1], [5, 5], [25, 2]])
-    found = true_centerness(hand_made(centerness=torch.full((4,), 0.9), points=points), MATCHED, TRUTH)
+    candidates = hand_made(centerness=torch.full((4,), 0.9), points=points)
+    found = replaced(candidates, MATCHED, TRUTH)[ladder.TRUE_CENTERNESS]
     assert found.centerness is not None
     # The middle; sqrt(2/8 · 1/9); untouched; sqrt(1 · 2/8).
     assert found.centerness.tolist() == pytest.approx([1, 1 / 6, 0.9, 0.5])
 
 
 def test_nearest_iou_is_of_every_candidate_and_any_class() -> None:
-    found = nearest_iou(hand_made(ious=torch.zeros(4)), MATCHED, TRUTH)
+    found = replaced(hand_made(ious=torch.zeros(4)), MATCHED, TRUTH)[ladder.NEAREST_IOU]
     assert found.ious is not None
     assert found.ious.tolist() == pytest.approx([0.5, 1, 0.8, 0])
-    by_class = nearest_iou(hand_made(ious=torch.zeros(4, 2)), MATCHED, TRUTH)
+    by_class = replaced(hand_made(ious=torch.zeros(4, 2)), MATCHED, TRUTH)[ladder.NEAREST_IOU]
     assert by_class.ious is not None
     assert by_class.ious.flatten().tolist() == pytest.approx([0.5, 0.5, 1, 1, 0.8, 0.8, 0, 0])
 
@@ -90,14 +88,14 @@ def test_nearest_iou_is_of_every_candidate_and_any_class() -> None:
 def test_replacements_change_nothing_where_nothing_is_learnt(targets: Targets) -> None:
     points, centerness = torch.zeros(4, 2), torch.full((4,), 0.5)
     for candidates in (hand_made(), hand_made(ious=centerness), hand_made(centerness=centerness, points=points)):
-        for name, (replacement, _) in replacements(candidates).items():
-            found = replacement(candidates, torch.full((4,), -1), targets)
+        nothing = replaced(candidates[:0], torch.full((0,), -1), targets)
+        assert [len(found) for found in nothing.values()] == [0] * len(nothing)
+        for name, found in replaced(candidates, torch.full((4,), -1), targets).items():
             if "every" in name:
                 continue
             for field, value in vars(candidates).items():
                 changed = getattr(found, field)
                 assert (changed is None and value is None) or changed.equal(value), (name, field)
-            assert len(replacement(candidates[:0], torch.full((0,), -1), targets)) == 0
 
 
 def test_what_can_be_replaced_and_in_which_order() -> None:
@@ -106,16 +104,19 @@ def test_what_can_be_replaced_and_in_which_order() -> None:
     for candidates, names in (
         (hand_made(), []),
         (hand_made(ious=scores), []),  # the class score itself
-        (hand_made(centerness=torch.ones(4)), ["centerness := true centerness", "centerness := true IoU"]),
+        (
+            hand_made(centerness=torch.ones(4), points=torch.zeros(4, 2)),
+            ["centerness := true centerness", "centerness := true IoU"],
+        ),
         (
             hand_made(ious=torch.ones(4)),
             ["predicted IoU := true IoU", "every predicted IoU := IoU with the nearest object"],
         ),
     ):
         candidates = replace(candidates, class_scores=scores)
-        found = replacements(candidates)
+        found = replaced(candidates, MATCHED, TRUTH)
         assert list(found) == ["as predicted", *names, *both]
-        assert [name for name, (_, only_with_estimate) in found.items() if only_with_estimate] == names
+        assert [name for name in found if name in ladder.OF_ESTIMATES] == names
         assert has_estimate(candidates) is bool(names)
 
 

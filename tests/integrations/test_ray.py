@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,53 @@ def test_a_worker_that_fails_is_a_sentence(
     last = capsys.readouterr().err.splitlines()[-1]  # after what Ray itself says
     assert last.startswith(f"tightbox: cannot write {out / 'images'}")
     assert last.endswith("; choose another place")
+
+
+def dying(folder: Path, times: int) -> Any:
+    """Stands in for `run_parts`: the process that works on the second part is killed, so many times."""
+
+    class Dying:  # within a function, as Ray then sends its code too
+        def __init__(self, work: Any) -> None:
+            self.work = work
+
+        def run(self, model: Any, part: Any, target: Path) -> None:
+            deaths = len(list(folder.iterdir()))
+            if part.number == 1 and deaths < times:
+                (folder / str(deaths)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.work.run(model, part, target)
+
+    run_parts = on_ray.run_parts
+    return lambda checkpoint, job, work, **how: run_parts(checkpoint, job, Dying(work), **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("times", [1, 1000])
+def test_an_actor_that_dies_loses_nothing(
+    times: int,
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, deaths = tmp_path / "out", tmp_path / "deaths"
+    deaths.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(on_ray, "run_parts", dying(deaths, times))
+        ended = status(arguments(checkpoint, images, out, "--engine", "ray"))
+    if times == 1:  # another takes its place
+        assert ended == 1  # for the image that cannot be read
+        assert len(list(deaths.iterdir())) == 1
+    else:  # a part that kills every actor ends the run
+        assert ended == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("tightbox: a worker of Ray failed (")
+        assert last.endswith("finished parts are kept: run again with --resume")
+        assert len(list(deaths.iterdir())) == 1 + on_ray.RETRIES
+        assert status(arguments(checkpoint, images, out, "--resume")) == 1
+    indices = [row["index"] for path in sorted(out.glob("part-*")) for row in read_rows(path)]
+    assert indices == list(range(COUNT))
 
 
 def test_predictor_alone(checkpoint: Path, images: Path) -> None:

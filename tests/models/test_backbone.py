@@ -92,7 +92,7 @@ def test_frozen_norm_keeps_statistics_but_trains_weights() -> None:
 def test_stages_that_cannot_be_told_are_one_sentence(name: str, stages: int) -> None:
     with pytest.raises(UserError, match=f"cannot tell where stage {stages} .*frozen_stages=0"):
         backbone(name, frozen_stages=stages)
-    with pytest.raises(UserError, match="frozen_stages must not be negative"):
+    with pytest.raises(UserError, match="frozen_stages is -1; it must be 0 or more"):
         backbone(name, frozen_stages=-1)
 
 

@@ -199,9 +199,15 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
         ({"name": "iou_net", "num_classes": 2, "refine_step_size": math.nan}, "refine_step_size is nan"),
         ({"name": "vfnet", "num_classes": 2, "star": 1}, "star is 1; it must be True or False"),
         ({"name": "vfnet", "num_classes": 2, "assigner": ["atss"]}, r"assigner is \['atss'\]; choose from"),
-        ({"name": "vfnet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
-        ({"name": "iou_aware_retinanet", "num_classes": 2, "tower_depth": -1}, "tower_depth must not be negative"),
-        ({"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1}, "offset_gradient is a fraction"),
+        ({"name": "vfnet", "num_classes": 2, "tower_depth": -1}, "tower_depth is -1; it must be 0 or more"),
+        (
+            {"name": "iou_aware_retinanet", "num_classes": 2, "tower_depth": -1},
+            "tower_depth is -1; it must be 0 or more",
+        ),
+        (
+            {"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1},
+            r"offset_gradient is -0.1; it must be in \[0, 1\]",
+        ),
     ],
 )
 def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
@@ -213,11 +219,11 @@ def test_create_model_refuses_in_one_sentence(arguments: dict[str, Any], sentenc
     ("kind", "changes", "sentence"),
     [
         (BackboneOptions, {"name": None}, "name is None; it must be a text"),
-        (BackboneOptions, {"frozen_stages": -1}, "frozen_stages must not be negative"),
+        (BackboneOptions, {"frozen_stages": -1}, "frozen_stages is -1; it must be 0 or more"),
         (Preprocess, {"long_side": 64.5}, "long_side is 64.5; it must be a whole number"),
-        (AugmentOptions, {"scale_max": 10.5}, "scale_max must be at most 10"),
+        (AugmentOptions, {"scale_max": 10.5}, "scale_max is 10.5; it must be at most 10"),
         (AugmentOptions, {"flip": math.nan}, "flip is nan; it must be a finite number"),
-        (TrainOptions, {"seed": 2**32}, r"seed must be below 2\^32"),
+        (TrainOptions, {"seed": 2**32}, r"seed is 4294967296; it must be below 2\^32"),
         (TrainOptions, {"lr": math.nan}, "lr is nan; it must be a finite number"),
     ],
 )

@@ -559,11 +559,11 @@ def test_saved_and_loaded_it_detects_the_same(tmp_path: Path, options: dict[str,
     [
         ("retinanet", {}, "no model named 'retinanet'; there is: .*iou_aware_retinanet"),
         ("iou_aware_retinanet", {"varifocal": True}, "iou_aware_retinanet has no option varifocal; it has .*iou_head"),
-        ("iou_aware_retinanet", {"alpha": 1.5}, r"alpha must be in \[0, 1\]"),
+        ("iou_aware_retinanet", {"alpha": 1.5}, r"alpha is 1.5; it must be in \[0, 1\]"),
         ("iou_aware_retinanet", {"alpha": math.nan}, "alpha is nan; it must be a finite number"),
-        ("iou_aware_retinanet", {"anchor_scale": 0}, "anchor_scale must be positive"),
+        ("iou_aware_retinanet", {"anchor_scale": 0}, "anchor_scale is 0; it must be more than 0"),
         ("iou_aware_retinanet", {"channels": 40, "tower_norm": True}, "channels is 40; .*multiple of 32"),
-        ("iou_aware_retinanet", {"top_k": 0}, "top_k and max_detections must be at least 1"),
+        ("iou_aware_retinanet", {"top_k": 0}, "top_k is 0; it must be at least 1"),
     ],
 )
 def test_create_model_refuses_in_one_sentence(name: str, options: dict[str, Any], sentence: str) -> None:

@@ -15,7 +15,8 @@ from tests.helpers.models import tiny_unitbox as tiny
 from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
-from tightbox.inference.oracle import true_box
+from tightbox.evaluation.ladder import TRUE_BOX
+from tightbox.inference.oracle import replaced
 from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.structures import ImageBatch, Targets
@@ -399,7 +400,7 @@ def test_the_dense_reading_can_be_ranked_suppressed_and_given_the_truth() -> Non
     targets = of((4, 4, 30, 30), (36, 6, 46, 34))
     model = constant(1.0, 3.0)
     candidates, matched = model.assigned_candidates([torch.rand(3, 40, 50)], [targets])[0]
-    found = model.select(true_box(candidates, matched, targets), suppress=model.greedy_nms)
+    found = model.select(replaced(candidates, matched, targets)[TRUE_BOX], suppress=model.greedy_nms)
     exact = torch.cdist(found.boxes, targets.boxes, p=math.inf).amin(dim=0)
     assert exact.max() == 0
     assert len(model.select(candidates)) > 2  # boxes of 6 pixels do not reach each other
@@ -455,11 +456,11 @@ def test_it_learns_one_image() -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ({"threshold": 1.0}, "threshold must be in"),
-        ({"distance_unit": 0.0}, "distance_unit must be positive"),
-        ({"box_weight": -1.0}, "confidence_weight and box_weight must be"),
-        ({"dense_stride": 0}, "min_region, dense_stride, top_k and max_detections must be at least 1"),
-        ({"nms_iou": 0.0}, "nms_iou must be in"),
+        ({"threshold": 1.0}, "threshold is 1.0; it must be in"),
+        ({"distance_unit": 0.0}, "distance_unit is 0.0; it must be more than 0"),
+        ({"box_weight": -1.0}, "box_weight is -1.0; it must be 0 or more"),
+        ({"dense_stride": 0}, "dense_stride is 0; it must be at least 1"),
+        ({"nms_iou": 0.0}, "nms_iou is 0.0; it must be in"),
     ],
 )
 def test_options_that_make_no_sense(option: dict[str, Any], sentence: str) -> None:

@@ -20,7 +20,7 @@ from tests.helpers.references import DATA_ROOTS
 from tests.helpers.serving import KnownPredictor, serving
 from tests.serve.conftest import ready_client
 from tightbox.serve.app import create_app
-from tightbox.serve.predictor import CheckpointPredictor
+from tightbox.serve.predictor import of_checkpoint
 
 DROP = """([name, content]) => {
     const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
@@ -115,7 +115,7 @@ def test_a_real_image_and_a_real_detector(browser: Any) -> None:
     image = next((DATA_ROOTS[-1] / "bccd" / "images").glob("*.jpg"))
     model = tiny_model()
     expected = model.predict(image)
-    with serving(create_app(CheckpointPredictor(model))) as address, ready_client(address):
+    with serving(create_app(of_checkpoint(model))) as address, ready_client(address):
         visit = Visit(browser, address)
         visit.slide("score", 0)
         visit.drop(image.read_bytes(), image.name)

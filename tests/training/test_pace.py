@@ -136,8 +136,8 @@ def test_minutes_shorter_than_a_step(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"minutes": 0.0}, "minutes must be more than 0"),
-        ({"minutes": -1.0}, "minutes must be more than 0"),
+        ({"minutes": 0.0}, "minutes is 0.0; it must be more than 0"),
+        ({"minutes": -1.0}, "minutes is -1.0; it must be more than 0"),
         ({"minutes": math.nan}, "minutes is nan; it must be a finite number"),
         ({"minutes": math.inf}, "minutes is inf; it must be a finite number"),
         ({"minutes": 1.0, "epochs": 100}, "give either --minutes or --epochs, not both"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -14,15 +14,10 @@ from tightbox.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tightbox.calibration import Calibration, IouCalibration
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.calibrated_results import ResultCalibration
     from tightbox.evaluation.choose_map import MapChoice
     from tightbox.evaluation.fit_calibration import Method
-    from tightbox.evaluation.fit_margins import MatchedBoxes
     from tightbox.evaluation.matching import Matches
-    from tightbox.margins import Margins, Unit
-    from tightbox.miss_bound import MissBound
     from tightbox.models import Detector
 
 USAGE = "(CHECKPOINT --data DIR | --gt GT.json --dt DT.json --out FILE) [--coverage 0.9] [--miss 0.1]"
@@ -94,6 +89,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     model, data = on_data.open_both(args, calibrated=False)
 
     from tightbox.checkpoint import read_weights, save_calibration, weights_digest
+    from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
     from tightbox.evaluation.choose_map import choose_map
     from tightbox.evaluation.fit_calibration import fit_calibration
 
@@ -101,25 +97,22 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     matches = _detected(model, data, args)
     choice = choose_map(matches)
     method: Method = choice.method if args.method == "auto" else args.method
-    outer, inner, misses = _promises(args, matches, model.class_names)
     calibration = replace(
         fit_calibration(matches, method, split=args.split, images=len(data.records)),
-        outer=outer,
-        inner=inner,
-        misses=misses,
         weights=weights_digest(read_weights(folder)),
+        **_promises(args, matches, model.class_names),
     )
     save_calibration(calibration, folder)
 
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
-    _report(f"{args.split} (it learned from)", matches, calibration.ious, heading=True)
+    print(HEADING, *before_and_after(f"{args.split} (it learned from)", matches, calibration.ious), sep="\n")
     if method in choice.unseen:
-        _print_row(f"{args.split}, cross-validated", "after", choice.unseen[method], choice.true_ious)
+        cross_validated = choice.unseen[method], choice.true_ious
+        print(reliability_row(f"{args.split}, cross-validated", "after", *cross_validated))
     if tested is not None:
-        _report(f"{report_split}", tested, calibration.ious)
+        print(*before_and_after(f"{report_split}", tested, calibration.ious), sep="\n")
     _judge(args.method, method, choice)
-    _report_promises(calibration, matches, tested, model.class_names)
-    print(f"written: {folder / 'card.json'}")
+    print(*promises_kept(calibration, matches, tested, model.class_names), f"written: {folder / 'card.json'}", sep="\n")
     return 0
 
 
@@ -134,6 +127,7 @@ def _calibrate_results(args: Namespace) -> int:
 
     from tightbox.calibration import IOUS
     from tightbox.evaluation.calibrated_results import ResultCalibration, fit_maps
+    from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept
     from tightbox.evaluation.coco_files import from_coco, predictions_from_coco
     from tightbox.evaluation.matching import match
     from tightbox.files import write_json
@@ -144,8 +138,8 @@ def _calibrate_results(args: Namespace) -> int:
     matches = match(ground_truth, predictions, IOUS)
     by_score, scores, ious = fit_maps(matches)
     trusted = replace(matches, ious=matches.scores) if by_score else matches
-    outer, inner, misses = _promises(args, trusted, ground_truth.class_names)
-    calibration = ResultCalibration(by_score, scores, ious, outer, inner, misses, ground_truth.category_ids)
+    promises = _promises(args, trusted, ground_truth.class_names)
+    calibration = ResultCalibration(by_score, scores, ious, ground_truth.category_ids, **promises)
     if args.apply_to is not None:
         rows = read_json(Path(args.apply_to))
         # Checked like any result file, but of whatever images.
@@ -154,29 +148,28 @@ def _calibrate_results(args: Namespace) -> int:
     beside = out.with_suffix(".calibration.json")
     write_json(out, calibration(rows))
     write_json(beside, calibration.to_json())
-    _report("scores in its place" if by_score else "predicted IoUs", trusted, ious, heading=True)
-    _report_promises(calibration, trusted, None, ground_truth.class_names)
-    print(f"written: {out} and {beside}")
+    judged = "scores in its place" if by_score else "predicted IoUs"
+    print(HEADING, *before_and_after(judged, trusted, ious), sep="\n")
+    kept = promises_kept(calibration, trusted, None, ground_truth.class_names)
+    print(*kept, f"written: {out} and {beside}", sep="\n")
     return 0
 
 
-def _promises(
-    args: Namespace, matches: Matches, class_names: Sequence[str]
-) -> tuple[Margins | None, Margins | None, MissBound | None]:
-    """Margins of outer and inner boxes and the score threshold, those that were asked for."""
+def _promises(args: Namespace, matches: Matches, class_names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a calibration that were asked for: margins of outer and inner boxes, and the score threshold."""
     from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
     from tightbox.evaluation.fit_miss_bound import fit_miss_bound
 
-    outer = inner = misses = None
+    promises: dict[str, Any] = {}
     if args.coverage is not None:
         found = matched_boxes(matches, class_names)
         own = len(class_names) if args.per_class else 0
-        unit: Unit = args.margins or "iou"
-        outer = fit_margins(found, args.coverage, unit, classes=own)
-        inner = fit_margins(found, args.coverage, unit, classes=own, inner=True) if args.inner else None
+        for name in ("outer", "inner") if args.inner else ("outer",):
+            inner = name == "inner"
+            promises[name] = fit_margins(found, args.coverage, args.margins or "iou", classes=own, inner=inner)
     if args.miss is not None:
-        misses = fit_miss_bound(matches, args.miss, 0.1 if args.delta is None else args.delta)
-    return outer, inner, misses
+        promises["misses"] = fit_miss_bound(matches, args.miss, 0.1 if args.delta is None else args.delta)
+    return promises
 
 
 def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
@@ -193,29 +186,6 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
     return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
 
 
-def _report(split: str, matches: Matches, calibrated: IouCalibration, *, heading: bool = False) -> None:
-    from tightbox.calibration import IOUS
-
-    if heading:
-        print("predicted IoU against true IoU      boxes  error  worst  predicted actual")
-    counted = ~matches.at(IOUS[0]).ignored
-    raw, actual = matches.ious[counted], matches.best_iou[counted]
-    for name, predicted in (("before", raw), ("after", calibrated(raw))):
-        _print_row(split, name, predicted, actual)
-
-
-def _print_row(split: str, name: str, predicted: object, actual: object) -> None:
-    import numpy as np
-
-    from tightbox.evaluation.reliability import reliability
-
-    predicted, actual = np.asarray(predicted, dtype=np.float64), np.asarray(actual, dtype=np.float64)
-    table = reliability(predicted, actual)
-    figures = [table.error, table.worst, *(float(v.mean()) if len(v) else None for v in (predicted, actual))]
-    row = "".join("      -" if v is None else f"{v:7.3f}" for v in figures)
-    print(f"{split:25} {name:6} {len(predicted):8d} {row}")
-
-
 def _judge(asked: str, method: Method, choice: MapChoice) -> None:
     """Say which map was chosen, or that the one asked for makes things worse on images it did not learn from."""
     if asked == "auto":
@@ -226,56 +196,3 @@ def _judge(asked: str, method: Method, choice: MapChoice) -> None:
     elif choice.squared_error(method) > choice.squared_error("none"):
         worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
         on_data.warn(f"{worse}; --method auto would choose {choice.method}")
-
-
-def _report_promises(
-    calibration: Calibration | ResultCalibration, matches: Matches, tested: Matches | None, class_names: Sequence[str]
-) -> None:
-    """What the margins and the score threshold, those that were asked for, reach; on `tested`, if there is any."""
-    if calibration.outer is not None:
-        _report_margins(calibration.outer, calibration.inner, matches, tested, class_names)
-    if calibration.misses is not None:
-        _report_misses(calibration.misses, tested)
-
-
-def _report_margins(
-    outer: Margins, inner: Margins | None, matches: Matches, tested: Matches | None, class_names: Sequence[str]
-) -> None:
-    """Coverage and area of the margins, beside those of the plainer kinds."""
-    from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
-
-    found = matched_boxes(matches, class_names)
-    where, new = ("as learned", found) if tested is None else ("on test", matched_boxes(tested, class_names))
-    print(f"\nouter boxes for a coverage of {outer.coverage:g}, {where}: {len(new)} matched boxes")
-    print("margins            coverage   area")
-    for unit in ("pixels", "size", "iou"):
-        plain = outer if unit == outer.unit and not outer.classes else fit_margins(found, outer.coverage, unit)
-        _print_margins(unit, new, plain)
-    if outer.classes:
-        _print_margins(f"{outer.unit} per class", new, outer)
-    if inner is not None:
-        _print_margins(f"{inner.unit}, inner", new, inner, inner=True)
-    without = [class_names[label] for label in outer.about.get("classes_without_own", ())]
-    if without:
-        print(f"margins of all classes together, as there are too few boxes, for: {', '.join(without)}")
-
-
-def _print_margins(name: str, found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> None:
-    from tightbox.evaluation.fit_margins import covered, relative_area
-
-    if len(found):
-        holds, area = covered(found, margins, inner=inner).mean(), relative_area(found, margins, inner=inner)
-        print(f"{name:18} {holds:8.3f} {area:6.2f}")
-
-
-def _report_misses(bound: MissBound, tested: Matches | None) -> None:
-    import numpy as np
-
-    from tightbox.evaluation.fit_miss_bound import object_scores
-
-    print(
-        f"\nscore threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with probability "
-        f"{1 - bound.delta:g} ({bound.missed} of {bound.objects} were)"
-    )
-    if tested is not None and len(scores := object_scores(tested)):
-        print(f"on test {np.mean(scores < bound.threshold):.3f} are missed")

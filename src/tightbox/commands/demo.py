@@ -11,6 +11,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json, write_text
+from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
@@ -48,7 +49,6 @@ def run(args: Namespace) -> int:
 
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
-    from tightbox.progress import progress_bar
 
     _options(args.minutes, args.seed)  # refuses what makes no sense before anything is rendered
     device = on_data.find_device(args.device)
@@ -146,7 +146,6 @@ def _diagnose(page: Path, model: Detector, val: DetectionData) -> str:
     from tightbox.commands.diagnose import of_detector
     from tightbox.diagnosis.page import write_page
     from tightbox.inference.batches import LOADING
-    from tightbox.progress import progress_bar
 
     diagnosis, images = of_detector(model, val, "the demo's VFNet on val of its scenes", LOADING)
     try:

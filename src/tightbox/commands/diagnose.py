@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tightbox.commands import on_data
 from tightbox.errors import UserError
 from tightbox.files import write_json
+from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,6 @@ def run(args: Namespace) -> int:
 
     from tightbox.diagnosis.page import write_page
     from tightbox.diagnosis.sentences import sentences
-    from tightbox.progress import progress_bar
 
     out = Path(args.out)
     with progress_bar("crop out images") as progress:
@@ -64,7 +64,6 @@ def of_detector(
     from tightbox.diagnosis.diagnose import diagnose_results
     from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.before_suppression import look_before_suppression
-    from tightbox.progress import progress_bar
 
     with progress_bar(f"detecting in {data.split}") as progress:
         before = look_before_suppression(model, data, loading=loading, progress=progress)
@@ -121,7 +120,6 @@ def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:
     from tightbox.diagnosis.crops import find_images
     from tightbox.diagnosis.diagnose import diagnose_results
     from tightbox.evaluation.coco_files import read_ground_truth, read_predictions
-    from tightbox.progress import progress_bar
 
     gt, dt = Path(args.gt), Path(args.dt)
     content, ground_truth = read_ground_truth(gt)

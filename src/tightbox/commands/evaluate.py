@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
 from tightbox.files import write_json
+from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
@@ -78,7 +79,6 @@ def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, 
 def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
     """The folder of the data set's candidates, made if need be."""
     from tightbox.inference.candidates import cache_candidates
-    from tightbox.progress import progress_bar
 
     if on_data.several_processes():
         raise UserError("rules other than the detector's own work on kept candidates, in one process: start only one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,10 +121,7 @@ def _run_here(args: Namespace, model: Detector, job: Job, work: Work) -> None:
 
     model.to(on_data.find_device(args.device))
     parts = list(job.pending())
-    total, done = sum(len(part.names) for part in parts), 0
+    total, done = sum(len(part.names) for part in parts), count(1)
     with progress_bar("images", shown=bool(parts)) as progress:
         for part in parts:
-            before = done
-            target = job.card.part_path(job.folder, part.number)
-            work.run(model, part, target, lambda more, before=before: progress(before + more, total))  # type: ignore[misc]
-            done += len(part.names)
+            work.run(model, part, job.card.part_path(job.folder, part.number), lambda: progress(next(done), total))

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.commands import on_data
 from tightbox.files import write_json
+from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from tightbox.evaluation.ladder import Ladder
@@ -48,7 +49,6 @@ def _of_model(args: Namespace) -> Ladder:
 
     from tightbox.inference.candidates import iterate_assigned
     from tightbox.inference.oracle import oracle_study
-    from tightbox.progress import progress_bar
 
     with progress_bar("replacing outputs by the truth") as progress:
         images = iterate_assigned(model, data, loading=on_data.loading(args), progress=progress)

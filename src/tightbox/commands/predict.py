@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.calibration import Calibration
-    from tightbox.images import UnreadableImage
     from tightbox.inference.files import Selection
     from tightbox.models import Detector
 
@@ -99,7 +97,7 @@ def run(args: Namespace) -> int:
     model = on_data.open_model(args)
     draw = args.images is not False
     annotator = Annotator(model, selection(args, model), out, args.batch_size, draw=draw, crops=args.crops)
-    unreadable: list[UnreadableImage] = []
+    unreadable = []
     videos = [source for source in sources if _is_video(source[0])]
     images = [source for source in sources if not _is_video(source[0])]
     with progress_bar("images", shown=bool(images)) as progress:
@@ -125,7 +123,7 @@ def run(args: Namespace) -> int:
     boxes = sum(len(result.found) for result in annotator.results)
     print(f"{boxes} boxes in {len(sources) - len(unreadable)} files; see {out}")
     if unreadable:
-        print(f"{len(unreadable)} files could not be read", file=sys.stderr)
+        on_data.warn(f"{len(unreadable)} files could not be read")
     return int(bool(unreadable))
 
 
@@ -186,8 +184,8 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
     for text in given:
         path = Path(text).expanduser()
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES or _is_video(p))
-            matches = {p: p.relative_to(path) for p in inside}
+            inside = sorted(path.rglob("*"))
+            matches = {p: p.relative_to(path) for p in inside if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
         else:
             named = [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True)))
             matches = {p: Path(p.name) for p in named if p.is_file()}

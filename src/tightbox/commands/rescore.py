@@ -10,6 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
 from tightbox.files import write_json
+from tightbox.progress import progress_bar
 
 USAGE = "CHECKPOINT --data DIR --dt results.json --out better.json [--suppress iou_guided]"
 THRESHOLDS = {"iou_threshold": 0.5, "score_threshold": 0.05, "max_detections": 100}
@@ -55,7 +56,6 @@ def run(args: Namespace) -> int:
     from tightbox.inference.detect import to_results
     from tightbox.inference.rescore import by_record, rescore_data
     from tightbox.models.iou_net import IoUNet
-    from tightbox.progress import progress_bar
 
     model = on_data.open_model(args)
     if not isinstance(model, IoUNet) or model.iou_head is None:

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,13 +16,20 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError, missing_extra
 from tightbox.options import ServeOptions
 
-USAGE = "CHECKPOINT [--host 127.0.0.1] [--port 8000] [--token TOKEN]"
+if TYPE_CHECKING:
+    from tightbox.serve.predictor import Predictor
+
+USAGE = "CHECKPOINT_OR_ONNX [--host 127.0.0.1] [--port 8000] [--token TOKEN]"
 TOKEN_VARIABLE = "TIGHTBOX_TOKEN"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """What, where, and how much at once."""
-    parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
+    parser.add_argument(
+        "checkpoint",
+        help="folder that `tightbox train` wrote, such as runs/x/best; or a file that `tightbox export --format onnx` "
+        "wrote, which ONNX Runtime runs",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     parser.add_argument("--name", default="tightbox", help="of the model, in /v2/models/NAME")
@@ -47,13 +55,10 @@ def run(args: Namespace) -> int:
     except ImportError as error:
         raise missing_extra(f"{error.name}, which serving needs,", "serve") from error
 
-    from tightbox.models import load
     from tightbox.serve.app import create_app
-    from tightbox.serve.predictor import CheckpointPredictor
     from tightbox.serve.run import listen, serve_until_signal
 
-    predictor = CheckpointPredictor(load(args.checkpoint).to(on_data.find_device(args.device)))
-    app = create_app(predictor, name=args.name, options=options, token=token)
+    app = create_app(_predictor(args), name=args.name, options=options, token=token)
     with listen(args.host, args.port) as listening:
         address: tuple[Any, ...] = listening.getsockname()
         if not ipaddress.ip_address(address[0]).is_loopback and token is None:
@@ -63,6 +68,17 @@ def run(args: Namespace) -> int:
         accepted = serve_until_signal(app, listening, options)
     print(f"ended after {accepted} accepted images")
     return 0
+
+
+def _predictor(args: Namespace) -> Predictor:
+    if args.checkpoint.endswith(".onnx"):
+        from tightbox.serve.exported import of_onnx
+
+        return of_onnx(Path(args.checkpoint), args.device)
+    from tightbox.models import load
+    from tightbox.serve.predictor import of_checkpoint
+
+    return of_checkpoint(load(args.checkpoint).to(on_data.find_device(args.device)))
 
 
 def _token(given: str | None) -> str | None:

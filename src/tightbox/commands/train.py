@@ -32,27 +32,6 @@ MAY_CHANGE = (
     *("config", "resume", "data", "out", "device", "epochs", "minutes", "eval_every", "patience", "keep_all"),
     *("precision", "workers", "cache", "skip_unreadable", "tensorboard"),
 )
-# What two CPU cores train in half an hour, and a GPU in minutes; recipes/coco_r50_1x.yaml has the paper's values.
-SMALL = {
-    "backbone": "resnet18",
-    "long_side": 320,
-    "short_side": 320,
-    "batch_size": 4,  # twice the steps of 8 on the same images, which is worth more than their steadier gradient
-    "mosaic": 0.5,
-    "vfnet.channels": 64,
-    "vfnet.star_norm": True,
-    "vfnet.star_init": "kaiming",
-    "iou_aware_retinanet.channels": 64,
-    "iou_aware_retinanet.tower_depth": 3,
-    "iou_aware_retinanet.tower_norm": True,
-    "iou_net.channels": 64,
-    "iou_net.fc_channels": 256,
-    "iou_net.train_proposals": 500,
-    "iou_net.proposals": 300,
-    "iou_net.rois": 128,
-    "iou_net.jittered_boxes": 128,
-    "unitbox.pooled": False,
-}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -81,7 +60,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(AugmentOptions, None)
     for name, kind in MODEL_OPTIONS.items():
         parser.add_class_arguments(kind, name)
-    parser.set_defaults(SMALL)
+    parser.set_defaults(small())
+
+
+def small() -> dict[str, Any]:
+    """The defaults where they are not those of the options classes."""
+    return _flat(read_yaml(Path(__file__).with_name("small.yaml")))
 
 
 def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
@@ -220,8 +204,11 @@ def choices(
     Raises:
         UserError: if a choice makes no sense.
     """
-    if args.model not in MODEL_OPTIONS:  # a configuration file may say null
+    # A configuration file may say null, or nothing, which is the same.
+    if args.model not in MODEL_OPTIONS:
         raise UserError(f"--model is {args.model}; choose from {', '.join(MODEL_OPTIONS)}")
+    if args[args.model] is None:
+        raise UserError(f"{args.model} has no options in the configuration; give some, or leave that line out")
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
     if args.init or args.resume:
         backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten

@@ -38,38 +38,46 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
         return parsed
     label_of = _categories(content["categories"], json_path, parsed)
     position_of = _images(content["images"], json_path, image_dirs, parsed)
-    seen: set[str] = set()
+    seen: set[int | str] = set()
     for number, annotation in enumerate(content["annotations"], 1):
         if not isinstance(annotation, dict):
             parsed.error("annotation", f"entry {number} of the annotations in {json_path} is no object", "remove it")
             continue
-        image_id, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-        own = shown(annotation["id"]) if "id" in annotation else f"number {number}"
-        where = f"annotation {own} of image {shown(image_id)} in {json_path}"
+        own = annotation.get("id")
+        if not _is_id(own):
+            own = shown(own) if "id" in annotation else f"number {number}"
         if own in seen:
             message = f"{json_path} has annotation id {own} more than once, and pycocotools would keep only the last"
             parsed.findings.append(Finding(Severity.NOTE, "duplicate-annotation-id", "", message, "number them anew"))
         seen.add(own)
+        image_id, category = annotation.get("image_id"), annotation.get("category_id")
         position = position_of.get(image_id) if _is_id(image_id) else None
         label = label_of.get(category) if _is_id(category) else None
-        box, crowd = _xyxy(bbox), crowd_flag(annotation)
-        if position is None:
-            fix = f"remove the annotation or add its image; {_DOCTOR}"
-            parsed.error("unknown-image", f"{where} names an image id that is not in images", fix)
-            continue
-        path = parsed.images[position].path
-        if label is None:
-            message = f"{where} names category id {shown(category)}, which is not in categories"
-            parsed.error("unknown-category", message, f"add the category or correct the annotation; {_DOCTOR}", path)
-        elif box is None:
-            message = f"{where} has the bbox {shown(bbox)}, which is not 4 finite numbers"
-            parsed.error("bbox", message, f"give it [x, y, width, height] in pixels; {_DOCTOR}", path)
-        elif crowd is None:
-            message = f"{where} has the iscrowd {shown(annotation['iscrowd'])}, which is neither 0 nor 1"
-            parsed.error("iscrowd", message, f"write it as one of these numbers; {_DOCTOR}", path)
+        box, crowd = _xyxy(annotation.get("bbox")), crowd_flag(annotation)
+        if position is None or label is None or box is None or crowd is None:
+            path = "" if position is None else parsed.images[position].path
+            where = f"annotation {own} of image {shown(image_id)} in {json_path}"
+            parsed.error(*_fault(annotation, where, position, label, box), path)
         else:
             parsed.boxes.append(RawBox(position, label, box, crowd, _area(annotation.get("area"))))
     return parsed
+
+
+def _fault(
+    annotation: dict[str, Any], where: str, position: int | None, label: int | None, box: object
+) -> tuple[str, str, str]:
+    """The check, the message and the fix for what is wrong with an annotation; without any of them, its iscrowd is."""
+    if position is None:
+        fix = f"remove the annotation or add its image; {_DOCTOR}"
+        return "unknown-image", f"{where} names an image id that is not in images", fix
+    if label is None:
+        message = f"{where} names category id {shown(annotation.get('category_id'))}, which is not in categories"
+        return "unknown-category", message, f"add the category or correct the annotation; {_DOCTOR}"
+    if box is None:
+        message = f"{where} has the bbox {shown(annotation.get('bbox'))}, which is not 4 finite numbers"
+        return "bbox", message, f"give it [x, y, width, height] in pixels; {_DOCTOR}"
+    message = f"{where} has the iscrowd {shown(annotation['iscrowd'])}, which is neither 0 nor 1"
+    return "iscrowd", message, f"write it as one of these numbers; {_DOCTOR}"
 
 
 def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tightbox.data.layout import parse_data, splits
 from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
+from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
     for split in parsed:
         for image in split.images:
             entries[image.path][split.split].append(image)
-    copies: dict[bytes, list[Path]] = defaultdict(list)
+    copies: dict[str, list[Path]] = defaultdict(list)
     for done, (path, per_split) in enumerate(entries.items(), 1):
         for name, images in per_split.items():
             if len(images) > 1:
@@ -180,8 +180,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none
         if path.is_file():
-            with path.open("rb") as file:
-                copies[hashlib.file_digest(file, "sha256").digest()].append(path)
+            copies[digest_of(path)].append(path)
             yield from _image(path, sizes)
         else:
             message = f"the image {path} does not exist"

@@ -339,14 +339,11 @@ class Parsed:
         table = self.columns()
         kept = table.non_degenerate
         bounds = np.searchsorted(table.image[kept], np.arange(len(self.images) + 1))
-        boxes, labels, crowd, areas = (
-            table.clipped[kept],
-            table.labels[kept],
-            table.crowd[kept],
-            table.areas[kept],
-        )
+        columns: list[NDArray[Any]] = [
+            column[kept] for column in (table.clipped, table.labels, table.crowd, table.areas)
+        ]
         records = [
-            ImageRecord(*image, boxes[own], labels[own], crowd[own], areas[own])
+            ImageRecord(*image, *(column[own] for column in columns))
             for image, own in zip(self.images, starmap(slice, pairwise(bounds)), strict=True)
         ]
         names, ids = tuple(self.class_names), tuple(self.category_ids)

@@ -6,12 +6,13 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tightbox.diagnosis.numbers import Card
+from tightbox.diagnosis.numbers import Card, CardImage
 from tightbox.errors import UserError
 from tightbox.images import open_image
 
@@ -68,12 +69,11 @@ def crop_images(
     crops: dict[int, Crop] = {}
     spent = 0
     by_image = sorted(range(len(cards)), key=lambda i: (cards[i].image.id, i))
-    image, opened = None, None
+    opened = lru_cache(maxsize=1)(_open)
     for done, i in enumerate(by_image, 1):
         card = cards[i]
         view, source = view_of(card), None
-        if card.image.id != opened:
-            image, opened = _open(card, images.get(card.image.id)), card.image.id
+        image = opened(card.image, images.get(card.image.id))
         if image is not None and spent < MAX_BYTES:
             source = _encode(image, view)
             spent += len(source)
@@ -98,17 +98,11 @@ def view_of(card: Card) -> tuple[float, float, float, float]:
     return round(spans[0][0], 2), round(spans[1][0], 2), round(spans[0][1], 2), round(spans[1][1], 2)
 
 
-def _open(card: Card, path: Path | None) -> Image.Image | None:
+def _open(image: CardImage, path: Path | None) -> Image.Image | None:
     """The image, None if it is unavailable: a page with outlines is better than none."""
-    if path is None:
-        return None
-    size = (
-        None
-        if card.image.width is None or card.image.height is None
-        else (int(card.image.width), int(card.image.height))
-    )
+    size = None if image.width is None or image.height is None else (int(image.width), int(image.height))
     try:
-        return open_image(path, size)
+        return None if path is None else open_image(path, size)
     except UserError:
         return None
 

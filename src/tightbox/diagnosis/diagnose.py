@@ -11,7 +11,7 @@ import numpy as np
 from tightbox.calibration import IOUS
 from tightbox.diagnosis.evidence import Evidence, gather_evidence
 from tightbox.diagnosis.gallery import pick_cards
-from tightbox.diagnosis.numbers import ClassRow, Diagnosis, Group, Lost, MissBreakdown, ScoreReliability, Tightness
+from tightbox.diagnosis.numbers import ClassRow, Diagnosis, Group, ScoreReliability, Tightness
 from tightbox.evaluation.average_precision import SIZES, AveragePrecision, average_precisions
 from tightbox.evaluation.calibration_measures import calibration_measures
 from tightbox.evaluation.coco import evaluate
@@ -136,17 +136,17 @@ def _tightness(evidence: Evidence) -> Tightness:
     return Tightness(*(tuple(np.histogram(ious, bins=20, range=(0, 1))[0].tolist()) for ious in columns))
 
 
-def _lost(evidence: Evidence, ladder: Ladder, before: BeforeSuppression | None) -> Lost:
+def _lost(evidence: Evidence, ladder: Ladder, before: BeforeSuppression | None) -> dict[str, AveragePrecision | None]:
     """AP lost to each stage; where candidates are known, against the detector's own rules on these candidates."""
     base = average_precisions(evidence.matches)
     now = base if before is None else before.as_it_is
     ranking, boxes = ladder[TRUE_IOU_SCORE].alone, ladder[TRUE_BOX].own
-    return Lost(
-        ranking=None if ranking is None else ranking.minus(now),
-        suppression=None if before is None else before.well_suppressed.minus(now),
-        localisation=None if boxes is None else boxes.minus(now),
-        misses=average_precisions(evidence.matches, ~evidence.missed).minus(base),
-    )
+    return {
+        "ranking": None if ranking is None else ranking.minus(now),
+        "suppression": None if before is None else before.well_suppressed.minus(now),
+        "localisation": None if boxes is None else boxes.minus(now),
+        "misses": average_precisions(evidence.matches, ~evidence.missed).minus(base),
+    }
 
 
 def _reliability(table: Reliability, predicted: Floats, true_ious: Floats) -> ScoreReliability:
@@ -163,9 +163,9 @@ def _reliability(table: Reliability, predicted: Floats, true_ious: Floats) -> Sc
     )
 
 
-def _miss_breakdown(evidence: Evidence) -> MissBreakdown:
+def _miss_breakdown(evidence: Evidence) -> dict[str, int]:
     missed, suppressed, low = (int(each.sum()) for each in (evidence.missed, evidence.suppressed, evidence.scored_low))
-    return MissBreakdown(suppressed, low, missed - suppressed - low)
+    return {"suppressed": suppressed, "scored_low": low, "no_box": missed - suppressed - low}
 
 
 def _notes(ground_truth: GroundTruth, predictions: Predictions, before: BeforeSuppression | None) -> list[str]:

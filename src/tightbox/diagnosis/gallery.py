@@ -101,20 +101,20 @@ def _image(evidence: Evidence, position: int) -> CardImage:
     return CardImage(ground_truth.image_ids[position], ground_truth.file_names[position], width, height)
 
 
+def _box(evidence: Evidence, box: Floats, label: int, *figures: float) -> CardBox:
+    """A box with what is known of it: its score, its predicted IoU, NaN for none, and its true one."""
+    x, y, width, height = (round(float(v), 2) for v in box)
+    return CardBox((x, y, width, height), evidence.matches.ground_truth.class_names[label], *map(number, figures))
+
+
 def _object(evidence: Evidence, g: int) -> CardBox:
     ground_truth = evidence.matches.ground_truth
-    return CardBox(_xywh(ground_truth.boxes[g]), ground_truth.class_names[ground_truth.labels[g]])
+    return _box(evidence, ground_truth.boxes[g], ground_truth.labels[g])
 
 
 def _detection(evidence: Evidence, i: int, iou: float) -> CardBox:
     matches = evidence.matches
-    return CardBox(
-        _xywh(matches.boxes[i]),
-        matches.ground_truth.class_names[matches.labels[i]],
-        score=float(matches.scores[i]),
-        predicted_iou=number(matches.ious[i]),
-        iou=float(iou),
-    )
+    return _box(evidence, matches.boxes[i], matches.labels[i], matches.scores[i], matches.ious[i], iou)
 
 
 def _nearest(evidence: Evidence, g: int) -> CardBox | None:
@@ -125,15 +125,10 @@ def _nearest(evidence: Evidence, g: int) -> CardBox | None:
 
 def _candidate(evidence: Evidence, g: int) -> CardBox:
     """The tightest candidate of the ground-truth box's class."""
-    ground_truth, candidates = evidence.matches.ground_truth, evidence.candidates
+    label, candidates = evidence.matches.ground_truth.labels[g], evidence.candidates
     assert candidates is not None  # or nothing would be known to be suppressed
-    return CardBox(
-        _xywh(candidates.boxes[g]),
-        ground_truth.class_names[ground_truth.labels[g]],
-        score=float(candidates.scores[g]),
-        predicted_iou=number(candidates.predicted_ious[g]),
-        iou=float(candidates.ious[g]),
-    )
+    figures = candidates.scores[g], candidates.predicted_ious[g], candidates.ious[g]
+    return _box(evidence, candidates.boxes[g], label, *figures)
 
 
 def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
@@ -146,8 +141,3 @@ def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
     chosen = np.argsort(rank_in_group(groups[order]) // PER_GROUP, kind="stable")[:most]
     worst: Ints = order[np.sort(chosen)]
     return worst
-
-
-def _xywh(box: Floats) -> tuple[float, float, float, float]:
-    x, y, width, height = (round(float(v), 2) for v in box)
-    return x, y, width, height

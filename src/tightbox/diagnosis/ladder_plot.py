@@ -58,10 +58,8 @@ def draw_variants(axes: Axes, variants: Sequence[OracleVariant], colours: tuple[
     names = [variant.name.replace(" := ", "\n:= ") for variant in variants]
     axes.set_yticks(range(len(variants)), names, color=matplotlib.rcParams["text.color"], size=9)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(variants) - 0.5, -0.5)
-    axes.set_xlim(0, 112)  # room for the figure beside a bar of 100
-    axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("AP")
+    # There is room for the figure beside a bar of 100.
+    axes.set(xlim=(0, 112), xticks=range(0, 101, 25), ylim=(len(variants) - 0.5, -0.5), xlabel="AP")
     if _both(variants):
         axes.figure.legend(loc="outside upper right", ncols=2, fontsize=9)
 

@@ -15,24 +15,6 @@ from tightbox.evaluation.tide import ClassErrors
 
 
 @dataclass(frozen=True)
-class Lost:
-    """The AP that each stage costs: what AP would gain if that stage alone made no mistake. They do not add up.
-
-    Attributes:
-        ranking: the score of every box on an object is its true IoU.
-        suppression: of the candidates on an object only the tightest is left, with the best score among them; None
-            where candidates are not known.
-        localisation: every box on an object is the object's.
-        misses: objects without any box of their class on them (IoU 0.5) are not asked for.
-    """
-
-    ranking: AveragePrecision | None
-    suppression: AveragePrecision | None
-    localisation: AveragePrecision | None
-    misses: AveragePrecision | None
-
-
-@dataclass(frozen=True)
 class ScoreReliability:
     """How reliably a score or a predicted IoU predicts the true IoU, over the final boxes.
 
@@ -90,21 +72,6 @@ class ClassRow:
     lrp: Lrp
     errors: ClassErrors
     laece: float | None
-
-
-@dataclass(frozen=True)
-class MissBreakdown:
-    """How many objects without a final box of their class on them (IoU 0.5) were lost at which stage, the last one.
-
-    Attributes:
-        suppressed: a box that was good enough to be reported was suppressed, or came too late among the candidates.
-        scored_low: a box was there, but scored below the threshold.
-        no_box: no candidate of any score was on them.
-    """
-
-    suppressed: int
-    scored_low: int
-    no_box: int
 
 
 @dataclass(frozen=True)
@@ -191,8 +158,15 @@ class Diagnosis:
         predicted_iou: reliability of the predicted IoU, calibrated if the detector is; None if there is none.
         before_suppression: correlations with the true IoU of the candidates that would be reported.
         ladder: AP with one output replaced by the truth, of every oracle variant.
-        lost: AP lost to each stage.
-        miss_breakdown: at which stage missed objects were lost, None where candidates are not known.
+        lost: the AP that each stage of `STAGES` costs: what AP would gain if that stage alone made no mistake. They do
+            not add up. For "ranking" the score of every box on an object is its true IoU; for "suppression", of the
+            candidates on an object only the tightest is left, with the best score among them (None where candidates are
+            not known); for "localisation" every box on an object is the object's; for "misses" objects without any box
+            of their class on them (IoU 0.5) are not asked for.
+        miss_breakdown: how many objects without a final box of their class on them (IoU 0.5) were lost at which stage,
+            the last one; None where candidates are not known. "suppressed": a box that was good enough to be reported
+            was suppressed, or came too late among the candidates; "scored_low": a box was there, but scored below the
+            threshold; "no_box": no candidate of any score was on them.
         per_class: by class name.
         per_size: by `SIZES`.
         better_boxes: for how many objects a box tighter than the kept one was there, by at least 0.01.
@@ -218,8 +192,8 @@ class Diagnosis:
     predicted_iou: ScoreReliability | None
     before_suppression: dict[str, Correlation]
     ladder: tuple[OracleVariant, ...]
-    lost: Lost
-    miss_breakdown: MissBreakdown | None
+    lost: dict[str, AveragePrecision | None]
+    miss_breakdown: dict[str, int] | None
     per_class: dict[str, ClassRow]
     per_size: dict[str, Group]
     better_boxes: int

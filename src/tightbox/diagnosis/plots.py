@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
 from tightbox.diagnosis.numbers import Diagnosis
-from tightbox.diagnosis.sentences import STAGES
 from tightbox.errors import missing_extra
 from tightbox.evaluation.average_precision import CURVE, AveragePrecision
 from tightbox.evaluation.ladder import TRUE_BOX, TRUE_IOU_SCORE
@@ -23,16 +22,9 @@ from tightbox.evaluation.reliability import Reliability
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that matplotlib is told, some of them by plots.mplstyle, and what the style sheet makes of them.
+# Colours that matplotlib is told, some of them by plots.mplstyle, and the variables of the style sheet they stand for.
 INK, MUTED, GRID, ONE, TWO, THREE = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
-VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--line)",
-    ONE: "var(--one)",
-    TWO: "var(--two)",
-    THREE: "var(--three)",
-}
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", ONE: "one", TWO: "two", THREE: "three"}
 STYLE = Path(__file__).with_name("plots.mplstyle")
 WIDTH, HEIGHT = 4.6, 3.1  # inches
 
@@ -71,8 +63,21 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
     Raises:
         UserError: if the extra `viz` is missing.
     """
+    lost = {name: aps.ap for name, aps in diagnosis.lost.items() if aps is not None}
+    counts, gains = diagnosis.errors.count, diagnosis.errors.gain
+    kinds = {f"{kind.column} ({getattr(counts, name):,})": getattr(gains, name) for name, kind in KINDS.items()}
+    parts = {
+        "1 − IoU of matches": diagnosis.lrp.localisation,
+        "false positives": diagnosis.lrp.false_positives,
+        "missed objects": diagnosis.lrp.false_negatives,
+    }
+    bars = (
+        ("lost", "AP that each stage alone costs; they do not add up", lost, "points of AP", 2.2),
+        ("lrp", "Parts of optimal LRP, less is better", parts, "per cent", 2.9),
+        ("kinds", "AP50 that fixing each kind of mistake alone would give", kinds, "points of AP50", 2.9),
+    )
     plots = [
-        Plot.draw("lost", "AP that each stage alone costs; they do not add up", partial(_lost, diagnosis), 2.2),
+        *(Plot.draw(name, caption, partial(_bars, rows=rows, unit=unit), h) for name, caption, rows, unit, h in bars),
         Plot.draw(
             "ladder",
             "AP with one output replaced by the truth",
@@ -81,8 +86,6 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
         ),
         Plot.draw("curve", "AP by the IoU that a right box has at least", partial(_curve, diagnosis)),
         Plot.draw("tightness", "Objects by the IoU of their box", partial(_tightness, diagnosis)),
-        Plot.draw("lrp", "Parts of optimal LRP, less is better", partial(_lrp, diagnosis), 2.9),
-        Plot.draw("kinds", "AP50 that fixing each kind of mistake alone would give", partial(_kinds, diagnosis), 2.9),
     ]
     for key, name, target, reliability in (
         ("score", "score", "IoU if right, 0 if not", diagnosis.score),
@@ -98,39 +101,16 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
     return {plot.name: plot for plot in plots}
 
 
-def _lost(diagnosis: Diagnosis, axes: Axes) -> None:
-    stages = {name: getattr(diagnosis.lost, name) for name in STAGES}
-    _bars(axes, {name: aps.ap for name, aps in stages.items() if aps is not None and aps.ap is not None})
-    axes.set_xlabel("points of AP")
-
-
-def _kinds(diagnosis: Diagnosis, axes: Axes) -> None:
-    gain, count = diagnosis.errors.gain, diagnosis.errors.count
-    rows = {f"{KINDS[f.name].column} ({getattr(count, f.name):,})": getattr(gain, f.name) for f in fields(gain)}
-    _bars(axes, {name: value for name, value in rows.items() if value is not None})
-    axes.set_xlabel("points of AP50")
-
-
-def _lrp(diagnosis: Diagnosis, axes: Axes) -> None:
-    names = {
-        "localisation": "1 − IoU of matches",
-        "false_positives": "false positives",
-        "false_negatives": "missed objects",
-    }
-    rows = {name: getattr(diagnosis.lrp, field) for field, name in names.items()}
-    _bars(axes, {name: value for name, value in rows.items() if value is not None})
-    axes.set_xlabel("per cent")
-
-
-def _bars(axes: Axes, rows: dict[str, float]) -> None:
-    values = [100 * value for value in rows.values()]
-    axes.barh(range(len(rows)), values, 0.62, color=ONE)
-    for place, value in enumerate(values):
+def _bars(axes: Axes, *, rows: Mapping[str, float | None], unit: str) -> None:
+    """A horizontal bar of each row that is known, in per cent, the first at the top."""
+    known = {name: 100 * value for name, value in rows.items() if value is not None}
+    axes.barh(range(len(known)), list(known.values()), 0.62, color=ONE)
+    for place, value in enumerate(known.values()):
         label_bar(axes, max(value, 0), place, f"{value:.1f}")
-    axes.set_yticks(range(len(rows)), list(rows), color=INK)
+    axes.set_yticks(range(len(known)), known, color=INK)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set_xlim(min(0.0, *values, 0.0), 1.15 * max(values, default=0) + 0.5)
+    axes.set(xlim=(min([0.0, *known.values()]), 1.15 * max(known.values(), default=0) + 0.5), xlabel=unit)
 
 
 def _curve(diagnosis: Diagnosis, axes: Axes) -> None:
@@ -144,10 +124,8 @@ def _curve(diagnosis: Diagnosis, axes: Axes) -> None:
         there = [] if aps is None else [(i / 100, 100 * v) for i in CURVE if (v := aps.by_iou[str(i)]) is not None]
         if there:
             axes.plot(*zip(*there, strict=True), style, color=colour, label=label, marker="o", ms=3, lw=1.6)
-    axes.set_ylim(0, 103)
+    axes.set(ylim=(0, 103), xlabel="IoU", ylabel="AP")
     axes.set_xticks([iou / 100 for iou in CURVE], [f".{iou}" for iou in CURVE])
-    axes.set_xlabel("IoU")
-    axes.set_ylabel("AP")
     axes.grid(axis="y")
     if axes.lines:
         axes.legend(loc="lower left", fontsize=9)
@@ -157,9 +135,7 @@ def _tightness(diagnosis: Diagnosis, axes: Axes) -> None:
     edges = [i / 20 for i in range(21)]
     axes.stairs(diagnosis.tightness.kept, edges, fill=True, color=ONE, alpha=0.55, label="kept box")
     axes.stairs(diagnosis.tightness.best, edges, color=TWO, lw=1.6, label="best box that was there")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("IoU with the object")
-    axes.set_ylabel("objects")
+    axes.set(xlim=(0, 1), xlabel="IoU with the object", ylabel="objects")
     axes.grid(axis="y")
     axes.legend(loc="best", fontsize=9)  # wherever no bar is tall: many missed objects make the first one so
 
@@ -175,21 +151,14 @@ def _reliability(axes: Axes, *, table: Reliability, name: str, target: str) -> N
     fewer_left = sum(table.counts[: len(middle) // 2]) < sum(table.counts[-(len(middle) // 2) :])
     side = (0.01, "left") if fewer_left else (0.99, "right")  # where the bars are short
     axes.text(side[0], -0.13, "how many boxes", ha=side[1], color=MUTED, size=9)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(-0.18, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel(name)
-    axes.set_ylabel(target)
+    axes.set(xlim=(0, 1), ylim=(-0.18, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1], xlabel=name, ylabel=target)
     axes.legend(loc="upper left", fontsize=9)
 
 
 def _points(axes: Axes, *, points: Sequence[tuple[float, float]], name: str) -> None:
     axes.plot(*zip(*points, strict=True), "o", color=ONE, ms=2.8, mew=0, alpha=0.4)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-    axes.set_xlim(0, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_xlabel(name)
-    axes.set_ylabel("true IoU")
+    axes.set(xlim=(0, 1.01), ylim=(-0.01, 1.01), xlabel=name, ylabel="true IoU")
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
@@ -200,7 +169,7 @@ def _for_page(svg: str, name: str, title: str) -> str:
     # Names are unique in their drawing, and must be so on the page.
     svg = re.sub(r' (id|xlink:href)="(#?)', rf' \1="\g<2>{name}-', svg).replace("url(#", f"url(#{name}-")
     for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
+        svg = svg.replace(colour, f"var(--{variable})")
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height|xmlns:xlink|version)="[^"]*"', "", head)
     return (

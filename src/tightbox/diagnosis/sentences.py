@@ -6,7 +6,6 @@ from functools import partial
 
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis, ScoreReliability
-from tightbox.evaluation.calibration_measures import CalibrationMeasures
 from tightbox.evaluation.figures import percent
 
 _percent = partial(percent, width=0)  # within a sentence, and not in a column
@@ -35,8 +34,7 @@ def _lost(diagnosis: Diagnosis) -> str:
     ap = diagnosis.aps.ap
     if ap is None:
         return "There is no object in the truth, so there is no AP to lose."
-    stages = {name: getattr(diagnosis.lost, name) for name in STAGES}
-    gains = {name: aps.ap for name, aps in stages.items() if aps is not None and aps.ap is not None}
+    gains = {name: aps.ap for name, aps in diagnosis.lost.items() if aps is not None and aps.ap is not None}
     worst = max(gains, key=lambda name: gains[name], default=None)
     if worst is None or gains[worst] < 0.0005:
         if diagnosis.all.found == 0:
@@ -81,32 +79,12 @@ def _kinds(diagnosis: Diagnosis) -> str:
 
 
 def _reliability(diagnosis: Diagnosis) -> str:
-    parts = [_reliability_of("score", diagnosis.score)]
-    if diagnosis.predicted_iou is not None:
-        parts.append(_reliability_of("predicted IoU", diagnosis.predicted_iou))
-    else:
-        parts.append("There is no predicted IoU to judge.")
-    return " ".join(parts)
+    judged = {"score": diagnosis.score, "predicted IoU": diagnosis.predicted_iou}
+    return " ".join(_reliability_of(name, reliability) for name, reliability in judged.items())
 
 
-def measure_sentences(measures: CalibrationMeasures) -> dict[str, str]:
-    """What each published calibration measure says, by its field; those that nothing can tell are left out."""
-    tell = {
-        "d_ece": "A score is off by {} from the fraction of boxes of about that score that are right (IoU 0.5).",
-        "laece": "A score is off by {} from how often and how tightly such boxes fit (an IoU below 0.1 counts as 0).",
-        "laece0": "A score is off by {} from the mean IoU of boxes of about that score, of each class for itself.",
-        "laace0": "The score of a single box is off by {} from the IoU of that very box.",
-        "oce": (
-            "Asked what an object is, the boxes on it are wrong by {}, on a scale where a missed object counts as 1 "
-            "and a certain, right answer as 0."
-        ),
-    }
-    figures = {name: getattr(measures, name) for name in tell}
-    return {name: tell[name].format(f"{value:.3f}") for name, value in figures.items() if value is not None}
-
-
-def _reliability_of(name: str, reliability: ScoreReliability) -> str:
-    if reliability.error is None or reliability.bias is None:
+def _reliability_of(name: str, reliability: ScoreReliability | None) -> str:
+    if reliability is None or reliability.error is None or reliability.bias is None:
         return f"There is no {name} to judge."
     one_sided = abs(reliability.bias) > reliability.error / 2
     way = ("too high" if reliability.bias > 0 else "too low") if one_sided else "either way"

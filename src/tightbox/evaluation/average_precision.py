@@ -46,17 +46,9 @@ class AveragePrecision:
 
     def minus(self, other: AveragePrecision) -> AveragePrecision:
         """What this has more."""
-        return AveragePrecision(
-            difference(self.ap, other.ap),
-            *(
-                {key: difference(value, theirs.get(key)) for key, value in ours.items()}
-                for ours, theirs in (
-                    (self.by_iou, other.by_iou),
-                    (self.by_size, other.by_size),
-                    (self.by_class, other.by_class),
-                )
-            ),
-        )
+        parts = (self.by_iou, other.by_iou), (self.by_size, other.by_size), (self.by_class, other.by_class)
+        differences = ({key: difference(ap, theirs.get(key)) for key, ap in ours.items()} for ours, theirs in parts)
+        return AveragePrecision(difference(self.ap, other.ap), *differences)
 
 
 def size_index(areas: Floats) -> Ints:

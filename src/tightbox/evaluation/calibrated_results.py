@@ -26,19 +26,19 @@ class ResultCalibration:
         by_score: whether the score stands in for the predicted IoU, as the results have none.
         scores: from the score to the IoU that counts: that of a right box, 0 of a wrong one.
         ious: from the raw predicted IoU to the IoU to expect with the nearest object of the class.
+        class_ids: category id of each label of the margins.
         outer: margins of the boxes that hold their object, `inner` of those that lie in it; None if not asked for.
         inner: see `outer`.
         misses: the score threshold, of raw scores, that misses few objects; None if not asked for.
-        class_ids: category id of each label of the margins.
     """
 
     by_score: bool
     scores: IouCalibration
     ious: IouCalibration
-    outer: Margins | None
-    inner: Margins | None
-    misses: MissBound | None
     class_ids: tuple[int, ...]
+    outer: Margins | None = None
+    inner: Margins | None = None
+    misses: MissBound | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a COCO result file of the same tool with calibrated numbers, the raw ones beside them.

@@ -13,7 +13,7 @@ Each says in one number how far the scores are from what they should mean; what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -91,26 +91,18 @@ def oce(
     p̄ is the mean over all boxes of any class with at least this IoU of their class scores. Of detections only the
     score of their own class is known; those of others count as 0. Crowds are no objects. None without objects.
     """
-    classes = len(ground_truth.category_ids)
-    objects = np.flatnonzero(~ground_truth.crowd)
-    if not len(objects):
-        return None
-    order = np.argsort(predictions.images, kind="stable")
-    pairs = list(overlapping_pairs(predictions.images[order], predictions.boxes[order], ground_truth))
-    box, target, iou = (np.concatenate(parts) for parts in zip(*pairs, strict=True)) if pairs else (None, None, None)
-    errors = []
-    for threshold in iou_thresholds:
-        sums, counts = np.zeros((len(ground_truth.labels), classes)), np.zeros(len(ground_truth.labels))
-        if box is not None and target is not None and iou is not None:
-            close = iou >= threshold
-            rows = order[box[close]]
-            np.add.at(sums, (target[close], predictions.labels[rows]), predictions.scores[rows])
-            np.add.at(counts, target[close], 1)
-        told: Floats = sums / np.maximum(counts, 1)[:, None]
-        told[np.arange(len(told)), ground_truth.labels] -= 1
-        brier = np.where(counts > 0, (told**2).sum(axis=1), 1.0)
-        errors.append(float(brier[objects].mean()))
-    return mean(errors)
+    objects = np.arange(len(ground_truth.labels))
+    counts = np.zeros((len(iou_thresholds), len(objects)))
+    sums = np.zeros((*counts.shape, len(ground_truth.category_ids)))
+    for box, target, iou in overlapping_pairs(predictions.images, predictions.boxes, ground_truth):
+        level, pair = np.nonzero(iou >= np.array(iou_thresholds)[:, None])
+        box, target = box[pair], target[pair]
+        np.add.at(sums, (level, target, predictions.labels[box]), predictions.scores[box])
+        np.add.at(counts, (level, target), 1)
+    told = sums / np.maximum(counts, 1)[..., None]
+    told[:, objects, ground_truth.labels] -= 1
+    errors = np.where(counts > 0, (told**2).sum(axis=-1), 1.0)
+    return mean(errors[:, ~ground_truth.crowd])
 
 
 @dataclass(frozen=True)
@@ -144,10 +136,11 @@ def thresholded_protocol(
     """
     known, learned = held_out
     first = _best_thresholds(known, learned, iou_threshold)
-    kept = _above(learned, first)
+    kept = learned[learned.scores >= first[learned.labels]]
     maps = fit_scores(match(known, kept, (iou_threshold,)), baseline, iou_threshold)
     second = _best_thresholds(known, maps(kept), iou_threshold)
-    left = _above(maps(_above(test[1], first)), second)
+    left = maps(test[1][test[1].scores >= first[test[1].labels]])
+    left = left[left.scores >= second[left.labels]]
     matches = match(test[0], left, (iou_threshold,))
     return ThresholdedProtocol(
         thresholds=dict(zip(known.category_ids, (None if np.isinf(v) else float(v) for v in second), strict=True)),
@@ -161,9 +154,3 @@ def _best_thresholds(ground_truth: GroundTruth, predictions: Predictions, iou_th
     report = optimal_lrp(match(ground_truth, predictions, (iou_threshold,)), iou_threshold)
     best = (report.per_class[category].threshold for category in ground_truth.category_ids)
     return np.array([np.inf if value is None else value for value in best])
-
-
-def _above(predictions: Predictions, thresholds: Floats) -> Predictions:
-    kept = predictions.scores >= thresholds[predictions.labels]
-    columns = ("images", "labels", "boxes", "scores", "ious")
-    return replace(predictions, **{name: getattr(predictions, name)[kept] for name in columns})

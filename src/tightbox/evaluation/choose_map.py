@@ -53,9 +53,7 @@ def choose_of_pairs(raw: ArrayLike, true_ious: ArrayLike, images: ArrayLike, *, 
         images: (N,) image of each: boxes of one image are alike, and never learned from and judged at once.
         seed: of the folds.
     """
-    raw, true_ious = (np.asarray(values, dtype=np.float64) for values in (raw, true_ious))
-    there = np.isfinite(raw) & np.isfinite(true_ious)
-    images = np.asarray(images)[there]
+    images = np.asarray(images)[np.isfinite(raw) & np.isfinite(true_ious)]
     raw, true_ious = finite_pairs(raw, true_ious)
     names, of_image = np.unique(images, return_inverse=True)
     fold = (np.random.default_rng(seed).permutation(len(names)) % FOLDS)[of_image]
@@ -64,9 +62,9 @@ def choose_of_pairs(raw: ArrayLike, true_ious: ArrayLike, images: ArrayLike, *, 
         return MapChoice("none", {"none": raw.clip(0, 1)}, true_ious)
     unseen: dict[Method, Floats] = {}
     for method, fit in FITS.items():
-        unseen[method] = np.empty_like(raw)  # type: ignore[index]
+        unseen[method] = np.empty_like(raw)
         for held in folds:
-            unseen[method][held] = fit(raw[~held], true_ious[~held], minimum=1)(raw[held])  # type: ignore[index]
+            unseen[method][held] = fit(raw[~held], true_ious[~held], minimum=1)(raw[held])
     chosen: Method = "none"
     for method in unseen:
         better = (unseen[chosen] - true_ious) ** 2 - (unseen[method] - true_ious) ** 2

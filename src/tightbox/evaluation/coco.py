@@ -9,7 +9,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from tightbox.evaluation.figures import Floats, mean, percent, percents
+from tightbox.evaluation.figures import Floats, Ints, mean, percent, percents
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 
 AREAS = ("all", "small", "medium", "large")  # COCO's sizes: up to 32², 96² and 1e5² pixels of object area
@@ -96,32 +96,39 @@ def _precision_and_recall(
 
     T = 10 IoU thresholds, R = 101 recalls, K = categories, A = `AREAS`.
     """
-    # The evaluator holds ids as float64, which has no place for all integers above 2^53: it gets positions instead.
-    # They count from 1, as it takes a match with id 0 for no match.
-    content = {
-        "images": [{"id": i} for i in range(1, len(ground_truth.image_ids) + 1)],
-        "categories": [{"id": k} for k in range(1, len(ground_truth.category_ids) + 1)],
-    }
-    objects = _rows(ground_truth, ground_truth.areas, iscrowd=ground_truth.crowd.astype(int))
-    found = _rows(predictions, predictions.boxes[:, 2:].prod(axis=1), score=predictions.scores)
-    sets = [COCO(content | {"annotations": rows}) for rows in (objects, found)]
-    evaluation = COCOeval_faster(*sets, "bbox", print_function=lambda *_: None)
-    evaluation.params.maxDets = [max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+    count = len(ground_truth.category_ids)
+    precision, recall = np.full((10, 101, count, len(AREAS)), np.nan), np.full((10, count, len(AREAS)), np.nan)
+    # The evaluator holds a table of all images by all classes; class by class, there are only images that have it.
+    for label in np.flatnonzero(ground_truth.positives):
+        objects, found = ground_truth.labels == label, predictions.labels == label
+        images, position = np.unique(
+            np.concatenate([ground_truth.images[objects], predictions.images[found]]), return_inverse=True
+        )
+        # It holds ids as float64, which has no place for all integers above 2^53: it gets positions instead. They
+        # count from 1, as it takes a match with id 0 for no match.
+        content = {"images": [{"id": i} for i in range(1, len(images) + 1)], "categories": [{"id": 1}]}
+        at, xywh = np.split(position + 1, [objects.sum()]), predictions.boxes[found]
+        areas, crowd = ground_truth.areas[objects], ground_truth.crowd[objects].astype(int)
+        rows = _rows(at[0], ground_truth.boxes[objects], area=areas, iscrowd=crowd)
+        results = _rows(at[1], xywh, area=xywh[:, 2:].prod(axis=1), score=predictions.scores[found])
+        sets = [COCO(content | {"annotations": annotations}) for annotations in (rows, results)]
+        evaluation = COCOeval_faster(*sets, "bbox", print_function=lambda *_: None)
+        evaluation.params.maxDets = [max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision[:, :, label] = evaluation.eval["precision"][:, :, 0, :, 0]
+        recall[:, label] = evaluation.eval["recall"][:, 0, :, 0]
     return np.where(precision > -1, precision, np.nan), np.where(recall > -1, recall, np.nan)
 
 
-def _rows(boxes: GroundTruth | Predictions, areas: Floats, **columns: NDArray[Any]) -> list[dict[str, Any]]:
+def _rows(images: Ints, boxes: Floats, **columns: NDArray[Any]) -> list[dict[str, Any]]:
     """The evaluator's own annotations, which it writes its marks into."""
     table = {
-        "id": range(1, len(areas) + 1),
-        "image_id": (boxes.images + 1).tolist(),
-        "category_id": (boxes.labels + 1).tolist(),
-        "bbox": boxes.boxes.tolist(),
-        "area": areas.tolist(),
-        "iscrowd": [0] * len(areas),
+        "id": range(1, len(images) + 1),
+        "image_id": images.tolist(),
+        "category_id": [1] * len(images),
+        "bbox": boxes.tolist(),
+        "iscrowd": [0] * len(images),
     }
     table |= {name: column.tolist() for name, column in columns.items()}
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

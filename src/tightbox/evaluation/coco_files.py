@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from tightbox.data.coco import crowd_flag
 from tightbox.errors import UserError
-from tightbox.evaluation.figures import Floats, Ints
+from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.overlaps import overlapping_pairs
 from tightbox.reading import LARGEST_NUMBER, naming, read_json, shown
@@ -66,16 +66,15 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
         if _is_number(width) and _is_number(height):
             sizes[image_at[row["id"]]] = width, height
         file_names[image_at[row["id"]]] = str(row.get("file_name", row["id"]))
-    rows = content["annotations"]
-    images = _positions(rows, "annotation", "image_id", image_ids)
-    labels = _positions(rows, "annotation", "category_id", category_ids)
-    boxes, given = _boxes(rows, "annotation"), _numbers(rows, "annotation", "area")
-    absent = np.array([row.get("area") is None for row in rows], dtype=np.bool_)
-    areas = np.where(absent, boxes[:, 2:].prod(axis=1), given)
-    _refuse_first(
-        ~np.isfinite(areas),
-        lambda i: f"annotation {i + 1} has the area {shown(rows[i].get('area'))}, which must be finite; correct it",
-    )
+    annotations = _Rows("annotation", content["annotations"])
+    images = annotations.positions("image_id", image_ids)
+    labels = annotations.positions("category_id", category_ids)
+    boxes, given = annotations.boxes(), annotations.column("area")
+    areas = np.where([area is None for area in given], boxes[:, 2:].prod(axis=1), annotations.numbers("area"))
+    annotations.refuse(~np.isfinite(areas), given, "has the area", ", which must be finite; correct it")
+    crowd = [crowd_flag(row) for row in content["annotations"]]
+    neither = ", which is neither 0 nor 1; write it as one of these numbers"
+    annotations.refuse([flag is None for flag in crowd], annotations.column("iscrowd"), "has the iscrowd", neither)
     return GroundTruth(
         image_ids=image_ids,
         file_names=tuple(file_names),
@@ -86,7 +85,7 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
         labels=labels,
         boxes=boxes,
         areas=areas,
-        crowd=np.array([_is_crowd(row, number) for number, row in enumerate(rows, 1)], dtype=np.bool_),
+        crowd=np.array(crowd, dtype=np.bool_),
     )
 
 
@@ -107,24 +106,16 @@ def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:
         raise UserError(f"the results must be a list of detections, but are one object with the keys {keys}")
     if not isinstance(rows, list):
         raise UserError(f"the results must be a list of detections, but are {shown(rows)}")
-    images = _positions(rows, "result", "image_id", ground_truth.image_ids)
-    labels = _positions(rows, "result", "category_id", ground_truth.category_ids)
+    results = _Rows("result", rows)
+    images = results.positions("image_id", ground_truth.image_ids)
+    labels = results.positions("category_id", ground_truth.category_ids)
     if rows and "bbox" not in rows[0] and "segmentation" in rows[0]:
         raise UserError("result 1 has a segmentation but no bbox; only boxes are judged here, so write them too")
-    boxes = _boxes(rows, "result")
-    scores = _numbers(rows, "result", "score")
-    _refuse_first(
-        ~np.isfinite(scores) | (scores < -ROUNDING) | (scores > 1 + ROUNDING),
-        lambda i: (
-            f"result {i + 1} has the score {shown(rows[i].get('score'))}, but needs a number in [0, 1]; "
-            "divide percentages by 100, apply a sigmoid to logits"
-        ),
-    )
-    ious = _numbers(rows, "result", "iou")
-    _refuse_first(
-        (ious < -ROUNDING) | (ious > 1 + ROUNDING),
-        lambda i: f"result {i + 1} has the iou {ious[i]:g}, but a predicted IoU lies in [0, 1]; correct or remove it",
-    )
+    boxes, scores, ious = results.boxes(), results.numbers("score"), results.numbers("iou")
+    way_out = ", but needs a number in [0, 1]; divide percentages by 100, apply a sigmoid to logits"
+    results.refuse(np.isnan(scores) | _outside(scores), results.column("score"), "has the score", way_out)
+    way_out = ", but a predicted IoU lies in [0, 1]; correct or remove it"
+    results.refuse(_outside(ious), results.column("iou"), "has the iou", way_out)
     predictions = Predictions(images, labels, boxes, scores.clip(0, 1), ious.clip(0, 1))
     _refuse_corners(ground_truth, predictions)
     return predictions
@@ -151,9 +142,8 @@ def _class_names(categories: Sequence[Json]) -> tuple[str, ...]:
     names = {}
     for category in categories:
         if not isinstance(category.get("name"), str):
-            raise UserError(
-                f"the category with the id {shown(category['id'])} has no name; add one to the ground truth"
-            )
+            number = shown(category["id"])
+            raise UserError(f"the category with the id {number} has no name; add one to the ground truth")
         names[category["id"]] = category["name"]
     unique: dict[str, None] = {}
     for number in sorted(names):
@@ -161,71 +151,63 @@ def _class_names(categories: Sequence[Json]) -> tuple[str, ...]:
     return tuple(unique)
 
 
-def _is_crowd(annotation: Json, number: int) -> bool:
-    """Whether an annotation is of a crowd, the region that is neither object nor background."""
-    crowd = crowd_flag(annotation)
-    if crowd is None:
-        raise UserError(
-            f"annotation {number} has the iscrowd {shown(annotation['iscrowd'])}, which is neither 0 nor 1; "
-            "write it as one of these numbers"
-        )
-    return crowd
+class _Rows:
+    """The rows of one list in a file as columns; a sentence about a row names it, counted from 1."""
 
+    def __init__(self, kind: str, rows: Sequence[Any]) -> None:
+        self.kind = kind
+        self.rows = rows
 
-def _positions(rows: Sequence[Any], kind: str, field: str, ids: Sequence[int]) -> Ints:
-    """(N,) where the id in `field` of each row stands among the data set's."""
-    position = {number: i for i, number in enumerate(ids)}
-    at = np.empty(len(rows), dtype=np.int64)
-    for i, row in enumerate(rows):
+    def refuse(self, bad: ArrayLike, values: Sequence[Any], before: str, after: str = "") -> None:
+        """Raise about the first of the bad rows, with its value between both parts of the sentence."""
+        if np.any(bad):
+            i = int(np.argmax(bad))
+            raise UserError(f"{self.kind} {i + 1} {before} {shown(values[i])}{after}")
+
+    def column(self, field: str) -> list[Any]:
+        """What the rows have there, None where they have nothing."""
+        return [row.get(field) for row in self.rows]
+
+    def positions(self, field: str, ids: Sequence[int]) -> Ints:
+        """(N,) where the id in this field of each row stands among the data set's."""
+        without = [not isinstance(row, dict) or field not in row for row in self.rows]
+        self.refuse(without, self.rows, f"must be an object with the field {field}, but is")
+        position: dict[object, int] = {number: i for i, number in enumerate(ids)}
+        values = self.column(field)
+        at = [position.get(value, -1) if isinstance(value, Hashable) else -1 for value in values]
+        # Python takes True and False for 1 and 0.
+        unknown = [i < 0 or isinstance(value, bool) for i, value in zip(at, values, strict=True)]
+        example = f", whose ids are such as {shown(ids[0])}" if ids else ""
+        after = f", which the data set does not know{example}; check that the files belong together"
+        self.refuse(unknown, values, f"has the {field}", after)
+        return np.array(at, dtype=np.int64)
+
+    def boxes(self) -> Floats:
+        """(N, 4) the boxes, all finite and none of a negative width or height."""
+        lists = self.column("bbox")
         try:
-            number = row[field]
-            if number is True or number is False:  # which Python takes for 1 and 0
-                raise KeyError(number)
-            at[i] = position[number]
-        except (KeyError, TypeError) as error:
-            if not isinstance(row, dict) or field not in row:
-                raise UserError(
-                    f"{kind} {i + 1} must be an object with the field {field}, but is {shown(row)}"
-                ) from error
-            example = f", whose ids are such as {shown(ids[0])}" if ids else ""
-            raise UserError(
-                f"{kind} {i + 1} has the {field} {shown(row[field])}, which the data set does not know{example}; "
-                "check that the files belong together"
-            ) from error
-    return at
+            if not set(map(type, chain.from_iterable(lists))) <= {int, float}:
+                raise TypeError
+            boxes = np.array(lists, dtype=np.float64).reshape(len(lists), 4)
+        except (TypeError, ValueError, OverflowError):  # some row is to blame, or its numbers are NumPy's
+            whole = [box if _is_box(box) else [np.nan] * 4 for box in lists]
+            boxes = np.array(whole, dtype=np.float64).reshape(len(lists), 4)
+        too_large = ~(np.abs(boxes) < LARGEST_NUMBER).all(axis=1)
+        self.refuse(too_large, lists, "must have a bbox [x, y, width, height] of finite numbers, but has")
+        negative = (boxes[:, 2:] < 0).any(axis=1)
+        self.refuse(negative, lists, "has the bbox", ", whose width or height is negative; correct it")
+        return boxes
+
+    def numbers(self, field: str) -> Floats:
+        """(N,) a number of each row; NaN for null or none."""
+        values = self.column(field)
+        others = [value is not None and not _is_number(value) for value in values]
+        self.refuse(others, values, f"must have a number as its {field}, but has")
+        return np.array(values, dtype=np.float64)
 
 
-def _boxes(rows: Sequence[Any], kind: str) -> Floats:
-    """(N, 4) the boxes, all finite and none of a negative width or height."""
-    try:
-        lists = [row["bbox"] for row in rows]
-        if not set(map(type, chain.from_iterable(lists))) <= {int, float}:
-            raise TypeError(kind)
-        boxes = np.array(lists, dtype=np.float64).reshape(len(rows), 4)
-    except (KeyError, TypeError, ValueError, OverflowError):  # some row is to blame, or its numbers are NumPy's
-        boxes = np.array([_box_or_nan(row) for row in rows]).reshape(len(rows), 4)
-    _refuse_first(
-        ~(np.abs(boxes) < LARGEST_NUMBER).all(axis=1),
-        lambda i: (
-            f"{kind} {i + 1} must have a bbox [x, y, width, height] of finite numbers, but has "
-            f"{shown(rows[i].get('bbox'))}"
-        ),
-    )
-    _refuse_first(
-        (boxes[:, 2:] < 0).any(axis=1),
-        lambda i: (
-            f"{kind} {i + 1} has the bbox {shown(rows[i]['bbox'])}, whose width or height is negative; correct it"
-        ),
-    )
-    return boxes
-
-
-def _box_or_nan(row: Json) -> Sequence[float]:
-    try:
-        x, y, width, height = row["bbox"]
-        return list(map(float, (x, y, width, height))) if all(map(_is_number, (x, y, width, height))) else [np.nan] * 4
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return [np.nan] * 4
+def _is_box(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and len(value) == 4 and all(map(_is_number, value))
 
 
 def _is_number(value: object) -> bool:
@@ -235,20 +217,9 @@ def _is_number(value: object) -> bool:
     return not isinstance(value, int) or abs(value) < LARGEST_NUMBER
 
 
-def _numbers(rows: Sequence[Json], kind: str, field: str) -> Floats:
-    """(N,) a number of each row; NaN for null or none."""
-    numbers = np.full(len(rows), np.nan)
-    for i, row in enumerate(rows):
-        if (value := row.get(field)) is not None:
-            if not _is_number(value):
-                raise UserError(f"{kind} {i + 1} must have a number as its {field}, but has {shown(value)}")
-            numbers[i] = value
-    return numbers
-
-
-def _refuse_first(bad: ArrayLike, message: Callable[[int], str]) -> None:
-    if np.any(bad):
-        raise UserError(message(int(np.argmax(bad))))
+def _outside(values: Floats) -> Bools:
+    """(N,) those that are not in [0, 1]; NaN is none of them."""
+    return (values < -ROUNDING) | (values > 1 + ROUNDING)
 
 
 def _refuse_corners(ground_truth: GroundTruth, predictions: Predictions) -> None:

@@ -19,6 +19,7 @@ from tightbox.errors import UserError, missing_extra
 from tightbox.files import atomic_path
 
 Array = NDArray[np.float64]
+KINDS = ("discrete", "continuous")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +144,10 @@ def plot_fddb(curves: Mapping[str, FddbCurves], path: Path, false_positives: int
     except ImportError as error:
         raise missing_extra("matplotlib", "viz") from error
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("discrete", "continuous"), strict=True):
+    for number, (axes, kind) in enumerate(zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True)):
         for name, curve in curves.items():
-            rate = getattr(curve, kind)
-            at_end = dict(zip(("discrete", "continuous"), curve.at(false_positives), strict=True))[kind]
-            axes.plot(curve.false_positives, rate, label=f"{name} ({at_end:.3f})")
+            label = f"{name} ({curve.at(false_positives)[number]:.3f})"
+            axes.plot(curve.false_positives, getattr(curve, kind), label=label)
         axes.set(title=f"{kind} score", xlabel="false positives", xlim=(0, false_positives), ylim=(0, 1))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", title=f"rate at {false_positives}")

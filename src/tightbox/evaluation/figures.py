@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,17 @@ from numpy.typing import NDArray
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class Columns:
+    """Counting and picking, shared by the frozen dataclasses whose fields are all columns of one length."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)  # type: ignore[attr-defined]
+
+    def __getitem__(self, which: Bools | Ints) -> Self:
+        """Some of the rows, by a mask or their positions."""
+        return replace(self, **{name: column[which] for name, column in vars(self).items()})  # type: ignore[type-var]
 
 
 def number(value: float) -> float | None:

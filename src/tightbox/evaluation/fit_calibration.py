@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -110,7 +111,7 @@ def keep_as_it_is(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100) -
     return IouCalibration((0.0, 1.0), (0.0, 1.0))
 
 
-FITS = {  # the simplest first
+FITS: dict[Method, Callable[..., IouCalibration]] = {  # the simplest first
     "none": keep_as_it_is,
     "linear": fit_linear,
     "temperature": fit_temperature,

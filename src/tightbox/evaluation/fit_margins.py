@@ -23,24 +23,26 @@ from typing import Any, Literal
 import numpy as np
 
 from tightbox.errors import UserError
-from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.figures import Bools, Columns, Floats, Ints
 from tightbox.evaluation.isotonic import like_groups, monotone_steps
 from tightbox.evaluation.matching import Matches
 from tightbox.margins import OUTWARD, Margins, Unit, grown
 
 Simultaneous = Literal["max", "bonferroni"]
+Sides = tuple[float, float, float, float]
+Factors = tuple[tuple[float, ...], tuple[float, ...]]  # knots and values of `Margins.raw` and `Margins.factors`
 
 AT_IOU = 0.5  # from which a detection is matched to an object
 MIN_BOXES = 25  # that proportions of the sides are learned from
 PER_GROUP = 100  # boxes of like predicted IoU that a factor is learned from: fewer give noise, which widens margins
 MAX_GROUPS = 12
 FOLDS = 4
-CONSTANT: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))  # the factor that changes nothing
+CONSTANT: Factors = ((0.0,), (1.0,))  # the factor that changes nothing
 LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
 
 
 @dataclass(frozen=True, eq=False)
-class MatchedBoxes:
+class MatchedBoxes(Columns):
     """Detections that were matched to an object, as the margins see them.
 
     Attributes:
@@ -57,12 +59,9 @@ class MatchedBoxes:
     labels: Ints
     images: Ints
 
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, which: Bools | Ints) -> MatchedBoxes:
-        """Some of them."""
-        return MatchedBoxes(*(getattr(self, name)[which] for name in ("boxes", "errors", "raw", "labels", "images")))
+    def of(self, inner: bool) -> MatchedBoxes:
+        """For inner boxes the same with errors inwards, so that margins of both kinds are learned alike."""
+        return replace(self, errors=-self.errors) if inner else self
 
 
 def matched_boxes(matches: Matches, class_names: Sequence[str] | None = None, at_iou: float = AT_IOU) -> MatchedBoxes:
@@ -113,39 +112,31 @@ def fit_margins(
         raise UserError(f"the coverage is {coverage:g}; it must be more than 0 and less than 1, such as 0.9")
     if unit == "iou" and np.isnan(found.raw).any():
         raise UserError("margins by predicted IoU need one for each box; choose margins by size instead")
-    shape, rest = _halves(found, seed)
+    shape, rest = _halves(found.of(inner), seed)
     if len(rest) < (needed := boxes_needed(coverage, simultaneous)):
         raise UserError(
             f"a coverage of {coverage:g} needs at least {needed} matched boxes in the half of the images that the "
             f"quantile is taken from, but there are {len(rest)}; calibrate on more images, or ask for less"
         )
     # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
-    raw, factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
-    plain = Margins(coverage, unit, (1.0,) * 4, (), raw, factors, {})
-    sides, scores = _sides(plain, shape, rest, inner, simultaneous)
-    own, without = _of_classes(scores, rest.labels, classes, coverage, simultaneous)
-    return Margins(
-        coverage=coverage,
-        unit=unit,
-        sides=tuple(sides.tolist()),
-        classes=own,
-        raw=raw,
-        factors=factors,
-        about={"boxes": len(rest), "shape_boxes": len(shape), "simultaneous": simultaneous}
-        | ({"classes_without_own": without} if classes else {})
-        | about,
-    )
+    factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
+    plain = _plain(coverage, unit, factors)
+    sides, scores = _sides(plain, shape, rest, simultaneous)
+    own = _of_classes(scores, rest.labels, classes, coverage, simultaneous)
+    without = [label for label, value in enumerate(own) if value is None]
+    facts: dict[str, Any] = {"boxes": len(rest), "shape_boxes": len(shape), "simultaneous": simultaneous}
+    facts |= {"classes_without_own": without} if classes else {}
+    return replace(plain, sides=sides, classes=own, about=facts | about)
 
 
 def boxes_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
     """The least number n of scores with ⌈(n + 1)(1 - α)⌉ ≤ n, below which no finite margin would do."""
-    alpha = (1 - coverage) / (4 if simultaneous == "bonferroni" else 1)
-    return max(1, math.ceil(1 / alpha - 1e-9) - 1)
+    return max(1, math.ceil(1 / _allowed(coverage, simultaneous) - 1e-9) - 1)
 
 
 def covered(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> Bools:
     """(N,) whether all four sides of the object are within the outer box (or the inner box within the object)."""
-    return np.asarray((_scores(found, margins, inner) <= 1 + 1e-9).all(axis=1))
+    return np.asarray((_scores(found.of(inner), margins) <= 1 + 1e-9).all(axis=1))
 
 
 def relative_area(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> float:
@@ -160,11 +151,16 @@ def relative_area(found: MatchedBoxes, margins: Margins, *, inner: bool = False)
     return float(np.mean(areas[0][there] / areas[1][there])) if there.any() else float("nan")
 
 
-def _scores(found: MatchedBoxes, margins: Margins, inner: bool) -> Floats:
+def _plain(coverage: float, unit: Unit, factors: Factors = ((), ())) -> Margins:
+    """Margins of one unit on each side, for all classes together."""
+    return Margins(coverage, unit, (1.0,) * 4, (), *factors, {})
+
+
+def _scores(found: MatchedBoxes, margins: Margins) -> Floats:
     """(N, 4) how far each side would have to be moved, in margins of these; infinite where such a margin is nothing."""
-    errors = -found.errors if inner else found.errors
     units = margins.distances(found.boxes, found.raw, found.labels)
-    return np.where(units > 0, errors / np.where(units > 0, units, 1), np.where(errors > 1e-9, np.inf, 0.0))
+    without = np.where(found.errors > 1e-9, np.inf, 0.0)
+    return np.divide(found.errors, units, out=without, where=units > 0)
 
 
 def _halves(found: MatchedBoxes, seed: int) -> tuple[MatchedBoxes, MatchedBoxes]:
@@ -175,9 +171,7 @@ def _halves(found: MatchedBoxes, seed: int) -> tuple[MatchedBoxes, MatchedBoxes]
     return found[within], found[~within]
 
 
-def _helpful_factors(
-    shape: MatchedBoxes, coverage: float, inner: bool, seed: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _helpful_factors(shape: MatchedBoxes, coverage: float, inner: bool, seed: int) -> Factors:
     """The factors, or a constant one if they make outer boxes no smaller (inner boxes no larger) on unseen images.
 
     That is judged within the first half, by cross-validation over its images, at equal coverage.
@@ -192,22 +186,20 @@ def _helpful_factors(
         if len(held) < boxes_needed(coverage):
             return CONSTANT
         for scaled in areas:
-            raw, factors = _factors(learn, coverage, inner) if scaled else CONSTANT
-            plain = Margins(coverage, "iou", (1.0,) * 4, (), raw, factors, {})
-            sides, _ = _sides(plain, learn, held, inner, "max")
+            plain = _plain(coverage, "iou", _factors(learn, coverage) if scaled else CONSTANT)
+            sides, _ = _sides(plain, learn, held, "max")
             if np.isfinite(sides).all():
-                areas[scaled].append(relative_area(held, replace(plain, sides=tuple(sides.tolist())), inner=inner))
+                areas[scaled].append(relative_area(held, replace(plain, sides=sides), inner=inner))
     gain = (np.sum(areas[False]) - np.sum(areas[True])) * (-1 if inner else 1)
-    return _factors(shape, coverage, inner) if len(areas[True]) == len(areas[False]) and gain > 1e-6 else CONSTANT
+    return _factors(shape, coverage) if len(areas[True]) == len(areas[False]) and gain > 1e-6 else CONSTANT
 
 
-def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _factors(shape: MatchedBoxes, coverage: float) -> Factors:
     """Knots of the factor: in groups of like predicted IoU, the quantile of the largest of the four scores, falling.
 
     So every predicted IoU gets about the margin that it needs, and none pays for the least trusted boxes.
     """
-    size = Margins(coverage, "size", (1.0,) * 4, (), (), (), {})
-    worst = np.clip(_scores(shape, size, inner).max(axis=1), 0, None)
+    worst = np.clip(_scores(shape, _plain(coverage, "size")).max(axis=1), 0, None)
     group = like_groups(shape.raw, min(MAX_GROUPS, len(shape) // PER_GROUP))
     counts = np.bincount(group)
     members = [group == i for i in range(len(counts))]
@@ -217,13 +209,12 @@ def _factors(shape: MatchedBoxes, coverage: float, inner: bool) -> tuple[tuple[f
     return tuple(middle.tolist()), tuple(np.maximum(factor, LEAST_FACTOR).tolist())
 
 
-def _sides(
-    plain: Margins, shape: MatchedBoxes, rest: MatchedBoxes, inner: bool, simultaneous: Simultaneous
-) -> tuple[Floats, Floats]:
-    """(4,) the sides: their proportions by `shape`, their size by `rest`, whose scores (N, 4) are in proportions."""
-    proportions = _proportions(_scores(shape, plain, inner), plain.coverage)
-    scores = _scores(rest, plain, inner) / proportions
-    return proportions * np.maximum(_quantile(scores, plain.coverage, simultaneous), 0), scores
+def _sides(plain: Margins, shape: MatchedBoxes, rest: MatchedBoxes, simultaneous: Simultaneous) -> tuple[Sides, Floats]:
+    """The four sides: their proportions by `shape`, their size by `rest`, whose scores (N, 4) are in proportions."""
+    proportions = _proportions(_scores(shape, plain), plain.coverage)
+    scores = _scores(rest, plain) / proportions
+    sides = proportions * np.maximum(_quantile(scores, plain.coverage, simultaneous), 0)
+    return tuple(sides.tolist()), scores
 
 
 def _proportions(scores: Floats, coverage: float) -> Floats:
@@ -238,20 +229,21 @@ def _proportions(scores: Floats, coverage: float) -> Floats:
 
 def _quantile(scores: Floats, coverage: float, simultaneous: Simultaneous) -> Floats:
     """(4,) the conformal quantile of (N, 4) scores, enough of them, of each side or of their largest."""
-    n = len(scores)
-    if simultaneous == "bonferroni":
-        rank = math.ceil((n + 1) * (1 - (1 - coverage) / 4) - 1e-9)
-        return np.asarray(np.sort(scores, axis=0)[rank - 1])
-    rank = math.ceil((n + 1) * coverage - 1e-9)
-    return np.full(4, np.sort(scores.max(axis=1))[rank - 1])
+    if simultaneous == "max":
+        scores = scores.max(axis=1, keepdims=True).repeat(4, axis=1)
+    rank = math.ceil((len(scores) + 1) * (1 - _allowed(coverage, simultaneous)) - 1e-9)
+    return np.asarray(np.sort(scores, axis=0)[rank - 1])
+
+
+def _allowed(coverage: float, simultaneous: Simultaneous) -> float:
+    """The fraction of the scores of a side, or of the largest ones, that may lie above their quantile."""
+    return (1 - coverage) / (4 if simultaneous == "bonferroni" else 1)
 
 
 def _of_classes(
     scores: Floats, labels: Ints, classes: int, coverage: float, simultaneous: Simultaneous
-) -> tuple[tuple[float | None, ...], list[int]]:
-    """What the margins of all are multiplied with for each class, and the classes with too few boxes for their own."""
-    if not classes:
-        return (), []
+) -> tuple[float | None, ...]:
+    """What the margins of all are multiplied with for each class; None for one with too few boxes for its own."""
     pooled = _quantile(scores, coverage, simultaneous).clip(0)
     own: list[float | None] = []
     for label in range(classes):
@@ -260,7 +252,7 @@ def _of_classes(
             own.append(None)
         else:  # the largest ratio of the four sides: with "max" they are all the same
             own.append(float((_quantile(part, coverage, simultaneous).clip(0) / pooled).max()))
-    return tuple(own), [label for label, value in enumerate(own) if value is None]
+    return tuple(own)
 
 
 def _corners(boxes: Floats) -> Floats:

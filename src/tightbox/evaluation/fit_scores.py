@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tightbox.calibration import IouCalibration
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.inputs import Predictions
 from tightbox.evaluation.matching import Matches
@@ -34,22 +35,10 @@ class PlattScaling:
 
 
 @dataclass(frozen=True)
-class StepScaling:
-    """Linear between knots, constant beyond: isotonic regression with all its steps."""
-
-    scores: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __call__(self, scores: ArrayLike) -> Floats:
-        """The calibrated scores."""
-        return np.interp(np.asarray(scores, dtype=np.float64), self.scores, self.values)
-
-
-@dataclass(frozen=True)
 class ScoreMaps:
     """One map for each label, None for a class whose scores stay as they are."""
 
-    maps: tuple[PlattScaling | StepScaling | None, ...]
+    maps: tuple[PlattScaling | IouCalibration | None, ...]
 
     def __call__(self, predictions: Predictions) -> Predictions:
         """The predictions with calibrated scores."""
@@ -92,14 +81,14 @@ def fit_platt(scores: ArrayLike, wanted: ArrayLike) -> PlattScaling:
     return PlattScaling(float(best.x[0]), float(best.x[1]))
 
 
-def fit_steps(scores: ArrayLike, wanted: ArrayLike) -> StepScaling:
-    """The rising steps of least squares; equal scores count as one."""
+def fit_steps(scores: ArrayLike, wanted: ArrayLike) -> IouCalibration:
+    """Isotonic regression with all its steps: the rising ones of least squares; equal scores count as one."""
     from scipy.optimize import isotonic_regression
 
     at, which, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
     means = np.bincount(which, weights=np.asarray(wanted, dtype=np.float64)) / counts
     values = isotonic_regression(means, weights=counts).x
-    return StepScaling(tuple(at.tolist()), tuple(np.clip(values, 0, 1).tolist()))
+    return IouCalibration(tuple(at.tolist()), tuple(np.clip(values, 0, 1).tolist()))
 
 
 def _logits(scores: ArrayLike) -> Floats:

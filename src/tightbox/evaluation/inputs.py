@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightbox.data.records import DetectionData
-from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.figures import Bools, Columns, Floats, Ints
 
 if TYPE_CHECKING:
     from tightbox.structures import Detections
@@ -66,15 +66,15 @@ class GroundTruth:
             category_ids=tuple(data.category_ids[k] for k in by_class),
             class_names=tuple(data.class_names[k] for k in by_class),
             images=np.repeat(image_at, counts),
-            labels=class_at[_column(data, "labels", np.int64)],
-            boxes=_as_xywh(_column(data, "boxes", np.float64, 4)),
-            areas=_column(data, "areas", np.float64),
-            crowd=_column(data, "crowd", np.bool_),
+            labels=class_at[_joined((record.labels for record in data.records), np.int64)],
+            boxes=_as_xywh(record.boxes for record in data.records),
+            areas=_joined((record.areas for record in data.records), np.float64),
+            crowd=_joined((record.crowd for record in data.records), np.bool_),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class Predictions(Columns):
     """Detections as columns, in the order of the result file; checked as `GroundTruth` is.
 
     Attributes:
@@ -91,42 +91,34 @@ class Predictions:
     scores: Floats
     ious: Floats
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
     @classmethod
     def from_detections(cls, detections: Mapping[int, Detections], data: DetectionData) -> Self:
         """Those of a data set's records, by their index; boxes are rounded to three decimals, as in a result file."""
         image_at, class_at = _ranks([record.image_id for record in data.records]), _ranks(data.category_ids)
-        found = [detections[index] for index in detections]
-        labels = np.concatenate([np.empty(0, np.int64), *(each.labels.numpy() for each in found)])
+        found = list(detections.values())
+        ious = (np.full(len(each), np.nan) if each.ious is None else each.ious for each in found)
         return cls(
             images=np.repeat(image_at[list(detections)], [len(each) for each in found]),
-            labels=class_at[labels],
-            boxes=_as_xywh(np.concatenate([np.empty((0, 4)), *(each.boxes.numpy() for each in found)])),
-            scores=np.concatenate([np.empty(0), *(each.scores.numpy() for each in found)]),
-            ious=np.concatenate(
-                [np.empty(0), *(np.full(len(e), np.nan) if e.ious is None else e.ious.numpy() for e in found)]
-            ),
+            labels=class_at[_joined((each.labels for each in found), np.int64)],
+            boxes=_as_xywh(each.boxes for each in found),
+            scores=_joined((each.scores for each in found), np.float64),
+            ious=_joined(ious, np.float64),
         )
 
 
 def _ranks(ids: Sequence[int]) -> Ints:
     """(N,) where each id stands among all of them in ascending order."""
-    ranks = np.empty(len(ids), dtype=np.int64)
-    ranks[np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)] = np.arange(len(ids))
-    return ranks
+    return np.argsort(np.argsort(np.array(ids, dtype=object)))
 
 
-def _column(data: DetectionData, field: str, dtype: type[np.generic], width: int | None = None) -> NDArray[Any]:
-    """One field of all records, one record after another."""
-    empty = np.empty(0 if width is None else (0, width), dtype)
-    return np.concatenate([empty, *(getattr(record, field) for record in data.records)]).astype(dtype)
+def _joined(parts: Iterable[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """The rows of all parts, arrays or tensors, one part after another."""
+    return np.concatenate([np.empty(0), *map(np.ravel, map(np.asarray, parts))]).astype(dtype)
 
 
-def _as_xywh(corners: NDArray[Any]) -> Floats:
+def _as_xywh(corners: Iterable[Any]) -> Floats:
     """[x, y, width, height] of xyxy boxes; three decimals undo float32, whose 38.65 would come back as 38.65002."""
-    boxes = corners.astype(np.float64)
+    boxes = _joined(corners, np.float64).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
     rounded: Floats = boxes.round(3)
     return rounded

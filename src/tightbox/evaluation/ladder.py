@@ -26,6 +26,7 @@ NEAREST_IOU = "every predicted IoU := IoU with the nearest object"
 TRUE_BOX = "box := ground-truth box"
 CLASS_SCORE_ONE = "class score := 1"
 TRUE_IOU_SCORE = "class score := true IoU"
+OF_ESTIMATES = {TRUE_CENTERNESS, CENTERNESS_IOU, TRUE_PREDICTED_IOU, NEAREST_IOU}  # no change without the estimate
 
 
 @dataclass(frozen=True)

@@ -123,30 +123,25 @@ def match(
     rows = np.lexsort((predictions.images, -predictions.scores, predictions.labels))
     if max_detections is not None:
         rows = rows[rank_in_group(_groups(predictions.images, predictions.labels)[rows]) < max_detections]
-    images, boxes, labels = predictions.images[rows], predictions.boxes[rows], predictions.labels[rows]
+    found = predictions[rows]
 
     best, best_iou = np.full((2, len(rows)), -1), np.zeros((2, len(rows)))
     lowest = min(1 - 1e-10, *thresholds) if thresholds else np.inf
     close: list[tuple[Ints, Ints, Floats]] = []
-    for detection, target, overlap in overlapping_pairs(images, boxes, ground_truth):
-        same, crowd = labels[detection] == ground_truth.labels[target], ground_truth.crowd[target]
+    for detection, target, overlap in overlapping_pairs(found.images, found.boxes, ground_truth):
+        same, crowd = found.labels[detection] == ground_truth.labels[target], ground_truth.crowd[target]
         for side, wanted in enumerate((same & ~crowd, ~same & ~crowd)):
             which, at = _largest_of_each(detection[wanted], overlap[wanted])
             best[side, which], best_iou[side, which] = target[wanted][at], overlap[wanted][at]
         enough = same & (overlap >= lowest)
         close.append((detection[enough], target[enough], overlap[enough]))
     detection, target, overlap = (np.concatenate(parts) for parts in zip(*close, strict=True))
-    matched, matched_iou = _match_greedily(
-        np.array(thresholds), _groups(images, labels), ground_truth.crowd, detection, target, overlap
-    )
+    groups = _groups(found.images, found.labels)
+    matched = _match_greedily(np.array(thresholds), groups, ground_truth.crowd, detection, target, overlap)
     return Matches(
+        **vars(found),
         ground_truth=ground_truth,
         rows=rows,
-        images=images,
-        boxes=boxes,
-        labels=labels,
-        scores=predictions.scores[rows],
-        ious=predictions.ious[rows],
         best_gt=best[0],
         best_iou=best_iou[0],
         other_gt=best[1],
@@ -154,7 +149,7 @@ def match(
         thresholds=tuple(thresholds),
         outcomes=tuple(
             Outcome(to, iou, (to >= 0) & np.append(ground_truth.crowd, False)[to])
-            for to, iou in zip(matched, matched_iou, strict=True)
+            for to, iou in zip(*matched, strict=True)
         ),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tightbox.errors import UserError
-from tightbox.evaluation.figures import Bools, Floats, mean
+from tightbox.evaluation.figures import Bools, Floats, difference, mean
 from tightbox.evaluation.matching import Matches
 
 
@@ -31,12 +32,12 @@ class Reliability:
     @property
     def error(self) -> float | None:
         """Expected calibration error: the mean |predicted - actual| of the bins, weighted by their counts."""
-        return self._average(absolute=True)
+        return self._average(abs)
 
     @property
     def bias(self) -> float | None:
         """The same with its sign: positive where the predictions are too high."""
-        return self._average(absolute=False)
+        return self._average(float)
 
     @property
     def worst(self) -> float | None:
@@ -45,14 +46,12 @@ class Reliability:
 
     def _gaps(self) -> list[tuple[int, float]]:
         rows = zip(self.counts, self.predicted, self.actual, strict=True)
-        return [
-            (n, predicted - actual) for n, predicted, actual in rows if predicted is not None and actual is not None
-        ]
+        return [(n, gap) for n, predicted, actual in rows if (gap := difference(predicted, actual)) is not None]
 
-    def _average(self, *, absolute: bool) -> float | None:
+    def _average(self, part: Callable[[float], float]) -> float | None:
         gaps = self._gaps()
         total = sum(n for n, _ in gaps)
-        return sum(n * (abs(gap) if absolute else gap) for n, gap in gaps) / total if total else None
+        return sum(n * part(gap) for n, gap in gaps) / total if total else None
 
 
 def reliability(predicted: ArrayLike, actual: ArrayLike, bins: int = 20) -> Reliability:

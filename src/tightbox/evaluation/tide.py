@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from tightbox.evaluation.average_precision import class_average_precisions
-from tightbox.evaluation.figures import Bools, Floats, Ints, mean, number
+from tightbox.evaluation.figures import Bools, Floats, Ints, difference, mean
 from tightbox.evaluation.matching import Matches
 
 
@@ -113,21 +113,17 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
         to_find = positives - misses if name == "missed" else positives
         counts.append(misses if name == "missed" else np.bincount(matches.labels[of_kind], minlength=classes))
         better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, to_find))
-    aps = [mean(ap) for ap in better]
-    whole = mean(base)
-    return TideReport(
-        ap=whole,
-        gain=Errors(*(None if whole is None or ap is None else ap - whole for ap in aps)),
-        count=Errors(*(int(count.sum()) for count in counts)),
-        per_class={
-            category: ClassErrors(
-                ap=number(base[k]),
-                gain=Errors(*(number(ap[k] - base[k]) for ap in better)),
-                count=Errors(*(int(count[k]) for count in counts)),
-            )
-            for k, category in enumerate(ground_truth.category_ids)
-        },
-    )
+
+    def errors_of(those: slice) -> ClassErrors:
+        ap = mean(base[those])
+        return ClassErrors(
+            ap=ap,
+            gain=Errors(*(difference(mean(fixed[those]), ap) for fixed in better)),
+            count=Errors(*(int(count[those].sum()) for count in counts)),
+        )
+
+    per_class = {category: errors_of(slice(k, k + 1)) for k, category in enumerate(ground_truth.category_ids)}
+    return TideReport(**vars(errors_of(slice(None))), per_class=per_class)
 
 
 def _best_for_object(object_of: Ints, matches: Matches, used: Bools) -> Bools:

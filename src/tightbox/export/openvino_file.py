@@ -8,7 +8,7 @@ from typing import Any
 
 from tightbox.errors import UserError, missing_extra
 from tightbox.export.onnx_file import METADATA, to_onnx
-from tightbox.files import atomic_path
+from tightbox.files import atomic_paths
 from tightbox.models import Detector
 
 
@@ -49,7 +49,7 @@ def write_openvino(model: Detector, path: Path) -> Path:
     """
     openvino = import_openvino()
     weights = path.with_suffix(".bin")
-    with atomic_path(path) as network_file, atomic_path(weights) as weights_file, TemporaryDirectory() as folder:
+    with atomic_paths(path, weights) as (network_file, weights_file), TemporaryDirectory() as folder:
         for file in (network_file, weights_file):
             file.touch()
         onnx_file = Path(folder, "model.onnx")

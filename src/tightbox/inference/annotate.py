@@ -125,7 +125,7 @@ class Annotator:
         columns = zip(result.found.boxes.tolist(), result.found.labels.tolist(), strict=True)
         for number, (box, label) in enumerate(columns):
             folder = self.out / "crops" / _as_file_name(self.model.class_names[label])
-            write_image(folder / result.stem.with_name(f"{result.stem.name}_{number}.jpg"), crop(image, box))
+            write_image(result.file(folder, f"_{number}.jpg"), crop(image, box))
 
 
 def crop(image: Image.Image, box: Iterable[float]) -> Image.Image:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_path, digest_of, write_json
 from tightbox.inference.batches import LOADING, Batch, Loading, Progress, batches
 from tightbox.models import Detector
 from tightbox.reading import read_json
@@ -197,5 +197,4 @@ def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tup
         images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
     choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
     choices += [asdict(model.preprocess), images]
-    weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes())
-    return weights.hexdigest()[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]
+    return digest_of(checkpoint / WEIGHTS)[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

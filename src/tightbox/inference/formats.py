@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from torchvision.ops import box_convert
+
 from tightbox.errors import UserError
-from tightbox.files import atomic_path, write_json
+from tightbox.files import atomic_path, write_json, write_text
 from tightbox.structures import Detections
 from tightbox.version import __version__
 
@@ -38,10 +40,22 @@ class ImageResult:
     found: Detections
     frame: int | None = None
 
+    def file(self, folder: Path, suffix: str) -> Path:
+        """Where a file about it belongs: at `name` in the folder, with the number of the frame."""
+        frame = "" if self.frame is None else f"_{self.frame:06d}"
+        return folder / self.name.with_name(self.name.stem + frame + suffix)
+
     @property
-    def stem(self) -> Path:
-        """`name` without its suffix, and with the number of the frame."""
-        return self.name.with_name(self.name.stem + ("" if self.frame is None else f"_{self.frame:06d}"))
+    def source(self) -> dict[str, Any]:
+        """The name of the file, and the number of the frame where there is one."""
+        return {"file_name": self.file_name} | ({} if self.frame is None else {"frame": self.frame})
+
+    def relative(self, form: str) -> list[list[float]]:
+        """Boxes in fractions of the image, in one of `torchvision.ops.box_convert`'s forms."""
+        height, width = self.size
+        corners = self.found.boxes.double() / self.found.boxes.new_tensor([width, height] * 2)
+        rows: list[list[float]] = box_convert(corners, "xyxy", form).tolist()
+        return rows
 
     def loosest_first(self) -> ImageResult:
         """The same with the lowest predicted IoU first.
@@ -55,10 +69,8 @@ class ImageResult:
 
     def rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of a COCO result file, with the names of file and class."""
-        where = {"file_name": self.file_name} | ({} if self.frame is None else {"frame": self.frame})
-        ids = range(1, len(class_names) + 1)
-        rows = self.found.to_coco(self.image_id, ids)
-        return [row | where | {"class": class_names[row["category_id"] - 1]} for row in rows]
+        rows = self.found.to_coco(self.image_id, range(1, len(class_names) + 1))
+        return [row | self.source | {"class": class_names[row["category_id"] - 1]} for row in rows]
 
 
 def write_results(
@@ -86,7 +98,7 @@ def write_results(
             write_csv(folder / "results.csv", _all_rows(results, class_names, order), results)
         case "json":
             for result in results:
-                write_json(folder / result.stem.with_name(result.stem.name + ".json"), one_image(result, class_names))
+                write_json(result.file(folder, ".json"), one_image(result, class_names))
         case "yolo":
             write_yolo(folder / "labels", results, class_names)
         case "labelstudio":
@@ -98,38 +110,39 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]], results: Iterable[Imag
     sizes = {result.image_id: result.size for result in results}
     columns = ("image_id", "file_name", "frame", "width", "height", "class", "score", "iou", "x1", "y1", "x2", "y2")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(columns)
+        lines = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        lines.writeheader()
         for row in rows:
             (height, width), (x, y, w, h) = sizes[row["image_id"]], row["bbox"]
-            known = row | {"width": width, "height": height, "x1": x, "y1": y}
-            known |= {"x2": round(x + w, 3), "y2": round(y + h, 3)}
-            lines.writerow(known.get(column, "") for column in columns)
+            corners = {"x1": x, "y1": y, "x2": round(x + w, 3), "y2": round(y + h, 3)}
+            lines.writerow(row | {"width": width, "height": height} | corners)
+
+
+def box_rows(found: Detections, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Each box as [x1, y1, x2, y2] in pixels, with its score, label and class, and its predicted IoU if it has one."""
+    rows: list[dict[str, Any]] = [
+        {"box": [round(side, 3) for side in box], "score": round(score, 6), "label": label, "class": class_names[label]}
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    ]
+    if found.ious is not None:
+        for row, iou in zip(rows, found.ious.tolist(), strict=True):
+            row["iou"] = round(iou, 6)
+    return rows
 
 
 def one_image(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
-    """The content of one image's JSON file: its size, and its boxes as [x1, y1, x2, y2] in pixels."""
-    found, (height, width) = result.found, result.size
-    ious: list[float | None] = [None] * len(found) if found.ious is None else found.ious.tolist()
-    columns = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), ious, strict=True)
-    detections = [
-        {"class": class_names[label], "score": score, "iou": iou, "box": [round(side, 3) for side in box]}
-        for box, score, label, iou in columns
-    ]
-    frame = {} if result.frame is None else {"frame": result.frame}
-    return {"file_name": result.file_name, **frame, "width": width, "height": height, "detections": detections}
+    """The content of one image's JSON file: its size and its boxes."""
+    height, width = result.size
+    return result.source | {"width": width, "height": height, "detections": box_rows(result.found, class_names)}
 
 
 def write_yolo(folder: Path, results: Iterable[ImageResult], class_names: Sequence[str]) -> None:
     """A label file for each image, `class x y width height` with centres and sides as fractions, and `classes.txt`."""
-    _write_lines(folder / "classes.txt", class_names)
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
     for result in results:
-        height, width = result.size
-        lines = []
-        for label, (x1, y1, x2, y2) in zip(result.found.labels.tolist(), result.found.boxes.tolist(), strict=True):
-            sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(" ".join([str(label), *(f"{side:.6f}" for side in sides)]))
-        _write_lines(folder / result.stem.with_name(result.stem.name + ".txt"), lines)
+        rows = zip(result.found.labels.tolist(), result.relative("cxcywh"), strict=True)
+        lines = (f"{label} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n" for label, (x, y, width, height) in rows)
+        write_text(result.file(folder, ".txt"), "".join(lines))
 
 
 def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
@@ -138,13 +151,11 @@ def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[st
     Boxes are in percent of the image. The score of a region is its class score, and the predicted IoU is in its notes;
     the score of the whole prediction, by which the list of tasks is sorted there, is the lowest predicted IoU.
     """
-    found, (height, width) = result.found, result.size
-    percent = found.boxes.double() * 100 / found.boxes.new_tensor([width, height, width, height]).double()
+    height, width = result.size
     regions = []
-    for number, ((x1, y1, x2, y2), score, label) in enumerate(
-        zip(percent.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    ):
-        value = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
+    rows = zip(box_rows(result.found, class_names), result.relative("xywh"), strict=True)
+    for number, (row, box) in enumerate(rows):
+        value = dict(zip(("x", "y", "width", "height"), (100 * side for side in box), strict=True))
         region = {
             "id": f"{result.image_id}-{number}",
             "from_name": "label",
@@ -153,12 +164,11 @@ def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[st
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "value": value | {"rectanglelabels": [class_names[label]]},
-            "score": score,
+            "value": value | {"rotation": 0, "rectanglelabels": [row["class"]]},
+            "score": row["score"],
         }
-        if found.ious is not None:
-            iou = found.ious[number].item()
-            region["meta"] = {"text": [f"predicted IoU {iou:.3f}"], "iou": iou}
+        if "iou" in row:
+            region["meta"] = {"text": [f"predicted IoU {row['iou']:.3f}"], "iou": row["iou"]}
         regions.append(region)
     # Label Studio serves files of its own disk at this address, if it is told to.
     path = quote(Path(result.file_name).absolute().as_posix().lstrip("/"))
@@ -173,11 +183,5 @@ def _all_rows(results: Iterable[ImageResult], class_names: Sequence[str], order:
 
 def _loosest(result: ImageResult) -> float:
     """The lowest predicted IoU of the image, the lowest score where there is none, 1 where there is no box."""
-    found = result.found
-    values = found.scores if found.ious is None else found.ious
+    values = result.found.scores if result.found.ious is None else result.found.ious
     return values.min().item() if len(values) else 1.0
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -6,7 +6,7 @@ rises most, most is lost: replacing the class score by the true IoU has it soar,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -22,8 +22,6 @@ from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector
 from tightbox.rank import by_class_score
 from tightbox.structures import Candidates, Detections, Targets
-
-Replacement = Callable[[Candidates, Tensor, Targets], Candidates]
 
 
 def oracle_study(model: Detector, data: DetectionData, images: Iterable[AssignedCandidates] | None = None) -> Ladder:
@@ -56,9 +54,8 @@ class OracleStudy:
     def add(self, image: AssignedCandidates) -> None:
         """Select from the image's candidates under every replacement."""
         original = self.data.records[image.index].size
-        for name, (replacement, only_with_estimate) in replacements(image.candidates).items():
-            changed = replacement(image.candidates, image.matched, image.targets)
-            if not only_with_estimate:
+        for name, changed in replaced(image.candidates, image.matched, image.targets).items():
+            if name not in ladder.OF_ESTIMATES:
                 found = self.model.select(changed, by_class_score, self.model.greedy_nms)
                 self._alone.setdefault(name, {})[image.index] = found.resized(image.size, original)
             if has_estimate(image.candidates):
@@ -98,63 +95,43 @@ class OracleStudy:
             self._pairs["predicted IoU"].append((predicted_ious(candidates, row, label), true_ious))
 
 
-def true_class(candidates: Candidates, matched: Tensor, targets: Targets, by_iou: bool = False) -> Candidates:
-    """The true class of every candidate that learns an object scores 1, or the IoU of its box with the object."""
-    rows, objects = _learning(matched)
-    quality = iou(candidates.boxes[rows], targets.boxes[objects]) if by_iou else torch.ones(len(rows))
-    return _put(candidates, "class_scores", (rows, targets.labels[objects]), quality)
+def replaced(candidates: Candidates, matched: Tensor, targets: Targets) -> dict[str, Candidates]:
+    """The candidates by what of them is replaced by the truth, in the order of the ladder.
 
+    It is replaced for those that learn an object, whose IoU is that of their box with it; but the upper bound of the
+    IoU-aware detector's paper takes the nearest object of any class, for every candidate.
 
-def true_box(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
-    """Every candidate that learns an object has the object's box."""
-    rows, objects = _learning(matched)
-    return _put(candidates, "boxes", (rows,), targets.boxes[objects])
-
-
-def true_estimate(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
-    """The localisation estimate, whichever there is, is the true IoU for every candidate that learns an object."""
-    rows, objects = _learning(matched)
-    quality = iou(candidates.boxes[rows], targets.boxes[objects])
-    if candidates.centerness is not None:
-        return _put(candidates, "centerness", (rows,), quality)
-    assert candidates.ious is not None  # `replacements` asks for this only where there is an estimate
-    places = (rows,) if candidates.ious.dim() == 1 else (rows, targets.labels[objects])
-    return _put(candidates, "ious", places, quality)
-
-
-def true_centerness(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
-    """The centerness is FCOS's, of the ground-truth box, for every candidate that learns an object."""
-    assert candidates.points is not None  # as above
-    rows, objects = _learning(matched)
-    return _put(candidates, "centerness", (rows,), centerness(candidates.points[rows], targets.boxes[objects]))
-
-
-def nearest_iou(candidates: Candidates, matched: Tensor, targets: Targets) -> Candidates:
-    """The predicted IoU of every candidate is its true IoU with the nearest object of any class.
-
-    This is the upper bound of the IoU-aware detector's paper.
+    Args:
+        candidates: K of them.
+        matched: (K,) the object that each learns, negative for none.
+        targets: the objects.
     """
-    assert candidates.ious is not None  # as above
-    overlaps = candidates.boxes.new_zeros(len(candidates))
-    if len(targets):
-        overlaps = pairwise_iou(candidates.boxes, targets.boxes).amax(dim=1)
-    by_class = candidates.ious.dim() == 2
-    return replace(candidates, ious=overlaps[:, None].expand_as(candidates.ious) if by_class else overlaps)
+    rows = (matched >= 0).nonzero().squeeze(1)
+    boxes, labels = targets.boxes[matched[rows]], targets.labels[matched[rows]]
+    quality = iou(candidates.boxes[rows], boxes)
 
+    def put(name: str, values: Tensor, *places: Tensor) -> Candidates:
+        known: Tensor = getattr(candidates, name)
+        return replace(candidates, **{name: known.index_put(places, values.to(known))})
 
-def replacements(candidates: Candidates) -> dict[str, tuple[Replacement, bool]]:
-    """What can be replaced in such candidates, and whether it matters only with the localisation estimate."""
-    found: dict[str, tuple[Replacement, bool]] = {ladder.AS_PREDICTED: (lambda c, matched, targets: c, False)}
+    variants = {ladder.AS_PREDICTED: candidates}
     if candidates.centerness is not None:
-        found[ladder.TRUE_CENTERNESS] = (true_centerness, True)
-        found[ladder.CENTERNESS_IOU] = (true_estimate, True)
-    elif has_estimate(candidates):
-        found[ladder.TRUE_PREDICTED_IOU] = (true_estimate, True)
-        found[ladder.NEAREST_IOU] = (nearest_iou, True)
-    found[ladder.TRUE_BOX] = (true_box, False)
-    found[ladder.CLASS_SCORE_ONE] = (true_class, False)
-    found[ladder.TRUE_IOU_SCORE] = (lambda c, m, t: true_class(c, m, t, by_iou=True), False)
-    return found
+        assert candidates.points is not None  # as centerness is that of a location
+        variants[ladder.TRUE_CENTERNESS] = put("centerness", centerness(candidates.points[rows], boxes), rows)
+        variants[ladder.CENTERNESS_IOU] = put("centerness", quality, rows)
+    elif candidates.ious is not None and has_estimate(candidates):
+        by_class = candidates.ious.dim() == 2
+        nearest = candidates.boxes.new_zeros(len(candidates))
+        if len(targets):
+            nearest = pairwise_iou(candidates.boxes, targets.boxes).amax(dim=1)
+        everywhere = nearest[:, None].expand_as(candidates.ious) if by_class else nearest
+        variants[ladder.TRUE_PREDICTED_IOU] = put("ious", quality, rows, *((labels,) if by_class else ()))
+        variants[ladder.NEAREST_IOU] = replace(candidates, ious=everywhere)
+    return variants | {
+        ladder.TRUE_BOX: put("boxes", boxes, rows),
+        ladder.CLASS_SCORE_ONE: put("class_scores", torch.ones_like(quality), rows, labels),
+        ladder.TRUE_IOU_SCORE: put("class_scores", quality, rows, labels),
+    }
 
 
 def predicted_ious(candidates: Candidates, rows: Tensor, labels: Tensor) -> Tensor:
@@ -168,15 +145,3 @@ def has_estimate(candidates: Candidates) -> bool:
     return candidates.centerness is not None or (
         candidates.ious is not None and candidates.ious is not candidates.class_scores
     )
-
-
-def _learning(matched: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the candidates that learn an object, and which one."""
-    rows = (matched >= 0).nonzero().squeeze(1)
-    return rows, matched[rows]
-
-
-def _put(candidates: Candidates, name: str, places: tuple[Tensor, ...], values: Tensor) -> Candidates:
-    """The candidates with these values at some places of one of their columns."""
-    known: Tensor = getattr(candidates, name)
-    return replace(candidates, **{name: known.index_put(places, values.to(known))})

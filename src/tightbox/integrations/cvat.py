@@ -9,19 +9,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cvat_sdk.auto_annotation as cvat
 import PIL.Image
 from cvat_sdk import models
 
 from tightbox.inference.files import Selection
+from tightbox.inference.formats import box_rows
 from tightbox.integrations.load import load_on
 from tightbox.models import Detector
 
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`, where CVAT asks for none
-PREDICTED_IOU = "predicted_iou"  # in per cent, as CVAT's numbers are whole
-SCORE = "score"  # in per cent too
-_IDS = {PREDICTED_IOU: 0, SCORE: 1}
+# What it is here, and its name there, in per cent, as CVAT's numbers are whole; the position is its id.
+ATTRIBUTES = (("iou", "predicted_iou"), ("score", "score"))
 
 
 class Function:
@@ -38,12 +39,11 @@ class Function:
     def __init__(self, model: Detector, min_iou: float | None = None) -> None:
         self._model = model
         self._min_iou = min_iou
-        self.spec = cvat.DetectionFunctionSpec(
-            labels=[
-                cvat.label_spec(name, i, type="rectangle", attributes=[_percentage(a) for a in _IDS])
-                for i, name in enumerate(model.class_names)
-            ]
-        )
+        percentages = [cvat.number_attribute_spec(name, i, ["0", "100", "1"]) for i, (_, name) in enumerate(ATTRIBUTES)]
+        labels = [
+            cvat.label_spec(c, i, type="rectangle", attributes=percentages) for i, c in enumerate(model.class_names)
+        ]
+        self.spec = cvat.DetectionFunctionSpec(labels=labels)
 
     def detect(
         self, context: cvat.DetectionFunctionContext, image: PIL.Image.Image
@@ -51,13 +51,15 @@ class Function:
         """Rectangles in one frame, above the confidence that CVAT asks for."""
         threshold = SCORE_THRESHOLD if context.conf_threshold is None else context.conf_threshold
         found = Selection(threshold, self._min_iou)(self._model.predict(image))
-        ious = [None] * len(found) if found.ious is None else found.ious.tolist()
         return [
-            cvat.rectangle(label, box, attributes=_attributes(score, iou))
-            for box, label, score, iou in zip(
-                found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), ious, strict=True
-            )
+            cvat.rectangle(row["label"], row["box"], attributes=_percentages(row))
+            for row in box_rows(found, self._model.class_names)
         ]
+
+
+def _percentages(row: dict[str, Any]) -> list[models.AttributeValRequest]:
+    known = ((i, row[key]) for i, (key, _) in enumerate(ATTRIBUTES) if key in row)
+    return [models.AttributeValRequest(spec_id=i, value=str(round(100 * value))) for i, value in known]
 
 
 def create(checkpoint: str, device: str = "auto", min_iou: float | None = None) -> Function:
@@ -67,12 +69,3 @@ def create(checkpoint: str, device: str = "auto", min_iou: float | None = None) 
         UserError: if there is no checkpoint.
     """
     return Function(load_on(checkpoint, SCORE_THRESHOLD, device), min_iou)
-
-
-def _percentage(name: str) -> models.AttributeRequest:
-    return cvat.number_attribute_spec(name, _IDS[name], ["0", "100", "1"])
-
-
-def _attributes(score: float, iou: float | None) -> list[models.AttributeValRequest]:
-    values = {SCORE: score} if iou is None else {PREDICTED_IOU: iou, SCORE: score}
-    return [models.AttributeValRequest(spec_id=_IDS[name], value=str(round(100 * v))) for name, v in values.items()]

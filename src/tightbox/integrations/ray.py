@@ -15,6 +15,7 @@ from tightbox.inference.jobs.run import Work
 from tightbox.integrations.load import load_on
 
 Batch = dict[str, Any]
+RETRIES = 2  # of a part whose actor died; Ray itself would go on for ever with one that kills every actor
 
 
 class Predictor:
@@ -120,14 +121,18 @@ def run_parts(
             ignore_reinit_error=True,
             include_dashboard=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {address} ({_lines(error)[0]}); check --address") from error
+    except Exception as error:  # Ray's own errors have no common class
+        what = f"no Ray cluster at {address}" if address else "no Ray cluster can be started here"
+        way_out = "check --address" if address else "leave out --engine ray"
+        raise UserError(f"{what} ({_lines(error)[0]}); {way_out}") from error
     try:
         DataContext.get_current().enable_progress_bars = False
         done = from_items(parts, override_num_blocks=len(parts)).map(
             _PartRunner,
             fn_constructor_args=(str(checkpoint.absolute()), str(job.folder.absolute()), job.card.kind, work, device),
             compute=ActorPoolStrategy(size=min(actors, len(parts))),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
             num_gpus=1 if ray.cluster_resources().get("GPU") and device != "cpu" else 0,
         )
         for row in done.iter_rows():
@@ -135,7 +140,7 @@ def run_parts(
                 raise UserError(row["error"])
     except UserError:
         raise
-    except Exception as error:  # Ray wraps what its workers raise, and its own errors have no common class
+    except Exception as error:  # Ray wraps what its workers raise
         raise UserError(
             f"a worker of Ray failed ({_lines(error)[-1]}); finished parts are kept: run again with --resume"
         ) from error

@@ -113,7 +113,11 @@ class VFNet(Detector):
         if self.options.varifocal:
             class_target[image, place, labels] = quality
             terms = varifocal_loss(
-                output.logits, class_target, self.options.alpha, self.options.gamma, self.options.iou_weighted
+                output.logits,
+                class_target,
+                self.options.varifocal_alpha,
+                self.options.varifocal_gamma,
+                self.options.iou_weighted,
             )
             counted = matched != IGNORED  # points in the padding do learn to be background, as published
         else:

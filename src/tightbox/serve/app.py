@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import io
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Any
 
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -25,12 +23,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tightbox.draw import draw_boxes
+from tightbox.draw import draw_detections
+from tightbox.inference.formats import box_rows
 from tightbox.options import ServeOptions
 from tightbox.serve.decode import decode_bytes
-from tightbox.serve.inference_protocol import InferRequest, infer_response, model_metadata, output_names, read_request
+from tightbox.serve.inference_protocol import infer_response, model_metadata, output_names, read_request
 from tightbox.serve.metrics import Metrics
-from tightbox.serve.openapi import description
 from tightbox.serve.predictor import Predictor
 from tightbox.serve.refusals import Refusal
 from tightbox.serve.service import Service, fraction
@@ -40,6 +38,7 @@ from tightbox.version import __version__
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`
 JSON, JPEG = "application/json", "image/jpeg"
 PAGE_PARTS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+ACCEPTED = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=(\d(?:\.\d*)?))?[^,]*")  # media types and their weights
 # What anybody may ask without the token: probes, and the page, which holds nothing but its own code.
 OPEN_PATHS = frozenset({"/", *(f"/{part}" for part in PAGE_PARTS), "/v2/health/live", "/v2/health/ready"})
 POLICY = (
@@ -52,6 +51,9 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
     (b"content-security-policy", POLICY),
+)
+UNKNOWN = JSONResponse(
+    {"error": "a bearer token is needed: Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
 )
 
 
@@ -66,36 +68,24 @@ def create_app(
         options: the limits.
         token: what requests must carry as a bearer token; None asks for none.
     """
-    options = options or ServeOptions()
-    metrics = Metrics()
-    service = Service(predictor, options, metrics)
-    endpoints = _Endpoints(service, name)
-    routes = endpoints.routes()
-    paths = {route.endpoint: route.path for route in routes}
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
+    service = Service(predictor, options or ServeOptions(), Metrics())
     app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
+        routes=_Endpoints(service, name).routes(),
+        lifespan=lambda app: service.running(),
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )
     app.state.service = service
-    app.add_middleware(_Guard, token=token, metrics=metrics, paths=paths)
+    app.add_middleware(_Guard, token=token, metrics=service.metrics)
     return app
 
 
 class _Guard:
     """Asks for the token, adds headers, and counts."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None, metrics: Metrics, paths: dict[Any, str]) -> None:
+    def __init__(self, app: ASGIApp, *, token: str | None, metrics: Metrics) -> None:
         self._app = app
-        self._token = None if token is None else _digest(token.encode())
+        self._token = None if token is None else token.encode()
         self._metrics = metrics
-        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,29 +100,19 @@ class _Guard:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
+        app = self._app if scope["path"] in OPEN_PATHS or self._known(scope) else UNKNOWN
         try:
-            if scope["path"] in OPEN_PATHS or self._known(scope):
-                await self._app(scope, receive, send_on)
-            else:
-                sentence = "a bearer token is needed: Authorization: Bearer TOKEN"
-                response = _error(401, sentence, {"WWW-Authenticate": "Bearer"})
-                await response(scope, receive, send_on)
+            await app(scope, receive, send_on)
         finally:
-            # By its route, as paths are of the client's choice and without end.
-            self._metrics.requests.labels(self._paths.get(scope.get("endpoint"), "other"), status).inc()
+            # Other paths than those answered are of the client's choice and without end.
+            self._metrics.requests.labels(scope["path"] if "endpoint" in scope else "other", status).inc()
             self._metrics.seconds.observe(time.perf_counter() - start)
 
     def _known(self, scope: Scope) -> bool:
         if self._token is None:
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, value = given.partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(_digest(value.strip()), self._token)
-
-
-def _digest(value: bytes) -> bytes:
-    """Of one length, so that the time of a comparison tells nothing of the token's."""
-    return hashlib.sha256(value).digest()
+        scheme, _, value = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), self._token)
 
 
 class _Endpoints:
@@ -144,28 +124,36 @@ class _Endpoints:
         self._predictor = service.predictor
         self._name = name
         self._max_pixels = service.options.max_megapixels * 1e6
-        self._max_bytes = int(service.options.max_mb * 1e6)
 
     def routes(self) -> list[Route]:
         """Every path that is answered."""
-        folder = files("tightbox.serve")
-        page = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-            name=escape(self._name), version=__version__, max_mb=f"{self._options.max_mb:g}"
+        folder, model = files("tightbox.serve"), f"/v2/models/{self._name}"
+
+        def filled(file: str, **values: object) -> str:
+            # Safe, as "$ref" is a key of the OpenAPI document and no place to fill in.
+            text = (folder / file).read_text(encoding="utf-8")
+            known = values | {"version": __version__, "max_mb": f"{self._options.max_mb:g}"}
+            return Template(text).safe_substitute(known)
+
+        description = filled(
+            "openapi.json",
+            name=self._name,
+            max_batch=self._options.max_batch,
+            max_megapixels=f"{self._options.max_megapixels:g}",
+            score_threshold=SCORE_THRESHOLD,
         )
-        described = json.dumps(description(self._name, self._options, SCORE_THRESHOLD))
-        server = json.dumps({"name": "tightbox", "version": __version__, "extensions": []})
         return [
-            _fixed("/", page, "text/html"),
+            _fixed("/", filled("page.html", name=escape(self._name)), "text/html"),
             *(_fixed(f"/{part}", (folder / part).read_bytes(), kind) for part, kind in PAGE_PARTS.items()),
-            _fixed("/openapi.json", described, JSON),
-            _fixed("/v2", server, JSON),
+            _fixed("/openapi.json", description, JSON),
+            _fixed("/v2", json.dumps({"name": "tightbox", "version": __version__, "extensions": []}), JSON),
+            _fixed(model, json.dumps(model_metadata(self._name, self._predictor)), JSON),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/metrics", self.metrics),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
-            Route("/v2/models/{name}", self.model),
-            Route("/v2/models/{name}/ready", self.model_ready),
-            Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
+            Route(f"{model}/ready", self.ready),
+            Route(f"{model}/infer", self.infer, methods=["POST"]),
         ]
 
     async def metrics(self, request: Request) -> Response:
@@ -179,89 +167,77 @@ class _Endpoints:
 
     async def ready(self, request: Request) -> Response:
         """Whether images are accepted."""
-        return JSONResponse({"ready": self._service.ready}, 200 if self._service.ready else 503)
-
-    async def model(self, request: Request) -> Response:
-        """What goes in and comes out."""
-        self._check_name(request)
-        return JSONResponse(model_metadata(self._name, self._predictor))
-
-    async def model_ready(self, request: Request) -> Response:
-        """Whether the one model is ready."""
-        self._check_name(request)
         return JSONResponse({"name": self._name, "ready": self._service.ready}, 200 if self._service.ready else 503)
 
     async def predict(self, request: Request) -> Response:
         """Boxes in the image that is the body."""
-        media_type = _media_type(request.headers.get("accept", "*/*"))
-        threshold, min_iou = _query(request)
+        as_jpeg = _media_type(request.headers.get("accept", "*/*")) == JPEG
+        if set(request.query_params) - {"score_threshold", "min_iou"}:
+            raise Refusal(422, "the query takes score_threshold and min_iou only")
+        given = {key: fraction(value, key) for key, value in request.query_params.items()}
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise Refusal(415, "send the bytes of the image as the body, not a form: curl --data-binary @image.jpg")
-        work = partial(self._predict, threshold=threshold, min_iou=min_iou, media_type=media_type)
-        return await self._in_time(request, work)
+        threshold, min_iou = given.get("score_threshold", SCORE_THRESHOLD), given.get("min_iou")
+        return await self._in_time(request, partial(self._predict, threshold, min_iou, as_jpeg))
 
-    async def _predict(self, body: bytes, threshold: float, min_iou: float | None, media_type: str) -> Response:
+    async def _predict(self, threshold: float, min_iou: float | None, as_jpeg: bool, body: bytes) -> Response:
         decode = partial(decode_bytes, body, self._max_pixels)
         image, found = await self._service.detect(decode, threshold, min_iou)
         names = self._predictor.class_names
-        if media_type == JPEG:
-            draw = partial(_annotated, image, found, names)
-            return Response(await self._service.in_thread(draw), media_type=JPEG)
-        return JSONResponse({"width": image.width, "height": image.height, "detections": _rows(found, names)})
+        if as_jpeg:
+            drawn = await self._service.in_thread(partial(_annotated, image, found, names))
+            return Response(drawn, media_type=JPEG)
+        return JSONResponse({"width": image.width, "height": image.height, "detections": box_rows(found, names)})
 
     async def infer(self, request: Request) -> Response:
         """Tensors by the Open Inference Protocol."""
-        self._check_name(request)
         return await self._in_time(request, self._infer)
 
     async def _infer(self, body: bytes) -> Response:
         most = min(self._options.max_batch, self._options.max_queue)
         read = partial(read_request, body, output_names(self._predictor), most, self._max_pixels)
-        asked: InferRequest = await self._service.in_thread(read)
+        asked = await self._service.in_thread(read)
         threshold = SCORE_THRESHOLD if asked.threshold is None else asked.threshold
         async with self._service.places(len(asked.images) - 1):  # one is held already
-            results = await _all_or_first_error(
-                [self._service.detect(image, threshold, asked.min_iou) for image in asked.images]
-            )
-            return JSONResponse(infer_response(self._name, asked, [found for _, found in results]))
-
-    def _check_name(self, request: Request) -> None:
-        if request.path_params["name"] != self._name:
-            raise Refusal(404, "there is no such model here")
+            try:  # the first error ends the rest, so that no image of a refused request is worked on
+                async with asyncio.TaskGroup() as group:
+                    detect = partial(self._service.detect, threshold=threshold, min_iou=asked.min_iou)
+                    tasks = [group.create_task(detect(image)) for image in asked.images]
+            except* Refusal as errors:
+                raise errors.exceptions[0] from None
+            return JSONResponse(infer_response(self._name, asked, [task.result()[1] for task in tasks]))
 
     async def _in_time(self, request: Request, work: Callable[[bytes], Awaitable[Response]]) -> Response:
         """What the work makes of the request's body, within the longest time from here to the answer."""
         async with self._service.places():
-            deadline = asyncio.get_running_loop().time() + self._options.timeout_s
-            body = await self._body(request, deadline)
+            body = None
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout(self._options.timeout_s):
+                    body = await self._body(request)
                     return await work(body)
             except TimeoutError as error:
+                if body is None:
+                    raise Refusal(408, "the body did not arrive in time") from error
                 raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
 
-    async def _body(self, request: Request, deadline: float) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         """The whole body, of which no more than the limit is ever held.
 
         Raises:
-            Refusal: 413 if it is larger, 408 if it does not arrive in time.
+            Refusal: 413 if it is larger, 400 if it ends too early.
         """
+        most, body = int(self._options.max_mb * 1e6), bytearray()
         too_large = Refusal(413, f"the body is larger than {self._options.max_mb:g} MB, the most accepted")
-        if int(request.headers.get("content-length", 0)) > self._max_bytes:
+        if int(request.headers.get("content-length", 0)) > most:
             raise too_large
-        chunks, size = [], 0
         try:
-            async with asyncio.timeout_at(deadline):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self._max_bytes:
-                        raise too_large
-                    chunks.append(chunk)
-        except TimeoutError as error:
-            raise Refusal(408, "the body did not arrive in time") from error
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > most:
+                    raise too_large
+                body += chunk
         except ClientDisconnect as error:
             raise Refusal(400, "the body was cut off") from error  # which nobody is left to read
-        return b"".join(chunks)
+        return bytes(body)
 
 
 def _fixed(path: str, content: str | bytes, media_type: str) -> Route:
@@ -273,91 +249,37 @@ def _fixed(path: str, content: str | bytes, media_type: str) -> Route:
     return Route(path, answer)
 
 
-async def _all_or_first_error(
-    work: Sequence[Coroutine[Any, Any, tuple[Image.Image, Detections]]],
-) -> list[tuple[Image.Image, Detections]]:
-    """Results in order; the first error ends the rest, so that no image of a refused request is worked on."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except* Refusal as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-def _query(request: Request) -> tuple[float, float | None]:
-    """The score threshold and the lowest predicted IoU that the query asks for."""
-    for key in request.query_params:
-        if key not in ("score_threshold", "min_iou"):
-            raise Refusal(422, "the query takes score_threshold and min_iou only")
-    threshold, min_iou = (request.query_params.get(key) for key in ("score_threshold", "min_iou"))
-    return (
-        SCORE_THRESHOLD if threshold is None else fraction(threshold, "score_threshold"),
-        None if min_iou is None else fraction(min_iou, "min_iou"),
-    )
-
-
 def _media_type(accept: str) -> str:
     """JSON or JPEG, whichever an Accept header weighs more; JSON if it does not mind.
 
     Raises:
         Refusal: 406 if it wants neither.
     """
-    weights = {JSON: 0.0, JPEG: 0.0}
-    closest = {JSON: -1, JPEG: -1}
-    for part in accept.split(","):
-        pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    weight = float(parameter[2:])
-                except ValueError:
-                    weight = 0.0
-        for media_type in weights:
-            kinds = ("*/*", media_type.split("/")[0] + "/*", media_type)
-            if pattern in kinds and kinds.index(pattern) > closest[media_type]:  # a closer pattern decides
-                weights[media_type], closest[media_type] = weight, kinds.index(pattern)
-    best = max(weights, key=lambda media_type: weights[media_type])
-    if not weights[best] > 0:
-        raise Refusal(406, f"the answer can be {JSON} or {JPEG}")
-    return best
+    weighed = [(float(weight or 1), pattern) for pattern, weight in ACCEPTED.findall(accept.lower())]
+    for weight, pattern in sorted(weighed, key=lambda part: -part[0]):
+        for media_type in (JSON, JPEG):
+            if weight > 0 and pattern in ("*/*", media_type.split("/")[0] + "/*", media_type):
+                return media_type
+    raise Refusal(406, f"the answer can be {JSON} or {JPEG}")
 
 
-def _rows(found: Detections, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Boxes as JSON, best first."""
-    rows: list[dict[str, Any]] = [
-        {"box": [round(value, 3) for value in box], "score": round(score, 6), "label": label, "class": names[label]}
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    ]
-    if found.ious is not None:
-        for row, iou in zip(rows, found.ious.tolist(), strict=True):
-            row["iou"] = round(iou, 6)
-    return rows
-
-
-def _annotated(image: Image.Image, found: Detections, names: Sequence[str]) -> bytes:
-    drawn = draw_boxes(image, found.boxes, found.labels, names, scores=found.scores, ious=found.ious)
+def _annotated(image: Image.Image, found: Detections, names: tuple[str, ...]) -> bytes:
     file = io.BytesIO()
     try:
-        drawn.save(file, format="JPEG", quality=92)
+        draw_detections(image, found, names).save(file, format="JPEG", quality=92)
     except OSError as error:  # sides above 65,500 pixels
         raise Refusal(422, "the image is too long for a JPEG; ask for JSON") from error
     return file.getvalue()
 
 
-def _error(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": sentence}, status, headers)
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = error.detail
-    if not isinstance(error, Refusal):  # Starlette's own
-        sentence = {404: "there is nothing here", 405: "another method is needed"}.get(error.status_code, sentence)
-    return _error(error.status_code, sentence, error.headers)
+    # Other sentences than a refusal's are Starlette's own.
+    of_status = {} if isinstance(error, Refusal) else {404: "there is nothing here", 405: "another method is needed"}
+    sentence = of_status.get(error.status_code, error.detail)
+    return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """What went wrong is for the log alone; Starlette raises it on, and uvicorn writes it there."""
-    return _error(500, "the server failed on this request; its log says why")
+    return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -80,18 +81,10 @@ class Batcher(Generic[T, R]):
 
     async def _collect(self) -> list[_Waiting[T, R]]:
         batch = [await self._queue.get()]
-        deadline = asyncio.get_running_loop().time() + self._max_wait_s
-        while len(batch) < self._max_batch:
-            if not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            elif self.announced == 0:
-                break
-            else:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        batch.append(await self._queue.get())
-                except TimeoutError:
-                    break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait_s):
+                while len(batch) < self._max_batch and (self.announced or not self._queue.empty()):
+                    batch.append(await self._queue.get())
         return batch
 
     async def _do(self, batch: list[_Waiting[T, R]]) -> None:

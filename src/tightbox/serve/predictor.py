@@ -1,14 +1,17 @@
-"""What the server needs of a detector, so that anything which finds boxes can be served."""
+"""What the server needs of a detector, so that anything which finds boxes can be served; and checkpoints as such."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from PIL import Image
 
 from tightbox.models import Detector
-from tightbox.structures import Detections
+from tightbox.models.prediction import Detect, Prepared, as_pixels, detect_prepared, prepare
+from tightbox.options import Preprocess
+from tightbox.structures import Detections, ImageBatch
 
 
 class Predictor(Protocol):
@@ -26,23 +29,55 @@ class Predictor(Protocol):
     calibrated: bool | None
     score_threshold: float
 
-    def predict(self, images: Sequence[Image.Image]) -> list[Detections]:
+    def prepare(self, image: Image.Image) -> Any:
+        """What `predict` takes of an image; called in several threads, while `predict` works on others."""
+        ...
+
+    def predict(self, prepared: Sequence[Any]) -> list[Detections]:
         """Detections in each image, in its own pixels, on the CPU; called from one thread at a time."""
         ...
 
 
-class CheckpointPredictor:
-    """A detector of this package."""
+@dataclass(eq=False, kw_only=True)
+class NetworkPredictor:
+    """A network that sees together what is alike in shape.
 
-    def __init__(self, model: Detector) -> None:
-        self._model = model.eval()
-        self.system = model.name
-        self.class_names = model.class_names
-        self.score_threshold = float(model.options.score_threshold)
-        # Whether a system predicts IoUs depends on its options too, and so is asked of its own output.
-        without = self.predict([Image.new("RGB", (64, 64))])[0].ious is None
-        self.calibrated = None if without else model.calibration is not None
+    Attributes:
+        detect: gives the detections in each image of a batch, on the CPU.
+        preprocess: how images are resized for it.
+        system: as in `Predictor`, and so are the others.
+    """
 
-    def predict(self, images: Sequence[Image.Image]) -> list[Detections]:
-        """Detections in each image, which the network sees together as far as their shapes allow."""
-        return self._model.predict(list(images), batch_size=len(images))
+    detect: Detect
+    preprocess: Preprocess
+    system: str
+    class_names: tuple[str, ...]
+    calibrated: bool | None
+    score_threshold: float
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """The resized image."""
+        return prepare(as_pixels(image), self.preprocess)
+
+    def predict(self, prepared: Sequence[Prepared]) -> list[Detections]:
+        """Detections in each image."""
+        return [found for _, found in detect_prepared(self.detect, prepared, len(prepared))]
+
+
+def of_checkpoint(model: Detector) -> NetworkPredictor:
+    """A detector of this package, on its device."""
+    model.eval()
+
+    def detect(images: ImageBatch) -> list[Detections]:
+        return [found.to("cpu") for found in model.detect(images.to(model.device))]
+
+    # Whether a system predicts IoUs depends on its options too, and so is asked of its own output.
+    without = model.predict(Image.new("RGB", (64, 64))).ious is None
+    return NetworkPredictor(
+        detect=detect,
+        preprocess=model.preprocess,
+        system=model.name,
+        class_names=model.class_names,
+        calibrated=None if without else model.calibration is not None,
+        score_threshold=float(model.options.score_threshold),
+    )

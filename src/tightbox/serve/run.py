@@ -25,9 +25,13 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from error
+    # Connections inherit it. An answer is written as head and body; else the body waits some 40 ms for the client's
+    # acknowledgement of the head. asyncio sets it only on sockets that name their protocol, and this one does not.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    return listening
 
 
 def configuration(app: Starlette, options: ServeOptions) -> uvicorn.Config:

@@ -8,7 +8,8 @@ import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ DECODERS = 2  # threads; Pillow decodes without holding Python's lock
 
 
 class Service:
-    """Accepts images, up to a number; decodes them in threads; has the network see them in batches.
+    """Accepts images, up to a number; decodes and resizes them in threads; has the network see them in batches.
 
     Args:
         predictor: finds the boxes.
@@ -48,11 +49,11 @@ class Service:
         self.ready = False
         self.failed = False
         self.accepted = 0
-        self._open = 0
+        self._places_taken = 0
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         # Decoded images are much larger than their files, so only as many wait as two batches need.
         self._decoded = asyncio.Semaphore(2 * options.max_batch)
-        self._batcher: Batcher[Image.Image, Detections] = Batcher(
+        self._batcher: Batcher[Any, Detections] = Batcher(
             predictor.predict,
             max_batch=options.max_batch,
             max_wait_s=options.max_wait_ms / 1000,
@@ -76,7 +77,7 @@ class Service:
     async def _warm_up(self) -> None:
         """The first batches of a network are slow, and say whether it runs at all."""
         try:
-            blank = Image.new("RGB", (640, 480))
+            blank = self.predictor.prepare(Image.new("RGB", (640, 480)))
             for size in {1, self.options.max_batch}:
                 await asyncio.gather(*(self._batcher(blank) for _ in range(size)))
             self.ready = True
@@ -93,17 +94,17 @@ class Service:
         """
         if not self.ready:
             raise Refusal(503, "the detector is not ready yet; try again", RETRY_SECONDS)
-        if self._open + images > self.options.max_queue:
+        if self._places_taken + images > self.options.max_queue:
             raise Refusal(503, "too many images are waiting; try again", RETRY_SECONDS)
         self.accepted += images
         self.metrics.accepted.inc(images)
-        self._open += images
-        self.metrics.waiting.set(self._open)
+        self._places_taken += images
+        self.metrics.waiting.set(self._places_taken)
         try:
             yield
         finally:
-            self._open -= images
-            self.metrics.waiting.set(self._open)
+            self._places_taken -= images
+            self.metrics.waiting.set(self._places_taken)
 
     async def detect(
         self, decode: Callable[[], Image.Image], threshold: float, min_iou: float | None
@@ -123,12 +124,16 @@ class Service:
         async with self._decoded:
             self._batcher.announced += 1
             try:
-                image = await self.in_thread(decode)
+                image, prepared = await self.in_thread(partial(self._open, decode))
             finally:
                 self._batcher.announced -= 1
-            found = Selection(threshold, min_iou)(await self._batcher(image))
+            found = Selection(threshold, min_iou)(await self._batcher(prepared))
         self.metrics.boxes.inc(len(found))
         return image, found
+
+    def _open(self, decode: Callable[[], Image.Image]) -> tuple[Image.Image, Any]:
+        image = decode()
+        return image, self.predictor.prepare(image)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Work that would hold up other requests."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -76,7 +77,7 @@ def fit(
     Raises:
         UserError: if the loss stops being finite, an image cannot be read, the disk refuses, the minutes are over after
             the first step, or there is no state to resume, or one that is damaged, of other data, or of more epochs
-            than there are to be.
+            than there are to be; or if batch norms are to be synchronised on a CPU.
         Interrupted: after Ctrl-C, once the state is saved.
     """
     accelerator = new_accelerator(
@@ -86,6 +87,8 @@ def fit(
         log_with=_tracker() if options.tensorboard else None,
         project_dir=str(out),
     )
+    if options.sync_batchnorm:
+        synchronise_batch_norms(model, accelerator.device)
     set_seed(options.seed, device_specific=True)  # processes draw different random numbers; the weights they share
     position = Position()
     batches = EpochBatches(len(train.records), options.batch_size, options.seed)
@@ -189,6 +192,17 @@ def choose_precision(precision: str, device: torch.device | None = None) -> str:
     if gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def synchronise_batch_norms(model: nn.Module, device: torch.device) -> None:
+    """Let batch norms take their statistics over the images of all processes; weights and their names stay.
+
+    Raises:
+        UserError: if the device is no GPU, as PyTorch synchronises nothing else.
+    """
+    if device.type != "cuda":
+        raise UserError("--sync-batchnorm true needs GPUs; on a CPU use --frozen-norm true instead")
+    convert_sync_batchnorm(model)
 
 
 def _check_resumed(pace: Pace, position: Position, out: Path, accelerator: Accelerator) -> None:

@@ -21,7 +21,8 @@ STEPS = 10  # between two readings on a device that works ahead; fetching a numb
 class Readings:
     """Keeps losses where they were computed, and reads those of several steps at once into the position.
 
-    A reading is agreed over the processes, so that all of them stop, and go on, at the same step.
+    A reading is the mean over the processes, so that it is that of the whole batch, and that all of them stop, and go
+    on, at the same step.
 
     Args:
         accelerator: whose device and processes.
@@ -59,20 +60,18 @@ class Readings:
             UserError: if a loss is no finite number, in any process.
         """
         position, first = self.position, self.position.batch - len(self._unread)
-        rows: list[list[float]] = torch.stack(self._unread).tolist() if self._unread else []
+        rows = mean_over_processes(torch.stack(self._unread)).tolist() if self._unread else []
         self._unread = []
-        broken = [i for i, row in enumerate(rows) if not isfinite(sum(row))]
         now = self.clock()
-        own = torch.tensor([now - self._since, stop, bool(broken)], device=self.device)
+        seconds, stops = mean_over_processes(torch.tensor([now - self._since, stop], device=self.device)).tolist()
         self._since = now
-        seconds, stops, breaks = mean_over_processes(own).tolist()
-        if breaks > 0:
-            i = broken[0] if broken else len(rows) - 1
-            raise UserError(_diverged(position.epoch + 1, first + i + 1, dict(zip(self._names, rows[i], strict=True))))
-        position.seconds += seconds
-        for row in rows:
-            for name, value in zip(self._names, row, strict=True):
+        for number, row in enumerate(rows, first + 1):
+            losses = dict(zip(self._names, row, strict=True))
+            if not isfinite(sum(row)):  # in any process, as it would not vanish from a mean
+                raise UserError(_diverged(position.epoch + 1, number, losses))
+            for name, value in losses.items():
                 position.loss_sums[name] = position.loss_sums.get(name, 0.0) + value
+        position.seconds += seconds
         return bool(stops > 0)
 
 

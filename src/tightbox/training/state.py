@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
+from tightbox.files import digest_of
 from tightbox.reading import read_json
 
 CONTENTS = "contents.json"
@@ -30,7 +30,7 @@ def save_state(accelerator: Accelerator, folder: Path, train: DetectionData) -> 
         accelerator.save_state(str(fresh))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            digests = {path.name: _digest(path) for path in sorted(fresh.iterdir())}
+            digests = {path.name: digest_of(path) for path in sorted(fresh.iterdir())}
             data = {"class_names": train.class_names, "images": len(train.records)}
             (fresh / CONTENTS).write_text(json.dumps(data | {"sha256": digests}, indent=2), encoding="utf-8")
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
@@ -85,13 +85,8 @@ def _check(folder: Path, train: DetectionData, anew: str) -> None:
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; {anew}")
-        if _digest(folder / name) != digest:
+        if digest_of(folder / name) != digest:
             raise UserError(f"{folder / name} is damaged; {anew}")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _beside(folder: Path, suffix: str) -> Path:

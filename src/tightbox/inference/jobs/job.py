@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,9 +11,10 @@ from typing import Any
 
 from tightbox.checkpoint import CARD, WEIGHTS
 from tightbox.errors import UserError
-from tightbox.files import write_json
+from tightbox.files import digest_of, write_json
 from tightbox.inference.jobs.manifest import Manifest, name_line
 from tightbox.inference.jobs.parts import Kind
+from tightbox.reading import is_file, read_json
 
 JOB, FORMAT = "job.json", 1
 _MEANING = {
@@ -93,10 +93,6 @@ class JobCard:
         """The file of a part in a folder of the job."""
         return folder / f"part-{number:06d}.{self.kind}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of `job.json`."""
-        return {"format": FORMAT} | asdict(self)
-
     @classmethod
     def read(cls, folder: Path) -> JobCard | None:
         """The card in a folder; None if there is none.
@@ -105,16 +101,14 @@ class JobCard:
             UserError: if it is damaged, or of a later format.
         """
         path = folder / JOB
+        if not is_file(path):
+            return None
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise UserError(f"{path} was written by another version of tightbox; use that one, or start anew")
             return cls(**content | {"class_names": tuple(content["class_names"])})
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged; start the job anew in another folder") from error
 
     def difference(self, other: JobCard) -> str:
@@ -145,7 +139,7 @@ class Job:
         if there is None:
             if resume:
                 raise UserError(f"there is nothing to resume in {self.folder}: it has no {JOB}; leave out --resume")
-            write_json(self.folder / JOB, self.card.to_json())
+            write_json(self.folder / JOB, {"format": FORMAT} | asdict(self.card))
         elif difference := self.card.difference(there):
             raise UserError(f"{self.folder} is the folder of another job: {difference}; choose another --out")
         done = len(self.finished())
@@ -173,8 +167,4 @@ class Job:
 
 def checkpoint_digest(folder: Path) -> str:
     """SHA-256 of the card and the weights of a checkpoint, which was loaded before."""
-    digest = hashlib.sha256()
-    for name in (CARD, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            digest.update(name_line(hashlib.file_digest(file, "sha256").hexdigest()))
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(name_line(digest_of(folder / name)) for name in (CARD, WEIGHTS))).hexdigest()

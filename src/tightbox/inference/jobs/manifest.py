@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
+from tightbox.reading import read_lines
 
 _SHOWN = 3  # names in a sentence
 
@@ -46,13 +47,7 @@ class Manifest:
         Raises:
             UserError: if it cannot be read, names nothing, or an image twice.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"cannot read the manifest {path}: {error.strerror}; check the path") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"the manifest {path} is not text at byte {error.start}; write one path a line") from error
-        names = sorted(line.strip() for line in lines if line.strip())
+        names = sorted(read_lines(path))
         if not names:
             raise UserError(f"the manifest {path} names no image; write one path a line")
         doubles = sorted({first for first, second in pairwise(names) if first == second})
@@ -63,10 +58,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the names, one a line; merging compares it with the names in the results."""
-        digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(name_line(name))
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(map(name_line, self.names))).hexdigest()
 
 
 def name_line(name: str) -> bytes:

@@ -33,16 +33,14 @@ class Work:
     workers: int = DECODERS
     drawn: Path | None = None
 
-    def run(
-        self, model: Detector, part: Part, target: Path, progress: Callable[[int], None] = lambda done: None
-    ) -> None:
+    def run(self, model: Detector, part: Part, target: Path, progress: Callable[[], None] = lambda: None) -> None:
         """Detect in the images of a part, and write its file.
 
         Args:
             model: on its device.
             part: what to do.
             target: the file.
-            progress: called with the number of images of the part that are done.
+            progress: called after each image.
 
         Raises:
             UserError: if the disk refuses.
@@ -58,7 +56,7 @@ class Work:
                 drawn = draw_detections(result.image, selected.found, model.class_names)
                 # The whole name and not its stem, as a.png may lie beside a.jpg.
                 write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
-            progress(offset + 1)
+            progress()
         write_rows(target, rows)
 
 

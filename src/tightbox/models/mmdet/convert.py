@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tightbox.checkpoint import refuse_misfits
 from tightbox.errors import UserError
 from tightbox.models import Backbone, Detector, VFNet
 from tightbox.models.mmdet.coco import COCO_CLASSES
@@ -84,20 +85,9 @@ def load_published(model: VFNet, tensors: Mapping[str, Tensor], source: str) -> 
         UserError: naming the first misfit, with both shapes if it is one of shapes.
     """
     own = to_published(model.state_dict())
-    if surplus := [name for name in tensors if name not in own]:
-        raise UserError(_misfit(source, "holds", surplus, "for which this VFNet has no place"))
-    if missing := [name for name in own if name not in tensors]:
-        raise UserError(_misfit(source, "lacks", missing, "which this VFNet needs"))
-    for name, slot in own.items():
-        if tensors[name].shape != slot.shape:
-            raise UserError(f"{source}: {name} is {tuple(tensors[name].shape)}, and must be {tuple(slot.shape)}")
+    refuse_misfits(own, tensors, source)
     for name, slot in own.items():
         slot.copy_(tensors[name])
-
-
-def _misfit(source: str, verb: str, names: list[str], what: str) -> str:
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"{source} {verb} {len(names)} tensors {what}: {shown}"
 
 
 def _class_names(file: PublishedFile, count: int, given: Sequence[str] | None, path: Path) -> tuple[str, ...]:

@@ -1,0 +1,78 @@
+"""A file that `tightbox export --format onnx` wrote, run by ONNX Runtime; images are resized as for its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tightbox.errors import UserError, missing_extra
+from tightbox.export.onnx_file import FORMAT, INPUTS, METADATA
+from tightbox.export.tensors import PaddedDetections
+from tightbox.options import Preprocess
+from tightbox.serve.predictor import NetworkPredictor
+from tightbox.structures import Detections, ImageBatch
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+HINT = "give one that `tightbox export --format onnx` wrote"
+
+
+def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
+    """The detector in the file.
+
+    Args:
+        path: of the file.
+        device: cpu, cuda or cuda:1; auto takes a GPU if ONNX Runtime has one.
+
+    Raises:
+        UserError: if ONNX Runtime is missing or has no such device, or the file is missing, damaged or another.
+    """
+    session = _open(path, device)
+    entries = session.get_modelmeta().custom_metadata_map
+    try:
+        about: dict[str, Any] = json.loads(entries[METADATA])
+        found = about["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is an ONNX file, but not one of tightbox; {HINT}") from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, not {FORMAT}; export the checkpoint again")
+
+    def detect(images: ImageBatch) -> list[Detections]:
+        inputs = images.pixels.numpy(), torch.tensor(images.sizes).numpy()
+        outputs = session.run(PaddedDetections._fields, dict(zip(INPUTS, inputs, strict=True)))
+        *columns, counts = map(torch.from_numpy, outputs)
+        rows = (Detections(*(c[:count] for c in of_one)) for count, *of_one in zip(counts, *columns, strict=True))
+        return [found if about["predicts_iou"] else replace(found, ious=None) for found in rows]
+
+    return NetworkPredictor(
+        detect=detect,
+        preprocess=Preprocess(**{side: about["preprocessing"][side] for side in ("long_side", "short_side")}),
+        system=about["model"],
+        class_names=tuple(about["class_names"]),
+        calibrated=about["calibrated"] if about["predicts_iou"] else None,
+        score_threshold=about["score_threshold"],
+    )
+
+
+def _open(path: Path, device: str) -> Any:
+    """The session of ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_extra("ONNX Runtime, which runs exported files,", "serve") from error
+    kind, _, index = device.partition(":")
+    on_gpu = kind != "cpu" and CUDA in onnxruntime.get_available_providers()
+    if not on_gpu and kind not in ("auto", "cpu"):
+        raise UserError(f"--device {device} needs onnxruntime-gpu in place of onnxruntime; or choose auto or cpu")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; {HINT}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong with a file is said once, here
+    providers = [*([(CUDA, {"device_id": index or "0"})] if on_gpu else []), CPU]
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no class in common
+        raise UserError(f"{path} cannot be loaded ({' '.join(str(error).split())}); {HINT}") from error
