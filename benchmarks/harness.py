@@ -13,9 +13,15 @@ from tightbox.errors import UserError
 from tightbox.files import atomic_path
 
 
-def table_options(description: str | None, repeats: int) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser and the options of a benchmark that times rows of a table; PyTorch has the threads from now on."""
+def table_options(
+    description: str | None, repeats: int, own: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser and the options of a benchmark that times rows of a table; PyTorch has the threads from now on.
+
+    `own` adds the benchmark's own options.
+    """
     parser = argparse.ArgumentParser(description=description)
+    own(parser)
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds through each row; the fastest counts")
     parser.add_argument("--threads", type=int, help="threads of PyTorch; left out, what PyTorch chooses")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")

@@ -1,4 +1,4 @@
-"""An IoU-aware score for heads that are not ours: torchvision's FCOS and RetinaNet, by functions that anyone can import.
+"""An IoU-aware score for heads that are not ours: torchvision's FCOS and RetinaNet, by public functions.
 
 A detector gets one by its `head` argument, and nothing else changes:
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 from filelock import FileLock
 
-from tests.helpers.exported import Exported, export_published_vfnet, read_exported
+from tests.helpers.exported import Exported, export_iou_net, export_published_vfnet, read_exported
 from tests.helpers.references import SHARED
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
@@ -34,14 +36,41 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the tests of a module make their tensors: on the CPU, and again on a GPU, if there is one, in float32."""
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
+        return
+    # Products of fewer digits, which PyTorch allows convolutions, would need other tolerances.
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    with device:
+        yield device
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def exported_vfnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A calibrated VFNet that was imported, and its ONNX file; made once, as the exporter takes its time."""
+    return _made_once(tmp_path_factory, "exported", export_published_vfnet)
+
+
+@pytest.fixture(scope="session")
+def exported_iou_net(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same of an IoU-Net that does not refine."""
+    return _made_once(tmp_path_factory, "exported_iou_net", export_iou_net)
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Exported]) -> Exported:
     parallel = "PYTEST_XDIST_WORKER" in os.environ
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if parallel else base) / "exported"
+    base = factory.getbasetemp()
+    folder = (base.parent if parallel else base) / name
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "model.onnx").exists():
             folder.mkdir()
-            return export_published_vfnet(folder)
+            return make(folder)
     return read_exported(folder)

@@ -23,6 +23,8 @@ from tightbox.boxes import (
     pairwise_iou,
 )
 
+pytestmark = pytest.mark.usefixtures("device")
+
 coordinate = st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, 1e-30])
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 corner, side = st.floats(-1e3, 1e3), st.floats(0.1, 1e3)

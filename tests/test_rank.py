@@ -13,6 +13,8 @@ from tightbox.errors import UserError
 from tightbox.rank import best_of_levels, best_rows, by_centerness, by_class_score, by_power
 from tightbox.structures import Candidates
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SCORES = torch.tensor([[0.9, 0.0, 0.4], [0.25, 1.0, 0.1]])
 IOUS = torch.tensor([0.4, 0.0])
 

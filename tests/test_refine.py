@@ -12,6 +12,8 @@ from torch import nn
 from tightbox.boxes import iou
 from tightbox.refine import refine_boxes
 
+pytestmark = pytest.mark.usefixtures("device")
+
 OMEGA_1, OMEGA_2 = 0.001, -0.01
 
 

@@ -13,6 +13,8 @@ from tightbox.errors import UserError
 from tightbox.structures import Candidates
 from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def reference(
     boxes: Sequence[Sequence[float]],

@@ -110,7 +110,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     tensor([ 0.,  5., 20., 30.])
     """
     boxes = at_least_float32(boxes)
-    height_width = torch.as_tensor(size, dtype=boxes.dtype, device=boxes.device)
+    height_width = torch.as_tensor(size, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
     width_height = height_width.flip(-1)
     return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1))
 

@@ -106,7 +106,11 @@ class VFNetOptions(_Options):
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
-        distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
+        distances: what turns the first box branch's output into distances: exp(), or softplus(), by which small boxes
+            learn as fast as large ones where images are few.
+        distance_unit: what that is multiplied by: the level's distance range, or its stride.
+        iou_weighted_boxes: weigh each positive of the box losses by its IoU; off, small boxes, whose IoU is low at
+            first, learn as fast as large ones.
         normaliser: box losses are divided by the sum of IoU weights (released code) or the number of positives (paper).
         offset_gradient: fraction of the gradient that flows through the star's offsets into the initial box.
         ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
@@ -132,7 +136,9 @@ class VFNetOptions(_Options):
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
+    distances: Literal["exp", "softplus"] = "exp"
     distance_unit: Literal["range", "stride"] = "range"
+    iou_weighted_boxes: bool = True
     normaliser: Literal["iou_sum", "num_positives"] = "iou_sum"
     offset_gradient: float = 0.1
     ignore_crowds: bool = False
@@ -331,6 +337,8 @@ class BackboneOptions(_Options):
     Args:
         name: any timm model that gives features at strides 8, 16 and 32.
         pretrained: start from timm's published weights (downloaded once); off, from random numbers.
+        zero_init: the last norm of every residual block starts at zero where weights are random, as timm has it; off,
+            at one, by which few images are enough sooner.
         frozen_stages: how many of the first stages (the stem counts with the first) are not trained.
         frozen_norm: batch norms keep their stored statistics.
         deformable: modulated deformable 3x3 convolutions (DCNv2) in stages 3 to 5, for ResNet, ResNeXt and Res2Net.
@@ -339,6 +347,7 @@ class BackboneOptions(_Options):
 
     name: str = "resnet50"
     pretrained: bool = True
+    zero_init: bool = True
     frozen_stages: int = 0
     frozen_norm: bool = False
     deformable: bool = False

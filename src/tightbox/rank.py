@@ -44,7 +44,9 @@ def by_power(candidates: Candidates, alpha: float = 0.5) -> Tensor:
         raise UserError(f"by_power: alpha is {alpha}; it must lie in [0, 1]")
     if candidates.ious is None:
         raise UserError("by_power: this detector predicts no IoU; rank by its class score instead")
-    ious = candidates.ious if candidates.ious.dim() == 2 else candidates.ious[:, None]
+    ious = candidates.ious
+    if ious.dim() < candidates.class_scores.dim():
+        ious = ious[..., None]
     return by_class_score(candidates) ** alpha * at_least_float32(ious).clamp(min=0) ** (1 - alpha)
 
 
@@ -57,7 +59,7 @@ def by_centerness(candidates: Candidates) -> Tensor:
     """
     if candidates.centerness is None:
         raise UserError("by_centerness: this detector predicts no centerness; rank by its class score instead")
-    return by_class_score(candidates) * at_least_float32(candidates.centerness)[:, None]
+    return by_class_score(candidates) * at_least_float32(candidates.centerness)[..., None]
 
 
 def best_of_levels(candidates: Candidates, scores: Tensor, top_k: int) -> tuple[Candidates, Tensor]:

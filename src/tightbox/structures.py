@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     import supervision
 
 
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on another device. Only what comes to a CPU is waited for, as it may be read at once."""
+    return values.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 class _Tensors:
     """Moving and counting, shared by the three frozen dataclasses of tensors."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same values on another device."""
-        return self._each(lambda value: value.to(device))
+        """The same values on another device; from pinned memory, a GPU fetches them while the CPU goes on."""
+        return self._each(lambda value: moved(value, device))
+
+    def pin_memory(self) -> Self:
+        """The same values in pinned memory; a DataLoader that pins calls it."""
+        return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with `change` made to every tensor; two fields that share one share it still."""
@@ -69,8 +78,12 @@ class ImageBatch:
         return cls(pixels, sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device."""
-        return ImageBatch(self.pixels.to(device, non_blocking=True), self.sizes)
+        """The same batch on another device; from pinned memory, a GPU fetches it while the CPU goes on."""
+        return ImageBatch(moved(self.pixels, device), self.sizes)
+
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in pinned memory; a DataLoader that pins calls it."""
+        return ImageBatch(self.pixels.pin_memory(), self.sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -109,6 +122,8 @@ class Candidates(_Tensors):
         centerness: (K,) FCOS's centerness, a stand-in for localisation quality that is no IoU; None if absent.
         levels: (K,) int64 pyramid level each came from, of which only so many are suppressed together; None if absent.
         points: (K, 2) x, y of the location that each was predicted at; None where boxes do not belong to locations.
+
+    Those of B images that have equally many are one such object too, with the images as the first axis of every tensor.
     """
 
     boxes: Tensor
@@ -118,9 +133,13 @@ class Candidates(_Tensors):
     levels: Tensor | None = None
     points: Tensor | None = None
 
-    def __getitem__(self, keep: Tensor | slice) -> Candidates:
-        """The candidates selected by a boolean mask, an index tensor or a slice."""
+    def __getitem__(self, keep: Tensor | slice | int) -> Candidates:
+        """The candidates selected by a boolean mask, an index tensor or a slice; of several images, those of one."""
         return self._each(lambda value: value[keep])
+
+    def take(self, rows: Tensor) -> Candidates:
+        """Of B images together, of each the candidates `rows` (B, K)."""
+        return self._each(lambda value: take(value, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +225,13 @@ class Detections(_Tensors):
             class_id=labels,
             data=data,
         )
+
+
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """Of each of B images the rows (B, K) of its values, (B, N) or (B, N, D): (B, K) or (B, K, D)."""
+    if values.dim() == 2:
+        return values.gather(1, rows)
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _as_xywh(boxes: Tensor) -> list[list[float]]:

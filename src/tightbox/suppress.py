@@ -48,12 +48,8 @@ def greedy_nms(
     found = _above(candidates, scores, score_threshold)
     if len(found) == 0:
         return found
-    # To keep the classes apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
-    # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
-    wide = found.boxes if scores.device.type == "mps" else found.boxes.double()
     group = torch.zeros_like(found.labels) if class_agnostic else found.labels
-    keep: Tensor = batched_nms(wide - wide.min(), found.scores.to(wide.dtype), group, iou_threshold)
-    return found[keep[:max_detections]]
+    return found[_nms(found.boxes, found.scores, group, iou_threshold)[:max_detections]]
 
 
 def soft_nms(
@@ -144,6 +140,43 @@ def iou_guided_nms(
     keep, best = ops.batched_iou_guided_nms(found.boxes, -ranks, found.ious, group, iou_threshold)
     keep, best = keep[:max_detections], -best[:max_detections].long()
     return replace(found[keep], scores=found.scores[best], labels=found.labels[best])
+
+
+@torch.library.custom_op("tightbox::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
+    """The scores (B, C, N) of the boxes (B, N, 4) that greedy suppression keeps, and the threshold in place of others.
+
+    Each class of each image is suppressed by itself. For a whole batch in fixed shapes; in an exported file this is one
+    operator.
+
+    Args:
+        boxes: (B, N, 4).
+        scores: (B, C, N).
+        iou_threshold: a box is dropped if its IoU with a better one of its class is above this.
+        score_threshold: scores must be above this.
+        most: of each class of each image no more than this many are needed, the best ones.
+    """
+    image, label, row = (scores > score_threshold).nonzero().unbind(1)
+    kept = torch.full_like(scores, score_threshold)
+    if len(row):
+        keep = _nms(boxes[image, row], scores[image, label, row], image * scores.shape[1] + label, iou_threshold)
+        image, label, row = image[keep], label[keep], row[keep]
+        kept[image, label, row] = scores[image, label, row]
+    return kept
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+    """Which of the boxes (N, 4), at least one, greedy suppression keeps in each group (N,), best first."""
+    # To keep the groups apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
+    # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
+    wide = boxes if boxes.device.type == "mps" else boxes.double()
+    keep: Tensor = batched_nms(wide - wide.min(), scores.to(wide.dtype), group, iou_threshold)
+    return keep
 
 
 def _above(candidates: Candidates, scores: Tensor, score_threshold: float) -> Detections:

@@ -14,6 +14,8 @@ from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, level_po
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GRIDS = ["grid0", "grid1", "grid2", "grid3", "grid4"]
 OTHERS = ["crowded", "outside", "tiny_gt", "topk4", "no_gt", "ignore", "random_anchors"]
 

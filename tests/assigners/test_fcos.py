@@ -12,6 +12,8 @@ from tests.helpers.models import targets_of
 from tightbox.assigners import BACKGROUND, fcos_assign, level_points, per_point
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES, STRIDES = [(8, 8), (4, 4)], [8, 16]
 POINTS = level_points(SIZES, STRIDES, offset=0.5)
 POINT_STRIDES = per_point(torch.tensor(STRIDES), SIZES)

@@ -14,6 +14,8 @@ from tightbox.assigners import BACKGROUND, IGNORED, max_iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # Few whole coordinates, so that boxes are often equal, without area or inverted, and IoUs tie or meet a threshold.
 coordinate = st.integers(0, 6).map(float)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)

@@ -15,6 +15,8 @@ from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZE = (12, 16)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import assert_one_sentence, status
+from tests.helpers.data import one_image_coco
 from tests.helpers.models import tiny_iou_net, tiny_model
 
 
@@ -44,8 +45,31 @@ def test_a_missing_extra_is_named(
 
 
 def test_a_detector_that_cannot_be_expressed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_iou_net().save(tmp_path / "checkpoint")
+    tiny_iou_net(standalone=True).save(tmp_path / "checkpoint")
     out = tmp_path / "model.onnx"
     assert status(["export", tmp_path / "checkpoint", "--format", "onnx", "--out", out]) == 2
-    assert_one_sentence(capsys, "an IoU-Net cannot be exported")
+    assert_one_sentence(capsys, "a standalone IoU head cannot be exported")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--format", "openvino", "--int8"], "--int8 and --data belong together: give both, or leave out both"),
+        (["--format", "openvino", "--data", "{here}/data"], "--int8 and --data belong together"),
+        (["--format", "onnx", "--int8", "--data", "{here}/data"], "--int8 is of --format openvino, not of onnx"),
+        (
+            ["--format", "openvino", "--int8", "--data", "{here}/data"],
+            "has the classes lion, and the checkpoint cat, dog;",
+        ),
+    ],
+)
+def test_mistakes_of_int8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    tiny_model().save(tmp_path / "checkpoint")
+    one_image_coco(tmp_path / "data" / "train.json", tmp_path / "data" / "images" / "1.png", ["lion"])
+    given = [option.format(here=tmp_path) for option in options]
+    assert status(["export", tmp_path / "checkpoint", "--out", tmp_path / "model.xml", *given]) == 2
+    assert_one_sentence(capsys, sentence)
+    assert not (tmp_path / "model.xml").exists()

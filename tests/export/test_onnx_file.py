@@ -49,6 +49,14 @@ def test_a_unitbox_is_read_densely(tmp_path: Path) -> None:
         assert_same(run(exported.path, batch), expected)
 
 
+def test_an_iou_net_detects_the_same_without_refinement(exported_iou_net: Exported) -> None:
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        assert_same(run(exported_iou_net.path, batch), exported_iou_net.model.detect(batch))
+    (entry,) = onnx.load(exported_iou_net.path).metadata_props
+    assert json.loads(entry.value)["refinement"] == "none"
+
+
 def test_the_file_describes_itself(exported_vfnet: Exported) -> None:
     proto = onnx.load(exported_vfnet.path)
     onnx.checker.check_model(proto)
@@ -80,12 +88,12 @@ def test_the_file_describes_itself(exported_vfnet: Exported) -> None:
 def test_suppression_has_every_limit(exported_vfnet: Exported) -> None:
     """Without a score threshold and a count, some runtimes keep and sort all boxes."""
     nodes = [node for node in onnx.load(exported_vfnet.path).graph.node if node.op_type == "NonMaxSuppression"]
-    assert [len([name for name in node.input if name]) for node in nodes] == [5]
+    assert [len([name for name in node.input if name]) for node in nodes] == [5]  # scores, and three limits
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="an IoU-Net cannot be exported yet"):
-        write_onnx(tiny_iou_net(), tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="a standalone IoU head cannot be exported: it finds no boxes"):
+        write_onnx(tiny_iou_net(standalone=True), tmp_path / "model.onnx")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         write_onnx(tiny_retinanet(), tmp_path / "file" / "model.onnx")

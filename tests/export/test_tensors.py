@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.helpers.exported import CALIBRATION, SIZES, assert_same, disturb
-from tests.helpers.models import image_batch, tiny_model, tiny_retinanet, tiny_unitbox
-from tightbox.export.suppression import suppress
-from tightbox.export.tensors import TensorDetector
+from tests.helpers.models import image_batch, objects, tiny_iou_net, tiny_model, tiny_retinanet, tiny_unitbox
+from tightbox.export.tensors import TensorDetector, guided_by_iou
 from tightbox.models import Detector, UnitBox, VFNet
-from tightbox.structures import Detections, ImageBatch
+from tightbox.structures import Candidates, Detections, ImageBatch
+from tightbox.suppress import iou_guided_nms, suppress
 
 Make = Callable[[], Detector]
 MODELS: dict[str, Make] = {
@@ -23,6 +23,11 @@ MODELS: dict[str, Make] = {
     "IoU-aware RetinaNet": tiny_retinanet,
     "RetinaNet": lambda: tiny_retinanet(iou_head=False),
     "UnitBox": lambda: tiny_unitbox(2, dense_stride=8, top_k=40),
+    "IoU-Net": lambda: tiny_iou_net(refine_steps=0),
+    "IoU-Net of few": lambda: tiny_iou_net(refine_steps=0, top_k=7, max_detections=5, nms_iou=0.2),
+    "IoU-Net, score x IoU": lambda: tiny_iou_net(refine_steps=0, rank_by_iou=True, iou_loss="bce"),
+    "IoU-Net, greedy, RoIAlign": lambda: tiny_iou_net(refine_steps=0, suppress="greedy", pooling="roi_align"),
+    "FPN": lambda: tiny_iou_net(iou_head=False),
 }
 
 
@@ -80,9 +85,45 @@ def test_suppression_by_hand() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]]])
     scores = torch.tensor([[[0.6, 0.8, 0.7], [0.1, 0.3, 0.2]]])
     kept = suppress(boxes, scores, 0.6, 0.1, 100)
-    torch.testing.assert_close(kept, torch.tensor([[[-1.0, 0.8, 0.7], [-1, 0.3, 0.2]]]))
-    torch.testing.assert_close(suppress(boxes, scores, 0.6, 0.1, 1), torch.tensor([[[-1.0, 0.8, -1], [-1, 0.3, -1]]]))
-    assert (suppress(boxes, scores, 1.0, 0.1, 100)[0, 0] == scores[0, 0]).all()  # no IoU is above 1
+    torch.testing.assert_close(kept, torch.tensor([[[0.1, 0.8, 0.7], [0.1, 0.3, 0.2]]]))
+    assert (suppress(boxes, scores, 1.0, 0.1, 100) == scores).all()  # no IoU is above 1
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 1.0])
+def test_iou_guided_suppression_in_fixed_shapes(threshold: float) -> None:
+    corners = torch.rand(3, 60, 2) * 20
+    boxes = torch.cat([corners, corners + 5 + 10 * torch.rand(3, 60, 2)], dim=2)
+    scores = torch.rand(3, 60).sort(dim=1, descending=True).values
+    own = torch.nn.functional.one_hot(torch.randint(3, (3, 60)), 3) * scores[..., None]
+    ious = (torch.rand(3, 60) * 20).round() / 20  # of equal ones the higher score goes first
+    candidates = Candidates(boxes, own, ious)
+    kept = guided_by_iou(candidates, torch.where(own > 0.2, own, 0).mT, threshold, 60)
+    for i in range(3):
+        expected = iou_guided_nms(candidates[i], own[i], threshold, 0.2)
+        label, row = (kept[i] > 0).nonzero().unbind(1)
+        order = kept[i, label, row].argsort(descending=True)
+        assert kept[i, label, row][order].equal(expected.scores)
+        assert label[order].equal(expected.labels)
+        assert boxes[i, row[order]].equal(expected.boxes)
+
+
+def test_networks_compile_without_a_graph_break() -> None:
+    """For `detect` and for `loss`, whose other parts depend on what is in the images."""
+    images, targets = [torch.rand(3, 64, 96), torch.rand(3, 50, 61)], [objects((4, 4, 40, 36)), objects((8, 8, 30, 30))]
+    for make in (tiny_model, tiny_retinanet, tiny_unitbox, tiny_iou_net):
+        model = make()
+        for training in (False, True):
+            model.train(training)
+            torch.manual_seed(0)
+            plain = model.loss(images, targets) if training else model.detect(images)
+            model.forward = torch.compile(type(model).forward, backend="eager", fullgraph=True).__get__(model)
+            torch.manual_seed(0)
+            fast = model.loss(images, targets) if training else model.detect(images)
+            del model.forward
+            if training:
+                torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+            else:
+                assert [len(found) for found in fast] == [len(found) for found in plain]
 
 
 @pytest.mark.parametrize("make", [MODELS["VFNet"], MODELS["IoU-aware RetinaNet"]], ids=["VFNet", "RetinaNet"])

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from tests.helpers.models import small_vfnet
+from tests.helpers.models import small_vfnet, tiny_iou_net
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.export.onnx_file import write_onnx
 from tightbox.models import Detector, load
@@ -78,6 +78,13 @@ def export_published_vfnet(folder: Path) -> Exported:
     model.options = replace(model.options, score_threshold=0.0, max_detections=20, top_k=50)
     model.calibration = CALIBRATION
     return write(model.eval(), folder)
+
+
+def export_iou_net(folder: Path) -> Exported:
+    """A calibrated IoU-Net that suppresses by its predicted IoUs and refines nothing."""
+    model = disturb(tiny_iou_net(refine_steps=0))
+    model.calibration = CALIBRATION
+    return write(model, folder)
 
 
 def write(model: Detector, folder: Path) -> Exported:

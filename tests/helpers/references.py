@@ -72,12 +72,13 @@ class Golden:
         recorded = self.recorded(name)
         if recorded.chosen is not None:
             raise KeyError(f"of {name} only some values are kept; compare with recorded({name!r})")
-        return recorded.values
+        return recorded.values.to(torch.get_default_device())  # where the `device` of a test makes all others
 
     def whole(self, prefix: str = "") -> dict[str, Tensor]:
         """All complete tensors whose names begin so, by the rest of their names."""
         named = {name.removeprefix(prefix): self.recorded(name) for name in self.names() if name.startswith(prefix)}
-        return {name: recorded.values for name, recorded in named.items() if recorded.chosen is None}
+        device = torch.get_default_device()
+        return {name: recorded.values.to(device) for name, recorded in named.items() if recorded.chosen is None}
 
 
 class Complete(Golden):

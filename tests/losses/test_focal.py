@@ -11,6 +11,8 @@ from tests.helpers.references import recordings
 from tightbox.errors import UserError
 from tightbox.losses import focal_loss
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize(
     ("probability", "target", "expected"),

@@ -15,6 +15,8 @@ from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.losses import ciou_loss, diou_loss, giou_loss, iou_loss
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def iou_log(pred: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
     return iou_loss(pred, target, kind="log", **options)

@@ -15,6 +15,8 @@ from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.losses import iou_loss, l2_distance_loss, unitbox_iou_loss
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # The paper's t, b, l, r at the positions of l, t, r, b.
 LTRB = [2, 0, 3, 1]
 

@@ -10,6 +10,8 @@ from tests.helpers.references import recordings
 from tightbox.errors import UserError
 from tightbox.losses import varifocal_loss
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize(
     ("probability", "target", "expected"),

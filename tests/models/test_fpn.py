@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from tightbox.models.fpn import FPN, STRIDES
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def features(height: int, width: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
     """What a backbone gives: sides divided by 8, 16 and 32, rounded up."""

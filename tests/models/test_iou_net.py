@@ -22,6 +22,8 @@ from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets
 from tightbox.suppress import greedy_nms
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(64, 64), (48, 80)]
 
 

@@ -7,6 +7,8 @@ import torch
 
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, pyramid_level
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def constant_pyramid(pooling: str = "prroi") -> Pyramid:
     """Two images; every value of a map is ten times its image plus its level."""
@@ -14,7 +16,7 @@ def constant_pyramid(pooling: str = "prroi") -> Pyramid:
         torch.stack([torch.full((1, 512 // stride, 512 // stride), 10.0 * image + level) for image in range(2)])
         for level, stride in enumerate((4, 8, 16, 32))
     ]
-    return Pyramid(levels, [(512, 512), (512, 512)], pooling)  # type: ignore[arg-type]
+    return Pyramid(levels, torch.tensor([[512, 512]] * 2), pooling)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pooling", ["prroi", "roi_align"])

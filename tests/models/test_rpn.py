@@ -9,7 +9,10 @@ from tightbox.boxes import area, encode_deltas, iou, pairwise_iou
 from tightbox.models.rpn import RPN, RPNOutput, sample
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZE = (64, 96)
+SIZES = torch.tensor([SIZE])
 
 
 @pytest.fixture
@@ -48,14 +51,14 @@ def told(rpn: RPN, boxes: Tensor) -> RPNOutput:
 
 def test_proposals_are_the_best_boxes_clipped_to_the_image_and_apart(rpn: RPN) -> None:
     boxes = torch.tensor([[10.0, 10.0, 40.0, 44.0], [60.0, 20.0, 90.0, 60.0], [70.0, -20.0, 120.0, 30.0]])
-    (found,) = rpn.proposals(told(rpn, boxes), [SIZE], 50)
+    (found,) = rpn.proposals(told(rpn, boxes), SIZES, 50)
     torch.testing.assert_close(found[:2], boxes[:2], atol=1e-3, rtol=0)
     torch.testing.assert_close(found[2], torch.tensor([70.0, 0.0, 96.0, 30.0]), atol=1e-3, rtol=0)
     assert len(found) <= 50
     assert (found >= 0).all()
     assert (found[:, 2] <= SIZE[1]).all()
     assert (found[:, 3] <= SIZE[0]).all()
-    assert len(rpn.proposals(told(rpn, boxes), [SIZE], 2)[0]) == 2
+    assert len(rpn.proposals(told(rpn, boxes), SIZES, 2)[0]) == 2
 
 
 def test_nothing_is_proposed_from_the_padding(rpn: RPN) -> None:
@@ -64,7 +67,7 @@ def test_nothing_is_proposed_from_the_padding(rpn: RPN) -> None:
     centres = (raw.anchors[:, :2] + raw.anchors[:, 2:]) / 2
     beyond = (centres > 32).any(dim=1)
     sure = RPNOutput(raw.anchors, torch.where(beyond, 9.0, -9.0)[None], raw.deltas * 0, raw.map_sizes)
-    (found,) = rpn.proposals(sure, [(32, 32)], 1)
+    (found,) = rpn.proposals(sure, torch.tensor([[32, 32]]), 1)
     inside = raw.anchors[~beyond].clamp(0, 32)
     assert (found[:, None] == inside).all(dim=2).any(dim=1).all()
 
@@ -79,16 +82,16 @@ def test_loss_is_small_for_the_network_that_knows_and_its_box_term_sees_positive
     deltas[0, ~positive] = 100.0
     right = RPNOutput(knows.anchors, logits, deltas, knows.map_sizes)
     assert positive.any()
-    assert [round(v.item(), 4) for v in rpn.loss(right, [SIZE], [target])] == [0.0, 0.0]
+    assert [round(v.item(), 4) for v in rpn.loss(right, SIZES, [target])] == [0.0, 0.0]
     wrong = RPNOutput(knows.anchors, -logits, deltas + 1, knows.map_sizes)
-    assert all(value > 0.01 for value in rpn.loss(wrong, [SIZE], [target]))
+    assert all(value > 0.01 for value in rpn.loss(wrong, SIZES, [target]))
 
 
 def test_a_image_without_objects_is_all_background(rpn: RPN) -> None:
     nothing = Targets.of(torch.zeros(0, 4), torch.zeros(0))
     raw = output(rpn)
     certain = RPNOutput(raw.anchors, torch.zeros_like(raw.logits), raw.deltas, raw.map_sizes)
-    objectness, box = rpn.loss(certain, [SIZE], [nothing])
+    objectness, box = rpn.loss(certain, SIZES, [nothing])
     assert objectness.item() == pytest.approx(0.6931, abs=1e-4)  # ln 2 for each anchor of the sample
     assert box.item() == 0
 

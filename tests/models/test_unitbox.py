@@ -21,6 +21,8 @@ from tightbox.models import UnitBox, create_model, load
 from tightbox.models.unitbox import PixelOutput, _enlarged
 from tightbox.structures import ImageBatch, Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def constant(logit: float, distance: float, classes: int = 1, **options: Any) -> UnitBox:
     """A model that says the same of every pixel."""

@@ -15,6 +15,8 @@ from tightbox.boxes import pairwise_iou
 from tightbox.models import VFNet, create_model
 from tightbox.structures import Detections, ImageBatch, Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 LADDER = {
     "baseline": {"varifocal": False, "star": False, "refine": False, "centerness": True},
     "raw": {"varifocal": False, "star": False, "refine": False},

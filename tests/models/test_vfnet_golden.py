@@ -16,13 +16,15 @@ from tests.helpers.references import Golden, assert_same_detections, recordings,
 from tightbox.assigners import atss, atss_anchors, level_points, per_point
 from tightbox.boxes import encode_distances, pairwise_iou
 from tightbox.models import VFNet
-from tightbox.models.dense import inside_image
+from tightbox.models.dense import inside_images
 from tightbox.models.fpn import STRIDES
 from tightbox.models.mmdet import load_published
 from tightbox.models.mmdet.names import to_published
 from tightbox.ops.star_conv import StarSampling
 from tightbox.options import VFNetOptions
 from tightbox.structures import Detections, ImageBatch, Targets
+
+pytestmark = pytest.mark.usefixtures("device")
 
 OPTIONS = VFNetOptions(channels=64, top_k_of="pairs")
 
@@ -191,7 +193,7 @@ def test_targets(golden: Golden, prefix: str, second: tuple[int, int]) -> None:
     truth = targets(golden)
     if prefix == "pad/targets":
         truth[1] = Targets.of(golden["pad/gt/1/bboxes"], golden["pad/gt/1/labels"])
-    inside = [inside_image(sizes, STRIDES, size, points.device) for size in ((320, 416), second)]
+    inside = list(inside_images(sizes, STRIDES, torch.tensor([(320, 416), second])))
     matched = [atss(anchors, counts, t, valid=valid).matched for t, valid in zip(truth, inside, strict=True)]
 
     def level_by_level(parts: list[Tensor]) -> Tensor:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tightbox.ops.csr import CSRPattern
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 class Matmul(torch.autograd.Function):

@@ -10,6 +10,8 @@ import torch
 from tightbox.losses import unitbox_iou_loss
 from tightbox.ops import floored_relu
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize(
     ("raw", "pull", "value", "gradient"),

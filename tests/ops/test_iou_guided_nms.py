@@ -13,6 +13,8 @@ from torchvision.ops import nms
 from tightbox.errors import UserError
 from tightbox.ops import batched_iou_guided_nms, iou_guided_nms
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def iou_in_own_precision(a: Any, b: Any) -> Any:
     """One pair in the arrays' own precision."""

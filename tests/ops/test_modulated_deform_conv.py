@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from tests.helpers.references import Golden, recordings
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GEOMETRY = {
     "s1": {"stride": 1, "padding": 1, "dilation": 1},
     "s2": {"stride": 2, "padding": 1, "dilation": 1},

@@ -19,6 +19,8 @@ from torch.profiler import profile
 from tightbox.errors import UserError
 from tightbox.ops import PrRoIPool, prroi_pool
 
+pytestmark = pytest.mark.usefixtures("device")
+
 MODULE = importlib.import_module("tightbox.ops.prroi_pool")  # the package's attribute of this name is the function
 
 
@@ -295,17 +297,34 @@ def test_features_that_are_not_a_number_stay_where_they_are() -> None:
     assert torch.equal(pooled, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_computes_in_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_half_precision_errs_by_a_few_roundings(dtype: torch.dtype, unit: float) -> None:
+    # A rounding errs by `unit` at most, of its number. For a sum of products let A be the same sum of their absolute
+    # values: weights are not below 0. The mean errs by 2 units of its A, as its weights (which Triton does not round)
+    # and itself are rounded, and the features' gradient by 3, as the sum is rounded, too. Of the gradient of a weight
+    # along an axis, sums of entries that are rounded once, the error is 1. Edges get weight minus hat over the length
+    # of the bin, both at most 1, of these. Float32 sums are in the last tenth.
     features, boxes = torch.randn(2, 3, 8, 9).to(dtype), random_boxes(5, 2, (8, 9), torch.float32)
-    exact = value_and_gradients(lambda f, b: prroi_pool(f, b, 3), features.float(), boxes)
-    halves = value_and_gradients(lambda f, b: prroi_pool(f, b, 3).float(), features, boxes)
     assert prroi_pool(features, boxes, 3).dtype == dtype
-    assert [half.dtype for half in halves[1:]] == [dtype, torch.float32]
-    assert torch.equal(halves[0], exact[0].to(dtype).float())
-    for half, expected in zip(halves[1:], exact[1:], strict=True):
-        torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
     assert prroi_pool(features.float(), boxes.to(dtype), 3).dtype == torch.float32
+    cotangent = torch.linspace(-1, 1, 5 * 3 * 9).view(5, 3, 3, 3).to(dtype)
+
+    def run(input: Tensor, cotangent: Tensor) -> list[Tensor]:
+        leaves = [input.clone().requires_grad_(), boxes.clone().requires_grad_()]
+        output = prroi_pool(leaves[0], leaves[1], 3)
+        return [output.detach(), *torch.autograd.grad(output, leaves, cotangent.to(output.dtype))]
+
+    actual, exact = run(features, cotangent), run(features.double(), cotangent)
+    absolute = run(features.double().abs(), cotangent.abs())
+    assert [tensor.dtype for tensor in actual] == [dtype, dtype, torch.float32]
+    for ours, right, bound, roundings in zip(actual[:2], exact, absolute, (2.1, 3.1), strict=False):
+        assert ((ours.double() - right).abs() <= roundings * unit * bound + 1e-6).all()
+    # An edge gets (weight − hat) / length, at most 1 / length, of the gradients of the weights of its two bins along
+    # its axis, which are sums over pixels of gradient times feature, rounded once; a side moves four edges or fewer.
+    lengths = (boxes[:, 3:] - boxes[:, 1:3]).amin(dim=1) / 3
+    pixels = ((boxes[:, 3:] - boxes[:, 1:3]).amax(dim=1) / 3 + 2) ** 2  # of a bin, at most
+    largest = 9 * 3 * pixels * features.abs().amax().double()  # over bins and channels, all gradients being 1 or less
+    assert ((actual[2] - exact[2]).abs().amax(dim=1) <= 4 * 1.1 * unit * largest / lengths).all()
 
 
 def test_autocast_changes_no_digit() -> None:

@@ -17,6 +17,8 @@ from tightbox.errors import UserError
 from tightbox.ops import regions
 from tightbox.structures import Targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[Any, ...]]:
     """Floods one region at a time; its pixels, mean x, y and second moments about them, as sums over pixels."""

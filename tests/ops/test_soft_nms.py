@@ -12,6 +12,8 @@ from tests.helpers.arithmetic import iou_of_two, random_boxes
 from tightbox.errors import UserError
 from tightbox.ops import soft_nms
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def algorithm(boxes: Any, scores: Any, method: str, iou_threshold: float, sigma: float, score_threshold: float) -> Any:
     """(index, fallen score), best first, the first of equals first."""

@@ -69,36 +69,42 @@ def atss(
     if ignore_iof is not None:
         intersections, _ = intersection_union(anchors[:, None], targets.ignore)  # (N, I)
         ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
-        matched[ignored] = IGNORED
-        usable = usable & ~ignored
+        matched, usable = matched.masked_fill(ignored, IGNORED), usable & ~ignored
     if len(gt_boxes) == 0:
         return Assignment(matched, ious)
 
+    # Shapes depend on no values, so that no GPU has to be waited for: what is no candidate or not positive is masked.
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (G, K)
-    overlaps = iou(anchors[candidates], gt_boxes[:, None])  # (G, K)
+    counts, shape = usable[candidates], candidates.shape
+    overlaps = iou(anchors[candidates], gt_boxes[:, None]) * counts
+    number = counts.sum(dim=1, keepdim=True)
+    mean = overlaps.sum(dim=1, keepdim=True) / number
     # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
-    spread = overlaps.std(dim=1) if overlaps.shape[1] > 1 else 0
-    reaches = overlaps >= (overlaps.mean(dim=1) + spread)[:, None]
+    spread = (((overlaps - mean).square() * counts).sum(dim=1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
     inside = encode_distances(centres[candidates], gt_boxes[:, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
+    positive = (overlaps >= mean + spread) & inside & counts
 
-    gt_index, column = (reaches & inside).nonzero().unbind(1)
-    anchor, overlap = candidates[gt_index, column], overlaps[gt_index, column]
-    ious = ious.scatter_reduce(0, anchor, overlap, "amax")
-    wins = overlap == ious[anchor]
+    anchor = candidates.flatten()
+    ious = ious.scatter_reduce(0, anchor, (overlaps * positive).flatten(), "amax")
+    wins = positive & (overlaps == ious[candidates])
     # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
-    matched = matched.scatter_reduce(0, anchor[wins], gt_index[wins], "amin", include_self=False)
-    return Assignment(matched, ious)
+    gt_index = torch.arange(shape[0], device=anchor.device)[:, None].expand(shape)
+    first = torch.where(wins, gt_index, shape[0]).flatten()
+    first = torch.full_like(matched, shape[0]).scatter_reduce(0, anchor, first, "amin")
+    return Assignment(torch.where(first < shape[0], first, matched), ious)
 
 
 def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, gt_boxes: Tensor, topk: int) -> Tensor:
-    """Indices (G, K) of the usable anchors nearest to each ground-truth box, at most `topk` from each level."""
+    """Indices (G, K) of the anchors nearest to each ground-truth box, `topk` from each level, or all it has.
+
+    Those that are not usable come last.
+    """
     gt_centres = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    # The matrix-product shortcut of cdist would lose the digits that tell two near anchors apart.
+    distances = torch.cdist(gt_centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
     nearest, start = [], 0
-    for size in level_sizes:
-        level = start + usable[start : start + size].nonzero().squeeze(1)
-        # The matrix-product shortcut of cdist would lose the digits that tell two near anchors apart.
-        distances = torch.cdist(gt_centres, centres[level], compute_mode="donot_use_mm_for_euclid_dist")
-        nearest.append(level[distances.topk(min(topk, len(level)), dim=1, largest=False).indices])
-        start += size
+    for level in distances.masked_fill(~usable, torch.inf).split(list(level_sizes), dim=1):
+        nearest.append(start + level.topk(min(topk, level.shape[1]), dim=1, largest=False).indices)
+        start += level.shape[1]
     return torch.cat(nearest, dim=1)

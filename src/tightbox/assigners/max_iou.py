@@ -53,7 +53,7 @@ def max_iou(
     if len(gt_boxes) > 0 and len(anchors) > 0:
         overlaps = pairwise_iou(anchors, gt_boxes) * usable[:, None]  # (N, G)
         best, gt_index = overlaps.max(dim=1)
-        matched[best >= negative] = IGNORED
+        matched = matched.masked_fill(best >= negative, IGNORED)
         matched = torch.where((best >= positive) & (best > 0), gt_index, matched)
         if low_quality:
             highest = overlaps.amax(dim=0)
@@ -61,11 +61,9 @@ def max_iou(
             order = torch.arange(len(gt_boxes), device=anchors.device)
             claimed = torch.where(claims, order, BACKGROUND).amax(dim=1)
             matched = torch.where(claimed >= 0, claimed, matched)
-        learns = matched >= 0
-        ious[learns] = overlaps[learns, matched[learns]]
+        ious = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1) * (matched >= 0)
     if ignore_iof is not None:
         intersections, _ = intersection_union(anchors[:, None], targets.ignore)  # (N, I)
         inside = (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
-        matched[inside & (matched == BACKGROUND)] = IGNORED
-    matched[~usable] = IGNORED
-    return Assignment(matched, ious)
+        matched = matched.masked_fill(inside & (matched == BACKGROUND), IGNORED)
+    return Assignment(matched.masked_fill(~usable, IGNORED), ious)

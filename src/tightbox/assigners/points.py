@@ -37,5 +37,6 @@ def per_point(level_values: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     >>> per_point(torch.tensor([8.0, 16.0]), sizes=[(1, 2), (1, 1)])
     tensor([ 8.,  8., 16.])
     """
-    counts = torch.tensor([height * width for height, width in sizes], device=level_values.device)
-    return level_values.repeat_interleave(counts, dim=0)
+    # Counts are not a tensor, for which a GPU would have to be waited for.
+    levels = zip(level_values, sizes, strict=True)
+    return torch.cat([value.expand(height * width, *value.shape) for value, (height, width) in levels])

@@ -157,4 +157,5 @@ def evaluation_loader(
     records = dataset.data.records
     order = sorted(indices, key=lambda i: (records[i].width / max(records[i].height, 1), i))
     batches = [[(0, i) for i in order[k : k + batch_size]] for k in range(0, len(order), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    pin = torch.cuda.is_available()
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=pin)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.export import Dim
 
 from tightbox.errors import UserError, missing_extra
-from tightbox.export.suppression import onnx_translations
 from tightbox.export.tensors import PaddedDetections, TensorDetector
 from tightbox.files import atomic_path
 from tightbox.models import Detector, IoUNet, UnitBox
+from tightbox.models.detector import DIVISOR
 from tightbox.version import __version__
 
 OPSET = 20  # the first with deformable convolution is 19
 METADATA, FORMAT = "tightbox", 1
-INPUTS = ("images", "sizes")
 LICENCE = "network: Apache-2.0; weights: as whoever trained them says"
 # No two levels of the pyramid have the same side here, and none is one cell wide: what the exporter takes for
 # equal, or for 1, it writes into the file as such.
@@ -27,11 +28,11 @@ EXAMPLE_SIZES = ((310, 405), (260, 280))
 
 
 def require_exportable(model: Detector) -> None:
-    """Raises UserError for a detector that is no function of tensors."""
-    if isinstance(model, IoUNet):
+    """Raises UserError for a detector that finds no boxes."""
+    if isinstance(model, IoUNet) and model.options.standalone:
         raise UserError(
-            "an IoU-Net cannot be exported yet: its pooling would need another form; "
-            "export a VFNet or an IoU-aware RetinaNet"
+            "a standalone IoU head cannot be exported: it finds no boxes, it judges those of other detectors; "
+            "export an IoU-Net with its proposals"
         )
 
 
@@ -49,29 +50,67 @@ def to_onnx(model: Detector) -> Any:
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
     require_exportable(model)
-    height, width = EXAMPLE_SIZES[0]
-    example = torch.rand(len(EXAMPLE_SIZES), 3, height, width), torch.tensor(EXAMPLE_SIZES)
-    free = {"images": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "sizes": {0: Dim.DYNAMIC}}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own, of which nobody who exports can do anything about
-        program = torch.onnx.export(
-            TensorDetector(model),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(PaddedDetections._fields),
-            dynamic_shapes=free,
-            custom_translation_table=onnx_translations(),
-            verbose=False,
-        )
-    assert program is not None  # as dynamo=True
-    proto = program.model_proto
+    detector = TensorDetector(model)
+    sizes = torch.tensor(EXAMPLE_SIZES)
+    images = torch.rand(len(sizes), 3, *EXAMPLE_SIZES[0])
+    any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # In multiples of 32 every size within the network is a short expression of two numbers. As expressions of the sizes
+    # before the padding they would grow from layer to layer, and the exporter would work on these for minutes.
+    whole_cells = {0: Dim.DYNAMIC, 2: DIVISOR * Dim("rows", min=1), 3: DIVISOR * Dim("columns", min=1)}
+    pixels = model.normalised(images, sizes).contiguous()
+    first = _exported(_Part(model, model.normalised), (images, sizes), any_size, ("images", "pixels"))
+    outputs = PaddedDetections._fields
+    proto = _exported(_Part(detector, detector.detect), (pixels, sizes), whole_cells, ("pixels", *outputs))
+    _put_before(first, proto)
     _name_axes(proto)
     proto.producer_name, proto.producer_version = "tightbox", __version__
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(description(model))
     return proto
+
+
+class _Part(nn.Module):
+    """A method of a module as what the exporter takes."""
+
+    def __init__(self, module: nn.Module, method: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Any:
+        return self.method(images, sizes)
+
+
+def _exported(part: _Part, example: tuple[Tensor, Tensor], free: dict[int, Any], names: tuple[str, ...]) -> Any:
+    """The `onnx.ModelProto` of a function of images and their sizes, with the names of its first input and outputs."""
+    from tightbox.export.onnx_operators import translations
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, of which nobody who exports can do anything about
+        program = torch.onnx.export(
+            part,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[names[0], "sizes"],
+            output_names=list(names[1:]),
+            dynamic_shapes=(free, {0: Dim.DYNAMIC}),
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+    assert program is not None  # as dynamo=True
+    return program.model_proto
+
+
+def _put_before(first: Any, proto: Any) -> None:
+    """Lets `proto` take its input `pixels` from the nodes of `first`, whose inputs it then has."""
+    from onnx.compose import add_prefix_graph
+
+    graph = add_prefix_graph(first.graph, "prepare/", rename_inputs=False, rename_outputs=False)
+    nodes = [*graph.node, *proto.graph.node]
+    del proto.graph.node[:], proto.graph.input[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.input.extend(graph.input)
+    proto.graph.initializer.extend(graph.initializer)
 
 
 def write_onnx(model: Detector, path: Path) -> None:
@@ -99,6 +138,7 @@ def description(model: Detector) -> dict[str, Any]:
         },
         "ranking": _ranking(model),
         "reading": "dense" if isinstance(model, UnitBox) else "as published",
+        "refinement": "none",  # an IoU-Net's takes gradients, which files do not have
         "score_threshold": options.score_threshold,
         "nms_iou": options.nms_iou,
         "max_detections": options.max_detections,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tightbox.data.records import DetectionData
 from tightbox.errors import UserError, missing_extra
-from tightbox.export.onnx_file import METADATA, to_onnx
+from tightbox.export.onnx_file import METADATA, description, to_onnx
 from tightbox.files import atomic_paths
 from tightbox.models import Detector
 
@@ -41,8 +43,13 @@ def import_openvino() -> Any:
     return openvino
 
 
-def write_openvino(model: Detector, path: Path) -> Path:
+def write_openvino(model: Detector, path: Path, *, int8_from: DetectionData | None = None) -> Path:
     """Write the network to `path`, which ends in .xml, and the weights beside it; returns the weights' path.
+
+    Args:
+        model: the detector.
+        path: of the network.
+        int8_from: quantise it (`tightbox.export.int8`) by these images.
 
     Raises:
         UserError: if the extra `export` is missing, the detector cannot be expressed, or the disk refuses.
@@ -55,6 +62,12 @@ def write_openvino(model: Detector, path: Path) -> Path:
         onnx_file = Path(folder, "model.onnx")
         onnx_file.write_bytes(to_onnx(model).SerializeToString())
         converted = to_openvino(onnx_file)
+        if int8_from is not None:
+            from tightbox.export.int8 import quantised
+
+            converted = quantised(converted, model, int8_from)
+            about = description(model) | {"precision": f"int8, by {len(int8_from.records)} images"}
+            converted.set_rt_info(json.dumps(about), [METADATA])
         try:
             openvino.serialize(converted, Path(folder, "model.xml"), Path(folder, "model.bin"))
         except RuntimeError as error:

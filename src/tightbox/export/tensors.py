@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.export.candidates import BatchCandidates, batch_candidates
-from tightbox.export.suppression import SUPPRESSED, suppress
-from tightbox.models import Detector
-
-DIVISOR = 32  # the network's input is padded to a multiple of it
+from tightbox.boxes import at_least_float32, iou
+from tightbox.models import Detector, IoUNet
+from tightbox.structures import Candidates, take
+from tightbox.suppress import suppress
 
 
 class PaddedDetections(NamedTuple):
@@ -56,40 +55,77 @@ class TensorDetector(nn.Module):
             images: (B, 3, H, W) RGB in [0, 1], each image at the top left; what lies outside does not count.
             sizes: (B, 2) int64 true height and width of each image.
         """
-        candidates = batch_candidates(self.detector, self._normalise(images, sizes), sizes)
-        return self._select(candidates)
+        return self.detect(self.detector.normalised(images, sizes), sizes)
 
-    def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Pixels by the backbone's statistics, 0 outside the images, padded to whole cells."""
-        height, width = images.shape[-2:]
-        y, x = (torch.arange(side, device=images.device) for side in (height, width))
-        inside = (y < sizes[:, :1])[:, None, :, None] & (x < sizes[:, 1:])[:, None, None]
-        backbone = self.detector.backbone
-        pixels = torch.where(inside, (images - backbone.mean) / backbone.std, 0)
-        return F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
+    def detect(self, pixels: Tensor, sizes: Tensor) -> PaddedDetections:
+        """The same from what the detector's `normalised` gave."""
+        detector, options = self.detector, self.detector.options
+        candidates = detector.best_candidates(pixels, sizes)
+        scores = at_least_float32(detector.rank(candidates))
+        has_area = (candidates.boxes[..., 2:] > candidates.boxes[..., :2]).all(dim=2, keepdim=True)
+        scores = torch.where(has_area & (scores > options.score_threshold), scores, 0).mT
+        if isinstance(detector, IoUNet) and detector.suppresses_by_iou:
+            scores = guided_by_iou(candidates, scores, options.nms_iou, options.top_k)
+        else:
+            limits = options.nms_iou, options.score_threshold, options.max_detections
+            scores = suppress(candidates.boxes, scores, *limits)
+        return self._padded(candidates, scores)
 
-    def _select(self, candidates: BatchCandidates) -> PaddedDetections:
-        options = self.detector.options
-        boxes, scores = candidates.boxes, candidates.scores
-        most, number = options.max_detections, boxes.shape[1]
-        kept = suppress(boxes, scores, options.nms_iou, options.score_threshold, most).flatten(1)
+    def _padded(self, candidates: Candidates, kept: Tensor) -> PaddedDetections:
+        """The best of the scores (B, C, N) above the threshold, with what belongs to them."""
+        options, number = self.detector.options, kept.shape[2]
+        most, kept = options.max_detections, kept.flatten(1)
         # Rows are added so that there are as many to choose from as are wanted, however small the image.
-        best, places = F.pad(kept, (0, most), value=SUPPRESSED).topk(most, dim=1)
-        found = best > SUPPRESSED
+        best, places = F.pad(kept, (0, most)).topk(most, dim=1)
+        found = best > options.score_threshold
         places = places.clamp(max=kept.shape[1] - 1)
         labels = places // number
         rows = places - labels * number
         ious = torch.full_like(best, torch.nan)
         if candidates.ious is not None:
             by_class = candidates.ious.dim() == 3
-            ious = candidates.ious.flatten(1).gather(1, places if by_class else rows)
-            if self.detector.calibration is not None:
-                ious = self.detector.calibration.ious.of_tensor(ious)
+            ious = candidates.ious.mT.flatten(1).gather(1, places) if by_class else take(candidates.ious, rows)
             ious = torch.where(found, ious, torch.nan)
+        if isinstance(self.detector, IoUNet) and options.rank_by_iou and self.detector.iou_head is not None:
+            best, order = torch.where(found, best * ious, -1).sort(dim=1, descending=True)
+            labels, rows, ious = (take(column, order) for column in (labels, rows, ious))
+        if self.detector.calibration is not None:
+            ious = self.detector.calibration.ious.of_tensor(ious)
         return PaddedDetections(
-            boxes=torch.where(found[..., None], boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0),
+            boxes=torch.where(found[..., None], take(candidates.boxes, rows), 0),
             scores=torch.where(found, best, 0),
             labels=torch.where(found, labels, -1),
             ious=ious,
             counts=found.sum(dim=1),
         )
+
+
+def guided_by_iou(candidates: Candidates, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
+    """The clusters' scores (B, C, N) of the boxes that IoU-guided suppression keeps, and 0 in place of all others.
+
+    The rule of `tightbox.suppress.iou_guided_nms` in fixed shapes.
+
+    Args:
+        candidates: N of each of B images, each with a score in one class only, the best first.
+        scores: (B, C, N) above the threshold, or 0.
+        iou_threshold: a box is dropped if its IoU with a better localised one of its class is above this.
+        most: no image has more candidates.
+    """
+    boxes, ious = candidates.boxes, candidates.ious
+    assert ious is not None
+    number = boxes.shape[1]
+    own = (scores > 0) & ~ious.isnan()[:, None]
+    kept = suppress(boxes, torch.where(own, ious[:, None], -1), iou_threshold, -1, most).amax(dim=1)  # (B, N)
+    # The kept boxes in order of their IoU, so that the first one that covers a box has removed it.
+    best, order = kept.sort(dim=1, descending=True)
+    labels, top = scores.argmax(dim=1), scores.amax(dim=1)
+    first, second = take(boxes, order)[:, :, None], boxes[:, None]
+    covers = (iou(first, second) > iou_threshold) & (take(labels, order)[:, :, None] == labels[:, None])
+    itself = order[:, :, None] == torch.arange(number, device=order.device)
+    covers = (covers | itself) & (best > -1)[:, :, None] & own.any(dim=1)[:, None]
+    remover = covers.int().argmax(dim=1)  # (B, N) places in `order`
+    top = torch.where(covers.any(dim=1), top, 0)
+    clusters = torch.zeros_like(top).scatter_reduce(1, remover, top, "amax")
+    clusters = torch.where(best > -1, clusters, 0)
+    of_box = torch.zeros_like(top).scatter(1, order, clusters)
+    return torch.where(scores > 0, of_box[:, None], 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tightbox.structures import Targets
@@ -16,20 +17,42 @@ def rows(x: Tensor, anchors: int = 1) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(batch, height * width * anchors, channels // anchors)
 
 
-def inside_image(
-    sizes: Sequence[tuple[int, int]], strides: Sequence[int], size: tuple[int, int], device: torch.device
-) -> Tensor:
-    """(N,) whether each cell of each level lies in the image, rounded up to 32 pixels, and not in the padding."""
+def inside_images(map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], sizes: Tensor) -> Tensor:
+    """(B, N) whether each cell of each level lies in each image, rounded up to 32 pixels, and not in the padding.
+
+    Args:
+        map_sizes: (height, width) of each level.
+        strides: pixels between neighbouring cells of each level.
+        sizes: (B, 2) true height and width of each image.
+    """
+    padded = (sizes + 31) // 32 * 32
     levels = []
-    for (height, width), stride in zip(sizes, strides, strict=True):
-        rows, columns = (-(-(-(-side // 32) * 32) // stride) for side in size)
-        y = torch.arange(height, device=device) < rows
-        x = torch.arange(width, device=device) < columns
-        levels.append((y[:, None] & x).flatten())
-    return torch.cat(levels)
+    for (height, width), stride in zip(map_sizes, strides, strict=True):
+        rows, columns = ((padded + stride - 1) // stride).unbind(1)
+        y = torch.arange(height, device=sizes.device) < rows[:, None]
+        x = torch.arange(width, device=sizes.device) < columns[:, None]
+        levels.append((y[:, :, None] & x[:, None]).flatten(1))
+    return torch.cat(levels, dim=1)
 
 
-def matched_objects(targets: Sequence[Targets], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (P, 4) and labels (P,) of the objects `index` (P,) of the images `image` (P,), in ascending order."""
-    boxes = torch.cat([target.boxes[index[image == i]] for i, target in enumerate(targets)])
-    return boxes, torch.cat([target.labels[index[image == i]] for i, target in enumerate(targets)])
+def best_of_each(values: Tensor, counts: Sequence[int], top_k: int) -> Tensor:
+    """(B, K) places of the `top_k` highest values (B, N) of each level, whose `counts` of places follow one another.
+
+    They ascend. What is not a number, which `topk` would take for the best, comes last.
+    """
+    places, start = [], 0
+    for level in torch.where(values.isnan(), -torch.inf, values).split(list(counts), dim=1):
+        places.append(start + level.topk(torch.sym_min(top_k, level.shape[1]), dim=1).indices)
+        start += level.shape[1]
+    return torch.cat(places, dim=1).sort(dim=1).values
+
+
+def matched_objects(targets: Sequence[Targets], matched: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, N, 4) and labels (B, N) of the objects `matched` (B, N); zeros where that is below 0.
+
+    As many as there are points, and not as there are positives, whose number a GPU would have to be waited for.
+    """
+    objects = [(F.pad(target.boxes, (0, 0, 0, 1)), F.pad(target.labels, (0, 1))) for target in targets]
+    indices = [torch.where(row < 0, len(target), row) for row, target in zip(matched, targets, strict=True)]
+    boxes, labels = zip(*((b[i], c[i]) for (b, c), i in zip(objects, indices, strict=True)), strict=True)
+    return torch.stack(boxes), torch.stack(labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightbox.calibration import Calibration
@@ -22,6 +23,7 @@ from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 from tightbox.suppress import Suppress, greedy_nms
 
+DIVISOR = 32  # the network's input is padded to a multiple of it
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
 
@@ -83,6 +85,21 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def candidates(self, images: Images) -> list[Candidates]:
         """Every box that may be ranked, image by image, in pixels of the given images."""
+
+    def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
+        """The candidates of several images together that the system's own ranking may choose: equally many of each.
+
+        In operations on tensors alone, whose shapes do not depend on what is in the images, so that they can be
+        exported. What is too many is of class score 0.
+
+        Args:
+            pixels: (B, 3, H, W) from `normalised`.
+            sizes: (B, 2) true height and width of each image.
+
+        Raises:
+            UserError: from a detector that cannot be expressed so.
+        """
+        raise UserError(f"a detector of the kind {self.name} cannot be exported")
 
     @abstractmethod
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
@@ -187,11 +204,25 @@ class Detector(nn.Module, ABC):
         }
         return save_checkpoint(Path(path), self.state_dict(), card)
 
-    def _normalise(self, images: Images) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-        """Pixels by the backbone's statistics, the padding exactly zero, in channels-last layout (fast on CPU)."""
+    def _normalise(self, images: Images) -> tuple[Tensor, Tensor]:
+        """What `normalised` makes of the images, and their sizes (B, 2)."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
-        pixels = (batch.pixels - self.backbone.mean) / self.backbone.std
-        for image, (height, width) in zip(pixels, batch.sizes, strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
-        return pixels.contiguous(memory_format=torch.channels_last), batch.sizes
+        sizes = torch.tensor(batch.sizes, device=batch.pixels.device)
+        return self.normalised(batch.pixels, sizes), sizes
+
+    def normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Pixels by the backbone's statistics, 0 outside the images, padded to whole cells.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1], each at the top left; what lies outside does not count.
+            sizes: (B, 2) true height and width of each.
+
+        Returns:
+            (B, 3, H, W) in channels-last layout (fast on a CPU), H and W rounded up to a multiple of 32.
+        """
+        height, width = images.shape[-2:]
+        y, x = (torch.arange(side, device=images.device) for side in (height, width))
+        inside = (y < sizes[:, :1])[:, None, :, None] & (x < sizes[:, 1:])[:, None, None]
+        pixels = torch.where(inside, (images - self.backbone.mean) / self.backbone.std, 0)
+        pixels = F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
+        return pixels.contiguous(memory_format=torch.channels_last)

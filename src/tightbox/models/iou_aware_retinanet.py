@@ -21,11 +21,11 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, ma
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
-from tightbox.models.dense import inside_image, matched_objects, rows
+from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
-from tightbox.rank import best_rows, by_class_score, by_power
+from tightbox.rank import by_class_score, by_power
 from tightbox.structures import Candidates, Targets
 
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of a level's anchors, in steps of a third of an octave
@@ -75,39 +75,51 @@ class IoUAwareRetinaNet(Detector):
         output = self(pixels)
         anchors = self._anchors(output)
         matched = torch.stack(
-            [self._assign(output, anchors, size, target).matched for size, target in zip(sizes, targets, strict=True)]
+            [
+                self._assign(anchors, inside, target).matched
+                for inside, target in zip(self._inside(output, sizes), targets, strict=True)
+            ]
         )
-        image, place = (matched >= 0).nonzero(as_tuple=True)
-        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
+        positive = (matched >= 0)[..., None]
+        gt_boxes, labels = matched_objects(targets, matched)
         # As in the released code, an image without positives counts as one.
-        positives = mean_over_processes((matched >= 0).sum(dim=1).clamp(min=1).sum().to(anchors))
+        positives = mean_over_processes(positive.sum(dim=1).clamp(min=1).sum().to(anchors))
 
-        class_target = torch.zeros_like(output.logits)
-        class_target[image, place, labels] = 1
-        deltas = output.deltas[image, place]
-        encoded = encode_deltas(anchors[place], gt_boxes)
+        class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], positive.to(output.logits))
+        encoded = encode_deltas(anchors, torch.where(positive, gt_boxes, anchors))
+        off = F.smooth_l1_loss(output.deltas, encoded, beta=SMOOTH_L1_BETA, reduction="none")
         losses = {
             "class": (focal_loss(output.logits, class_target) * (matched != IGNORED)[..., None]).sum() / positives,
-            "box": F.smooth_l1_loss(deltas, encoded, beta=SMOOTH_L1_BETA, reduction="sum") / positives,
+            "box": (off * positive).sum() / positives,
         }
         if output.ious is not None:
-            quality = iou(decode_deltas(anchors[place], deltas), gt_boxes)
-            losses["iou"] = self._iou_loss(output.ious[image, place], quality) / positives
+            quality = iou(decode_deltas(anchors, output.deltas), gt_boxes)
+            losses["iou"] = (self._iou_loss(output.ious, quality) * (matched >= 0)).sum() / positives
         return losses
 
     def candidates(self, images: Images) -> list[Candidates]:
         """The boxes that are among the best `top_k` of their level by one of `ALPHAS`; `ious` is the IoU head's u."""
-        _, _, everything = self._every_anchor(images)
-        return [candidates[self._best(candidates)] for candidates, _ in everything]
+        pixels, sizes = self._normalise(images)
+        everything, counts = self._every_anchor(self(pixels), sizes)
+        return [everything[i][keep] for i, keep in enumerate(self._best_by_any(everything, counts))]
+
+    def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
+        """The best `top_k` of every level by the ranking of the options."""
+        everything, counts = self._every_anchor(self(pixels), sizes)
+        return everything.take(best_of_each(self.rank(everything).amax(dim=2), counts, self.options.top_k))
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
-        """Those, and every anchor's that learns an object."""
-        output, anchors, everything = self._every_anchor(images)
+        """Those of `candidates`, and every anchor's that learns an object."""
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        anchors = self._anchors(output)
+        everything, counts = self._every_anchor(output, sizes)
+        best, inside = self._best_by_any(everything, counts), self._inside(output, sizes)
         found = []
-        for (candidates, size), target in zip(everything, targets, strict=True):
-            matched = self._assign(output, anchors, size, target).matched
-            keep = self._best(candidates) | (matched >= 0)
-            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
+        for i, target in enumerate(targets):
+            matched = self._assign(anchors, inside[i], target).matched
+            keep = best[i] | (matched >= 0)
+            found.append((everything[i][keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -116,60 +128,54 @@ class IoUAwareRetinaNet(Detector):
 
     def _anchors(self, output: AnchorOutput) -> Tensor:
         """(N, 4) nine around the middle of every cell, in the order of the outputs."""
-        return torch.cat(self.level_anchors(output.sizes, output.logits.device))
-
-    def level_anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """Of each level of (height, width) cells its anchors (cells · 9, 4)."""
+        device = output.logits.device
         scale, ratio = torch.cartesian_prod(
             torch.tensor(SCALES, device=device), torch.tensor(RATIOS, device=device)
         ).unbind(1)
         shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
-        levels = []
-        for size, stride in zip(sizes, STRIDES, strict=True):
-            points = level_points([size], [stride], offset=0.5, device=device)[:, None]
-            half = shapes * (self.options.anchor_scale * stride) / 2  # (A, 2)
-            levels.append(torch.cat([points - half, points + half], dim=-1).flatten(0, 1))
-        return levels
+        points = level_points(output.sizes, STRIDES, offset=0.5, device=device)
+        strides = per_point(points.new_tensor(STRIDES), output.sizes)
+        half = shapes * (self.options.anchor_scale * strides)[:, None, None] / 2  # (cells, A, 2)
+        return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
-    def _assign(self, output: AnchorOutput, anchors: Tensor, size: tuple[int, int], targets: Targets) -> Assignment:
-        inside = inside_image(output.sizes, STRIDES, size, anchors.device).repeat_interleave(ANCHORS)
+    def _inside(self, output: AnchorOutput, sizes: Tensor) -> Tensor:
+        return inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
+
+    def _assign(self, anchors: Tensor, inside: Tensor, targets: Targets) -> Assignment:
         crowds = 0.5 if self.options.ignore_crowds else None
         return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
-        """Sum over the positives. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
+        """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
         if self.options.detach_target:
             quality = quality.detach()
         if self.options.iou_loss == "bce":
-            return F.binary_cross_entropy_with_logits(logits, quality, reduction="sum")
+            return F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
         difference = logits.sigmoid() - quality
-        return difference.abs().sum() if self.options.iou_loss == "l1" else difference.square().sum()
+        return difference.abs() if self.options.iou_loss == "l1" else difference.square()
 
-    def _every_anchor(self, images: Images) -> tuple[AnchorOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
-        """Raw outputs, their N anchors, and of each image the candidates of all anchors, and its size."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
+    def _every_anchor(self, output: AnchorOutput, sizes: Tensor) -> tuple[Candidates, list[int]]:
+        """The candidates of all N anchors of all B images, and how many anchors each level has."""
         anchors = self._anchors(output)
+        counts = [height * width * ANCHORS for height, width in output.sizes]
         levels = per_point(torch.arange(len(STRIDES), device=anchors.device), output.sizes)
-        everything = [
-            Candidates(
-                boxes=clip_boxes(decode_deltas(anchors, output.deltas[i]), size),
-                class_scores=output.logits[i].sigmoid(),
-                ious=None if output.ious is None else output.ious[i].sigmoid(),
-                levels=levels.repeat_interleave(ANCHORS),
-            )
-            for i, size in enumerate(sizes)
-        ]
-        return output, anchors, list(zip(everything, sizes, strict=True))
+        everything = Candidates(
+            boxes=clip_boxes(decode_deltas(anchors, output.deltas), sizes[:, None]),
+            class_scores=output.logits.sigmoid(),
+            ious=None if output.ious is None else output.ious.sigmoid(),
+            levels=levels.repeat_interleave(ANCHORS).expand(sizes.shape[0], -1),
+        )
+        return everything, counts
 
-    def _best(self, candidates: Candidates) -> Tensor:
-        """(N,) mask of those among the best `top_k` of their level by one of `ALPHAS`."""
-        assert candidates.levels is not None  # `_every_anchor` gives them
-        scores, ious = candidates.class_scores.amax(dim=1), candidates.ious
-        keep = best_rows(scores, candidates.levels, self.options.top_k)
+    def _best_by_any(self, everything: Candidates, counts: list[int]) -> Tensor:
+        """(B, N) mask of those among the best `top_k` of their level by one of `ALPHAS`."""
+        scores, ious = everything.class_scores.amax(dim=2), everything.ious
+        rankings = [scores]
         if ious is not None:
-            for alpha in {self.options.alpha, *ALPHAS} - {1.0}:
-                keep |= best_rows(scores**alpha * ious ** (1 - alpha), candidates.levels, self.options.top_k)
+            rankings += [scores**alpha * ious ** (1 - alpha) for alpha in {self.options.alpha, *ALPHAS} - {1.0}]
+        keep = torch.zeros_like(scores, dtype=torch.bool)
+        for ranking in rankings:
+            keep.scatter_(1, best_of_each(ranking, counts, self.options.top_k), True)
         return keep
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightbox.assigners import max_iou
+from tightbox.assigners import BACKGROUND, max_iou
 from tightbox.boxes import area, clip_boxes
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
@@ -28,12 +28,28 @@ from tightbox.models.rpn import RPN, sample
 from tightbox.options import IoUNetOptions
 from tightbox.rank import Rank, by_class_score
 from tightbox.refine import refine_boxes
-from tightbox.structures import Candidates, Detections, Targets
+from tightbox.structures import Candidates, Detections, Targets, take
 from tightbox.suppress import Suppress, iou_guided_nms
 
 PIECE = 2048  # boxes that the IoU head looks at together: the features pooled for more would fill the memory
 MATCH_IOU = 0.5  # least overlap with its object of a proposal that learns it
 BOX_BETA = 1 / 9  # of the smooth L1 loss
+
+
+class Proposed(NamedTuple):
+    """The P proposals of each of B images, and what the R-CNN head says of them.
+
+    Attributes:
+        rois: (B, P, 4) boxes.
+        real: (B, P) whether each is one; the others are 0.
+        scores: (B, P, C) class scores, 0 where there is no box.
+        deltas: (B, P, C, 4) of the box of each class.
+    """
+
+    rois: Tensor
+    real: Tensor
+    scores: Tensor
+    deltas: Tensor
 
 
 class IoUNet(Detector):
@@ -59,13 +75,17 @@ class IoUNet(Detector):
         return (4, 8, 16, 32)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Pyramid levels P2 to P6 (B, channels, h, w), float32, for normalised pixels (B, 3, H, W)."""
-        return [level.float() for level in self.fpn(self.backbone(pixels))]
+        """Pyramid levels P2 to P6 (B, channels, h, w) for normalised pixels (B, 3, H, W).
+
+        Of the dtype they were computed in for training, and of float32 for prediction, where a thousandth of a
+        predicted IoU counts.
+        """
+        levels: list[Tensor] = self.fpn(self.backbone(pixels))
+        return levels if self.training else [level.float() for level in levels]
 
     def features(self, images: Images) -> Pyramid:
         """What every head looks at."""
-        pixels, sizes = self._normalise(images)
-        return Pyramid(self(pixels), sizes, self.options.pooling)
+        return self._pyramid(*self._normalise(images))
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of Faster R-CNN, and that of the IoU head."""
@@ -88,6 +108,12 @@ class IoUNet(Detector):
         """
         return self._candidates(self.features(images))
 
+    def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
+        """The same of all images together, best class score first."""
+        pyramid = self._pyramid(pixels, sizes)
+        proposed = self._proposed(pyramid)
+        return self._read(pyramid, proposed, self._scored_pairs(proposed))[0]
+
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and one for each proposal that learns an object, in the object's class; every one learns what it does.
 
@@ -96,18 +122,17 @@ class IoUNet(Detector):
         """
         pyramid = self.features(images)
         proposed = self._proposed(pyramid)
-        matched = [
-            max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False).matched
-            for (rois, _, _), target in zip(proposed, targets, strict=True)
-        ]
-        chosen = []
-        for (_, scores, _), of_proposal, target in zip(proposed, matched, targets, strict=True):
-            pairs = self._scored_pairs(scores)
+        chosen, matched = self._scored_pairs(proposed), []
+        for pairs, rois, real, target in zip(chosen, proposed.rois, proposed.real, targets, strict=True):
+            of_proposal = max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False, valid=real).matched
             learning = (of_proposal >= 0).nonzero().squeeze(1)
             pairs[learning, target.labels[of_proposal[learning]]] = True
-            chosen.append(pairs)
-        read = self._read(pyramid, proposed, chosen)
-        return [(candidates, of_proposal[rows]) for (candidates, rows), of_proposal in zip(read, matched, strict=True)]
+            matched.append(of_proposal)
+        found, rows = self._read(pyramid, proposed, chosen)
+        return [
+            (found[i][real], of_proposal[rows[i][real]].clamp(min=BACKGROUND))
+            for i, (real, of_proposal) in enumerate(zip(_scored(found), matched, strict=True))
+        ]
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The class score."""
@@ -116,7 +141,7 @@ class IoUNet(Detector):
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
         """IoU-guided suppression (algorithm 1), or greedy by option and where there is no IoU."""
         options = self.options
-        if options.suppress == "greedy" or candidates.ious is None:
+        if not self.suppresses_by_iou or candidates.ious is None:
             return self.greedy_nms(candidates, scores)
         return iou_guided_nms(
             candidates,
@@ -125,6 +150,11 @@ class IoUNet(Detector):
             score_threshold=options.score_threshold,
             max_detections=options.max_detections,
         )
+
+    @property
+    def suppresses_by_iou(self) -> bool:
+        """Whether its own suppression is the IoU-guided one."""
+        return self.iou_head is not None and self.options.suppress == "iou_guided"
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """As every detector, but that a candidate is of one class, also under a ranking that leaves classes out."""
@@ -142,7 +172,7 @@ class IoUNet(Detector):
         It is not calibrated.
         """
         pyramid = self.features(images)
-        return self._ious(pyramid, [found.boxes for found in detections], [found.labels for found in detections])
+        return self._ious_of_images(pyramid, detections)
 
     @torch.no_grad()
     def rescore(
@@ -164,9 +194,8 @@ class IoUNet(Detector):
             refine_steps: as the option of that name, whose value it has if not given.
         """
         pyramid = self.features(images)
-        boxes, labels = [found.boxes for found in detections], [found.labels for found in detections]
         chosen = []
-        for given, ious in zip(detections, self._ious(pyramid, boxes, labels), strict=True):
+        for given, ious in zip(detections, self._ious_of_images(pyramid, detections), strict=True):
             one_hot = F.one_hot(given.labels, len(self.class_names)).to(given.scores)
             candidates = Candidates(given.boxes, one_hot * given.scores[:, None], ious)
             scores = _of_its_class(candidates, rank or self.rank)
@@ -243,7 +272,7 @@ class IoUNet(Detector):
     def _iou_loss(self, head: IoUHead, pyramid: Pyramid, targets: Sequence[Targets]) -> Tensor:
         """Over jittered ground-truth boxes, each in the channel of its object's class."""
         boxes, ious, labels = [], [], []
-        for target, size in zip(targets, pyramid.sizes, strict=True):
+        for target, size in zip(targets, pyramid.sizes.tolist(), strict=True):
             non_degenerate = (
                 area(clip_boxes(target.boxes, size)) > 0
             )  # a sliver may have been rounded away in augmentation
@@ -257,61 +286,76 @@ class IoUNet(Detector):
         loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
         return loss
 
+    def _pyramid(self, pixels: Tensor, sizes: Tensor) -> Pyramid:
+        return Pyramid(self(pixels), sizes, self.options.pooling)
+
     def _candidates(self, pyramid: Pyramid) -> list[Candidates]:
         proposed = self._proposed(pyramid)
-        chosen = [self._scored_pairs(scores) for _, scores, _ in proposed]
-        return [candidates for candidates, _ in self._read(pyramid, proposed, chosen)]
+        found, _ = self._read(pyramid, proposed, self._scored_pairs(proposed))
+        return [found[i][real] for i, real in enumerate(_scored(found))]
 
-    def _proposed(self, pyramid: Pyramid) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each image the proposals (K, 4), their class scores (K, C), and the deltas (K, C, 4) of each class."""
+    def _proposed(self, pyramid: Pyramid) -> Proposed:
         head = self._box_head()
         assert self.rpn is not None  # it comes with the head
-        rois = self.rpn.proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
-        logits, deltas = head(pyramid.pool(rois))
-        counts = [len(part) for part in rois]
-        scores = logits.softmax(dim=1)[:, :-1]
-        return list(zip(rois, torch.split(scores, counts), torch.split(deltas, counts), strict=True))
+        rois, real = self.rpn.padded_proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
+        if not torch.compiler.is_exporting():  # whose shapes cannot depend on what is found
+            most = max(1, int(real.sum(dim=1).max()))
+            rois, real = rois[:, :most], real[:, :most]
+        logits, deltas = head(pyramid.pool_at(rois.flatten(0, 1), _image_of_each(rois)))
+        scores, deltas = logits.softmax(dim=1)[:, :-1].unflatten(0, real.shape), deltas.unflatten(0, real.shape)
+        return Proposed(rois, real, torch.where(real[..., None] & deltas.isfinite().all(dim=3), scores, 0), deltas)
 
-    def _scored_pairs(self, scores: Tensor) -> Tensor:
-        """(K, C) mask of the (proposal, class) pairs that are considered for their scores (K, C)."""
-        floor = self.options.score_threshold
-        if scores.numel() > self.options.top_k:
-            floor = max(floor, float(scores.detach().flatten().topk(self.options.top_k + 1).values[-1]))
-        considered: Tensor = scores > floor
-        return considered
+    def _scored_pairs(self, proposed: Proposed) -> Tensor:
+        """(B, P, C) mask of the (proposal, class) pairs that are considered for their scores."""
+        scores = proposed.scores.detach().flatten(1)
+        best = scores.topk(torch.sym_min(self.options.top_k, scores.shape[1]), dim=1).indices
+        among_best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+        considered: Tensor = among_best & (scores > self.options.score_threshold)
+        return considered.view_as(proposed.scores)
 
-    def _read(
-        self, pyramid: Pyramid, proposed: Sequence[tuple[Tensor, Tensor, Tensor]], chosen: Sequence[Tensor]
-    ) -> list[tuple[Candidates, Tensor]]:
-        """The candidates of each image's chosen pairs (K, C), and the proposal that each came from."""
-        boxes, class_scores, labels, origins = [], [], [], []
-        for (rois, scores, deltas), pairs, size in zip(proposed, chosen, pyramid.sizes, strict=True):
-            row, label = (pairs & deltas.isfinite().all(dim=2)).nonzero().unbind(1)
-            boxes.append(clip_boxes(decode(rois[row], deltas[row, label]), size))
-            class_scores.append(scores[row] * F.one_hot(label, scores.shape[1]))
-            labels.append(label)
-            origins.append(row)
-        ious: Sequence[Tensor | None] = [None] * len(boxes)
+    def _read(self, pyramid: Pyramid, proposed: Proposed, chosen: Tensor) -> tuple[Candidates, Tensor]:
+        """The candidates of each image's chosen pairs (B, P, C), and the proposal (B, K) that each came from.
+
+        Those with the best class scores are first. K is the most of an image; of others, what is too many is of class
+        score 0.
+        """
+        classes = chosen.shape[2]
+        scores = torch.where(chosen, proposed.scores, 0).flatten(1)
+        most: Any = (scores > 0).sum(dim=1).max().clamp(min=1).item()  # to an exporter a symbol
+        torch._check(most >= 1)
+        torch._check(most <= scores.shape[1])
+        best, pairs = scores.sort(dim=1, descending=True)
+        best, pairs = best[:, :most], pairs[:, :most]
+        rows = pairs // classes
+        labels = pairs - rows * classes
+        boxes = decode(take(proposed.rois, rows), take(proposed.deltas.flatten(1, 2), pairs))
+        boxes = torch.where(best[..., None] > 0, clip_boxes(boxes, pyramid.sizes[:, None]), 0)
+        own = torch.arange(classes, device=labels.device) == labels[..., None]
+        ious = None
         if self.iou_head is not None:
-            ious = self._ious(pyramid, boxes, labels)
-        return [
-            (Candidates(box, scores, predicted), rows)
-            for box, scores, predicted, rows in zip(boxes, class_scores, ious, origins, strict=True)
-        ]
+            ious = self._ious(pyramid, boxes.flatten(0, 1), _image_of_each(boxes), labels.flatten()).view_as(best)
+        return Candidates(boxes, torch.where(own, best[..., None], 0), ious), rows
 
-    def _ious(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of each image; 0 for one without area."""
+    def _ious(self, pyramid: Pyramid, boxes: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Predicted IoU (K,) in [0, 1] of the boxes (K, 4) of the images `images` (K,); 0 for one without area."""
         if self.iou_head is None:
             raise UserError("this model was trained without its IoU head (iou_head=false); train one with it")
-        together = torch.cat(list(boxes)), image_of(boxes), torch.cat(list(labels))
-        ious = torch.cat([_predicted(self.iou_head, pyramid, *piece) for piece in _pieces(*together)])
-        return list(torch.split(_valid(ious, together[0]), [len(part) for part in boxes]))
+        together = boxes, images, labels
+        pieces = [together] if torch.compiler.is_exporting() else _pieces(*together)
+        ious = torch.cat([_predicted(self.iou_head, pyramid, *piece) for piece in pieces])
+        return _valid(ious, boxes)
+
+    def _ious_of_images(self, pyramid: Pyramid, detections: Sequence[Detections]) -> list[Tensor]:
+        """The same (N,) of the detections of each image."""
+        boxes, labels = [found.boxes for found in detections], torch.cat([found.labels for found in detections])
+        ious = self._ious(pyramid, torch.cat(boxes), image_of(boxes), labels)
+        return list(torch.split(ious, [len(part) for part in boxes]))
 
     @torch.inference_mode(False)  # whose tensors gradients cannot use
     def _moved(self, head: IoUHead, pyramid: Pyramid, detections: list[Detections], steps: int) -> list[Detections]:
         """Algorithm 2 on the boxes of all images together, which stay inside their images."""
         images = image_of([found.boxes for found in detections])
-        sizes = torch.tensor(pyramid.sizes, device=images.device)[images]
+        sizes = pyramid.sizes[images]
         boxes = clip_boxes(torch.cat([found.boxes for found in detections]), sizes)
         labels, constant = torch.cat([found.labels for found in detections]).clone(), pyramid.cloned()
 
@@ -337,6 +381,17 @@ class IoUNet(Detector):
 def _pieces(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """`PIECE` rows of every column at a time; once none, if there are none."""
     return zip(*(torch.split(column, PIECE) for column in columns), strict=True)
+
+
+def _image_of_each(boxes: Tensor) -> Tensor:
+    """(B · K,) the image of each of the boxes (B, K, 4)."""
+    images = torch.arange(boxes.shape[0], device=boxes.device)
+    return images[:, None].expand(-1, boxes.shape[1]).flatten()
+
+
+def _scored(candidates: Candidates) -> Tensor:
+    """(B, K) whether each of the candidates of several images has a score."""
+    return candidates.class_scores.amax(dim=2) > 0
 
 
 def _predicted(head: IoUHead, pyramid: Pyramid, boxes: Tensor, images: Tensor, labels: Tensor) -> Tensor:

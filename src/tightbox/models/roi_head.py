@@ -15,6 +15,7 @@ from torchvision.ops import roi_align
 
 from tightbox.boxes import area, decode_deltas, encode_deltas
 from tightbox.ops.prroi_pool import prroi_pool
+from tightbox.ops.window_pool import window_pool
 
 STRIDES = (4, 8, 16, 32)
 BINS = 7
@@ -27,13 +28,13 @@ class Pyramid:
     """Features of a batch, to be pooled over boxes.
 
     Attributes:
-        levels: maps (B, channels, h, w) at `STRIDES`, float32; more may follow.
-        sizes: true (height, width) of each image.
+        levels: maps (B, channels, h, w) at `STRIDES`; more may follow.
+        sizes: (B, 2) true height and width of each image.
         pooling: PrRoI pooling, or RoIAlign, which passes no gradient to the boxes.
     """
 
     levels: Sequence[Tensor]
-    sizes: Sequence[tuple[int, int]]
+    sizes: Tensor
     pooling: Literal["prroi", "roi_align"] = "prroi"
 
     def pool(self, boxes: Sequence[Tensor]) -> Tensor:
@@ -42,8 +43,10 @@ class Pyramid:
 
     def pool_at(self, boxes: Tensor, images: Tensor) -> Tensor:
         """Features (K, channels, 7, 7) of the boxes (K, 4) of the images `images` (K,)."""
-        regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         level = pyramid_level(boxes.detach())
+        if torch.compiler.is_exporting():
+            return self._pool_in_windows(boxes, images, level)
+        regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         pooled, order = [], []
         for i, stride in enumerate(STRIDES):
             here = (level == i).nonzero().squeeze(1)
@@ -53,6 +56,19 @@ class Pyramid:
                 pooled.append(roi_align(self.levels[i], regions[here], BINS, 1 / stride, sampling_ratio=2))
             order.append(here)
         return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def _pool_in_windows(self, boxes: Tensor, images: Tensor, level: Tensor) -> Tensor:
+        """`pool_at` in fixed shapes."""
+        levels = self.levels[: len(STRIDES)]
+        if self.pooling == "roi_align":
+            regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
+            everywhere = [
+                roi_align(features, regions, BINS, 1 / stride, sampling_ratio=2)
+                for features, stride in zip(levels, STRIDES, strict=True)
+            ]
+            return torch.stack(everywhere)[level, torch.arange(level.shape[0], device=level.device)]
+        scaled = boxes / torch.tensor(STRIDES, device=boxes.device)[level][:, None]
+        return window_pool(levels, scaled, level, images, BINS)
 
     def cloned(self) -> Pyramid:
         """The same features as constants in memory of their own."""

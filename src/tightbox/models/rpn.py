@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from tightbox.assigners import BACKGROUND, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
-from tightbox.models.dense import inside_image, rows
-from tightbox.rank import best_rows
-from tightbox.structures import Targets
+from tightbox.models.dense import best_of_each, inside_images, rows
+from tightbox.structures import Targets, take
+from tightbox.suppress import suppress
 
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)  # height to width
@@ -26,6 +25,7 @@ POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
 NMS_IOU = 0.7
 SAMPLED, POSITIVE_SHARE = 256, 0.5  # anchors of an image that the losses see
 SMOOTH_L1_BETA = 1 / 9
+LOWEST = -1e30  # of a logit that is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,31 +74,39 @@ class RPN(nn.Module):
         return RPNOutput(self._anchors(sizes, logits.device), logits, deltas, sizes)
 
     @torch.no_grad()
-    def proposals(self, output: RPNOutput, sizes: Sequence[tuple[int, int]], count: int) -> list[Tensor]:
+    def proposals(self, output: RPNOutput, sizes: Tensor, count: int) -> list[Tensor]:
         """The best boxes (at most `count`, 4) of each image after NMS within the levels, clipped to it, best first.
 
         Args:
             output: what `forward` gave.
-            sizes: true (height, width) of each image.
+            sizes: (B, 2) true height and width of each image.
             count: boxes kept for each image, and of each level before NMS.
         """
-        levels = _levels(output)
-        found = []
-        for logits, deltas, size in zip(output.logits, output.deltas, sizes, strict=True):
-            inside = self._inside(output, size)
-            keep = (best_rows(logits.masked_fill(~inside, -torch.inf), levels, count) & inside).nonzero().squeeze(1)
-            boxes = clip_boxes(decode_deltas(output.anchors[keep], deltas[keep]), size)
-            non_degenerate = (boxes[:, 2:] - boxes[:, :2] > 1e-3).all(dim=1)
-            boxes, keep = boxes[non_degenerate], keep[non_degenerate]
-            found.append(boxes[batched_nms(boxes, logits[keep], levels[keep], NMS_IOU)[:count]])
-        return found
+        boxes, proposed = self.padded_proposals(output, sizes, count)
+        return [of_image[real] for of_image, real in zip(boxes, proposed, strict=True)]
 
-    def loss(
-        self, output: RPNOutput, sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
-    ) -> tuple[Tensor, Tensor]:
+    def padded_proposals(self, output: RPNOutput, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The same of all images together: boxes (B, `count`, 4), and whether each is one (B, `count`) or 0 only."""
+        counts = [height * width * len(RATIOS) for height, width in output.map_sizes]
+        logits = output.logits.masked_fill(~self._inside(output, sizes), -torch.inf)
+        keep = best_of_each(logits, counts, count)
+        boxes = clip_boxes(decode_deltas(output.anchors[keep], take(output.deltas, keep)), sizes[:, None])
+        logits = take(logits, keep)
+        non_degenerate = (boxes[..., 2:] - boxes[..., :2] > 1e-3).all(dim=2)
+        numbers = torch.arange(len(STRIDES), device=boxes.device)
+        levels = per_point(numbers, output.map_sizes).repeat_interleave(len(RATIOS))[keep]
+        own = (levels[:, None] == numbers[:, None]) & non_degenerate[:, None]
+        by_level = torch.where(own, logits[:, None], LOWEST)
+        kept = suppress(boxes, by_level, NMS_IOU, LOWEST, count).amax(dim=1)
+        best, rows = F.pad(kept, (0, count), value=LOWEST).topk(count, dim=1)
+        proposed = best > LOWEST
+        return torch.where(proposed[..., None], take(boxes, rows.clamp(max=boxes.shape[1] - 1)), 0), proposed
+
+    def loss(self, output: RPNOutput, sizes: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each image's anchors."""
         wrong, off, count = [], [], 0
-        for logits, deltas, size, target in zip(output.logits, output.deltas, sizes, targets, strict=True):
+        inside = self._inside(output, sizes)
+        for logits, deltas, valid, target in zip(output.logits, output.deltas, inside, targets, strict=True):
             crowds = 0.5 if self.ignore_crowds else None
             matched = max_iou(
                 output.anchors,
@@ -106,7 +114,7 @@ class RPN(nn.Module):
                 positive=POSITIVE_IOU,
                 negative=NEGATIVE_IOU,
                 ignore_iof=crowds,
-                valid=self._inside(output, size),
+                valid=valid,
             ).matched
             positive, negative = sample(matched, SAMPLED, POSITIVE_SHARE)
             chosen = torch.cat([positive, negative])
@@ -126,9 +134,8 @@ class RPN(nn.Module):
         half = shapes * self.anchor_scale * per_point(points.new_tensor(STRIDES), sizes)[:, None, None] / 2
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
-    def _inside(self, output: RPNOutput, size: tuple[int, int]) -> Tensor:
-        cells = inside_image(output.map_sizes, STRIDES, size, output.anchors.device)
-        return cells.repeat_interleave(len(RATIOS))
+    def _inside(self, output: RPNOutput, sizes: Tensor) -> Tensor:
+        return inside_images(output.map_sizes, STRIDES, sizes).repeat_interleave(len(RATIOS), dim=1)
 
 
 def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
@@ -144,9 +151,3 @@ def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, 
         chosen.append(indices[torch.randperm(len(indices), device=indices.device)[:room]])
         room = count - len(chosen[0])
     return chosen[0], chosen[1]
-
-
-def _levels(output: RPNOutput) -> Tensor:
-    """(N,) level of each anchor."""
-    numbers = torch.arange(len(STRIDES), device=output.anchors.device)
-    return per_point(numbers, output.map_sizes).repeat_interleave(len(RATIOS))

@@ -22,15 +22,15 @@ from tightbox.boxes import clip_boxes, decode_distances
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
 from tightbox.models.backbone import Backbone
-from tightbox.models.detector import Detector, Images
+from tightbox.models.dense import best_of_each
+from tightbox.models.detector import DIVISOR, Detector, Images
 from tightbox.ops.floored_relu import floored_relu
 from tightbox.ops.regions import regions
 from tightbox.options import UnitBoxOptions
 from tightbox.rank import by_class_score
-from tightbox.structures import Candidates, Detections, Targets
+from tightbox.structures import Candidates, Detections, Targets, take
 from tightbox.suppress import greedy_nms
 
-DIVISOR = 32  # the input is padded to a multiple of it, so that every stage divides it evenly
 INITIAL_DISTANCE = 32.0  # pixels; every box starts twice as wide, and no pixel starts dead
 INITIAL_CONFIDENCE = 0.1
 
@@ -108,7 +108,7 @@ class UnitBox(Detector):
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         confidence, box, known, positive = [], [], [], []
-        for i, ((height, width), target) in enumerate(zip(sizes, targets, strict=True)):
+        for i, ((height, width), target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
             maps = pixel_regions((height, width), target, len(self.class_names), self.options.region)
             entropy = F.binary_cross_entropy_with_logits(
                 output.logits[i, :, :height, :width], maps.confidence, reduction="none"
@@ -139,7 +139,7 @@ class UnitBox(Detector):
         """One candidate for each region, scored in its class only."""
         pixels, sizes = self._normalise(images)
         output = self(pixels)
-        return [self._read_regions(output, i, size) for i, size in enumerate(sizes)]
+        return [self._read_regions(output, i, size) for i, size in enumerate(sizes.tolist())]
 
     def candidates(self, images: Images) -> list[Candidates]:
         """The dense reading: the boxes of the `top_k` most confident pixels, of every `dense_stride`-th each way.
@@ -147,18 +147,30 @@ class UnitBox(Detector):
         Neighbours say nearly the same, as both maps were enlarged many times over; a grid keeps the pixels of one large
         object from crowding out all others.
         """
-        return [candidates[self._best(candidates)] for candidates, _ in self._every_pixel(images)]
+        pixels, sizes = self._normalise(images)
+        found = self.best_candidates(pixels, sizes)
+        return [found[i][inside] for i, inside in enumerate(_lies_inside(found, sizes))]
+
+    def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
+        """The same of all images together; what lies outside an image has the confidence 0."""
+        grid = self._every_pixel(self(pixels), sizes)
+        return grid.take(self._best(grid))
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and every pixel of the grid that learns an object; one that no such pixel learns has no candidate."""
-        found = []
-        for (candidates, size), target in zip(self._every_pixel(images), targets, strict=True):
-            assert candidates.points is not None  # `_every_pixel` gives them
-            x, y = candidates.points.long().unbind(1)
-            matched = pixel_regions(size, target, len(self.class_names), self.options.region).matched[y, x]
+        pixels, sizes = self._normalise(images)
+        grid = self._every_pixel(self(pixels), sizes)
+        assert grid.points is not None  # `_every_pixel` gives them
+        inside, best, found = _lies_inside(grid, sizes), self._best(grid), []
+        for i, (size, target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
+            x, y = grid.points[i].long().unbind(1)
+            matched = torch.full_like(x, BACKGROUND)
+            matched_map = pixel_regions(tuple(size), target, len(self.class_names), self.options.region).matched
+            matched[inside[i]] = matched_map[y[inside[i]], x[inside[i]]]
             keep = matched >= 0
-            keep[self._best(candidates)] = True
-            found.append((candidates[keep], matched[keep].clamp(min=BACKGROUND)))
+            keep[best[i]] = True
+            keep &= inside[i]
+            found.append((grid[i][keep], matched[keep].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -197,26 +209,32 @@ class UnitBox(Detector):
             max_detections=self.options.max_detections,
         )
 
-    def _every_pixel(self, images: Images) -> list[tuple[Candidates, tuple[int, int]]]:
-        """Of each image the box of every `dense_stride`-th pixel each way, and the image's size."""
-        pixels, sizes = self._normalise(images)
-        output, step = self(pixels), self.options.dense_stride
-        everything = []
-        for i, (height, width) in enumerate(sizes):
+    def _every_pixel(self, output: PixelOutput, sizes: Tensor) -> Candidates:
+        """The box of every `dense_stride`-th pixel each way of all images; confidence 0 outside an image."""
+        step, (height, width) = self.options.dense_stride, output.logits.shape[-2:]
+        y, x = (
             # The middle of every step × step block; of a smaller image, its own middle.
-            rows = torch.arange(min(step, height) // 2, height, step, device=pixels.device)
-            columns = torch.arange(min(step, width) // 2, width, step, device=pixels.device)
-            y, x = (grid.flatten() for grid in torch.meshgrid(rows, columns, indexing="ij"))
-            points = torch.stack([x, y], dim=1) + 0.5
-            boxes = clip_boxes(decode_distances(points, output.distances[i, :, y, x].T), (height, width))
-            candidates = Candidates(boxes, output.logits[i, :, y, x].T.sigmoid(), points=points)
-            everything.append((candidates, (height, width)))
-        return everything
+            torch.arange((side + step - 1) // step, device=sizes.device) * step + (size.clamp(max=step) // 2)[:, None]
+            for side, size in ((height, sizes[:, 0]), (width, sizes[:, 1]))
+        )  # (B, rows), (B, columns)
+        places = (y.clamp(max=height - 1)[:, :, None] * width + x.clamp(max=width - 1)[:, None]).flatten(1)
+        x, y = torch.broadcast_tensors(x[:, None], y[:, :, None])
+        points = torch.stack([x.flatten(1), y.flatten(1)], dim=2) + 0.5
+        boxes = decode_distances(points, take(output.distances.flatten(2).mT, places))
+        scores = take(output.logits.flatten(2).mT, places).sigmoid()
+        grid = Candidates(clip_boxes(boxes, sizes[:, None]), scores, points=points)
+        return replace(grid, class_scores=torch.where(_lies_inside(grid, sizes)[..., None], scores, 0))
 
-    def _best(self, candidates: Candidates) -> Tensor:
-        """The `top_k` most confident ones, in their order."""
-        confidence = candidates.class_scores.amax(dim=1)
-        return confidence.topk(min(self.options.top_k, len(confidence))).indices.sort().values
+    def _best(self, grid: Candidates) -> Tensor:
+        """(B, K) places of the `top_k` most confident ones, in their order."""
+        confidence = grid.class_scores.amax(dim=2)
+        return best_of_each(confidence, [confidence.shape[1]], self.options.top_k)
+
+
+def _lies_inside(grid: Candidates, sizes: Tensor) -> Tensor:
+    """(B, K) whether the candidates' points lie in their images."""
+    assert grid.points is not None  # `_every_pixel` gives them
+    return (grid.points < sizes.flip(1)[:, None]).all(dim=2)
 
 
 class UnitBoxHead(nn.Module):

@@ -22,14 +22,14 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_ancho
 from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.dense import inside_image, matched_objects, rows
+from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import VFNetOptions
-from tightbox.rank import best_rows, by_centerness, by_class_score
-from tightbox.structures import Candidates, Targets
+from tightbox.rank import by_centerness, by_class_score
+from tightbox.structures import Candidates, Targets, take
 
 # Upper ends of FCOS's distance ranges, in pixels; the last range is open, and twice the one before stands in for it.
 DISTANCE_RANGES = (64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -81,68 +81,82 @@ class VFNet(Detector):
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         points = self._points(output)
-        inside = torch.stack([self._inside(output, size) for size in sizes])
+        inside = self._inside(output, sizes)
         matched = torch.stack(
             [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
         )
-        image, place = (matched >= 0).nonzero(as_tuple=True)
-        gt_boxes, labels = matched_objects(targets, image, matched[image, place])
-        positives = mean_over_processes(points.new_tensor(float(len(labels)))).clamp(min=1)
+        positive = matched >= 0
+        gt_boxes, labels = matched_objects(targets, matched)
+        positives = mean_over_processes(positive.sum().to(points)).clamp(min=1)
 
-        boxes = decode_distances(points[place], output.distances[image, place])
-        quality = iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU)
+        def decoded(distances: Tensor) -> tuple[Tensor, Tensor]:
+            """Boxes (B, N, 4), those of positives as predicted, and their IoU (B, N), 0 elsewhere."""
+            boxes = torch.where(positive[..., None], decode_distances(points, distances), gt_boxes)
+            return boxes, iou(boxes, gt_boxes).detach().clamp(min=MIN_IOU) * positive
+
+        boxes, quality = decoded(output.distances)
         losses: dict[str, Tensor] = {}
-        if self.options.centerness:
-            assert output.centerness is not None
-            centerness_target = centerness(points[place], gt_boxes)
-            predicted = output.centerness[image, place]
-            losses["centerness"] = (
-                F.binary_cross_entropy_with_logits(predicted, centerness_target, reduction="sum") / positives
-            )
-            weight = centerness_target
+        if output.centerness is not None:
+            weight = centerness(points, gt_boxes) * positive
+            terms = F.binary_cross_entropy_with_logits(output.centerness, weight, reduction="none")
+            losses["centerness"] = (terms * positive).sum() / positives
         else:
             weight = quality
+        if not self.options.iou_weighted_boxes:
+            weight = positive.to(weight)
         losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
-            initial = decode_distances(points[place], output.initial[image, place])
-            if self.options.normaliser == "iou_sum":
-                weight = iou(initial, gt_boxes).detach().clamp(min=MIN_IOU)
+            initial, initial_quality = decoded(output.initial)
+            if self.options.normaliser == "iou_sum" and self.options.iou_weighted_boxes:
+                weight = initial_quality
             losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
-        class_target = torch.zeros_like(output.logits)
-        if self.options.varifocal:
-            class_target[image, place, labels] = quality
+        learned = quality if self.options.varifocal else positive.to(quality)
+        class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], learned[..., None])
+        counted = matched != IGNORED
+        if self.options.varifocal:  # points in the padding do learn to be background, as published
+            options = self.options
             terms = varifocal_loss(
-                output.logits,
-                class_target,
-                self.options.varifocal_alpha,
-                self.options.varifocal_gamma,
-                self.options.iou_weighted,
+                output.logits, class_target, options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
             )
-            counted = matched != IGNORED  # points in the padding do learn to be background, as published
         else:
-            class_target[image, place, labels] = 1
-            terms = focal_loss(output.logits, class_target)
-            counted = (matched != IGNORED) & inside
+            terms, counted = focal_loss(output.logits, class_target), counted & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
         return losses
 
     def candidates(self, images: Images) -> list[Candidates]:
-        """The best `top_k` of every level; `ious` is the IACS itself, or None for a baseline without it."""
-        _, _, everything = self._every_point(images)
-        return [self._chosen(candidates, *self._best(candidates)) for candidates, _ in everything]
+        """The best `top_k` of every level; `ious` is the IACS itself, or None for a baseline without it.
+
+        Of (location, class) pairs, each above the score threshold has a row of its own, with that score only.
+        """
+        pixels, sizes = self._normalise(images)
+        found = self.best_candidates(pixels, sizes)
+        if self.options.top_k_of == "locations":
+            return [found[i] for i in range(len(pixels))]
+        above = self.rank(found).amax(dim=2) > self.options.score_threshold
+        return [found[i][of_image] for i, of_image in enumerate(above)]
+
+    def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
+        """The same of all images together, and pairs under the threshold with them."""
+        output = self(pixels)
+        everything = self._every_point(output, self._points(output), sizes)
+        rows, scores = self._best(everything, output)
+        return self._chosen(everything.take(rows), scores)
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those of points that learn nothing, and with all its scores every point that learns an object."""
-        output, points, everything = self._every_point(images)
+        pixels, sizes = self._normalise(images)
+        output = self(pixels)
+        points = self._points(output)
+        everything = self._every_point(output, points, sizes)
+        rows, scores = self._best(everything, output)
         found = []
-        for (candidates, size), target in zip(everything, targets, strict=True):
-            matched = self._assign(output, points, self._inside(output, size), target).matched
-            rows, scores = self._best(candidates)
-            others, learning = matched[rows] < 0, (matched >= 0).nonzero().squeeze(1)
-            rows = torch.cat([rows[others], learning])
-            scores = torch.cat([scores[others], candidates.class_scores[learning]])
-            found.append((self._chosen(candidates, rows, scores), matched[rows].clamp(min=BACKGROUND)))
+        for i, (valid, target) in enumerate(zip(self._inside(output, sizes), targets, strict=True)):
+            matched = self._assign(output, points, valid, target).matched
+            others, learning = matched[rows[i]] < 0, (matched >= 0).nonzero().squeeze(1)
+            chosen = torch.cat([rows[i][others], learning])
+            own = torch.cat([scores[i][others], everything.class_scores[i][learning]])
+            found.append((self._chosen(everything[i][chosen], own), matched[chosen].clamp(min=BACKGROUND)))
         return found
 
     def rank(self, candidates: Candidates) -> Tensor:
@@ -154,17 +168,17 @@ class VFNet(Detector):
         offset = 0.0 if self.options.assigner == "atss" else 0.5
         return level_points(output.sizes, STRIDES, offset=offset, device=output.logits.device)
 
-    def _inside(self, output: DenseOutput, size: tuple[int, int]) -> Tensor:
-        return inside_image(output.sizes, STRIDES, size, output.logits.device)
+    def _inside(self, output: DenseOutput, sizes: Tensor) -> Tensor:
+        return inside_images(output.sizes, STRIDES, sizes)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
-        strides = per_point(points.new_tensor(STRIDES), output.sizes)
+        strides = per_point(torch.tensor(STRIDES).to(points, non_blocking=True), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds = 0.5 if self.options.ignore_crowds else None
             return atss(atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
-        ranges = points.new_tensor([(-1.0, *ends), (*ends, math.inf)]).T
+        ranges = torch.tensor([(-1.0, *ends), (*ends, math.inf)]).to(points, non_blocking=True).T
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
@@ -173,43 +187,38 @@ class VFNet(Detector):
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
         return (giou_loss(boxes, gt_boxes) * weight).sum() / divisor
 
-    def _every_point(self, images: Images) -> tuple[DenseOutput, Tensor, list[tuple[Candidates, tuple[int, int]]]]:
-        """Raw outputs, their N points, and of each image the candidates of all points, and its size."""
-        pixels, sizes = self._normalise(images)
-        output = self(pixels)
-        points = self._points(output)
-        everything = []
-        for i, size in enumerate(sizes):
-            scores = output.logits[i].sigmoid()
-            candidates = Candidates(
-                boxes=clip_boxes(decode_distances(points, output.distances[i]), size),
-                class_scores=scores,
-                ious=scores if self.options.varifocal else None,
-                centerness=None if output.centerness is None else output.centerness[i].sigmoid(),
-                levels=per_point(torch.arange(len(STRIDES), device=points.device), output.sizes),
-                points=points,
-            )
-            everything.append((candidates, size))
-        return output, points, everything
+    def _every_point(self, output: DenseOutput, points: Tensor, sizes: Tensor) -> Candidates:
+        """The candidates of all N points of all B images."""
+        scores = output.logits.sigmoid()
+        batch, levels = scores.shape[0], torch.arange(len(STRIDES), device=points.device)
+        return Candidates(
+            boxes=clip_boxes(decode_distances(points, output.distances), sizes[:, None]),
+            class_scores=scores,
+            ious=scores if self.options.varifocal else None,
+            centerness=None if output.centerness is None else output.centerness.sigmoid(),
+            levels=per_point(levels, output.sizes).expand(batch, -1),
+            points=points.expand(batch, -1, -1),
+        )
 
-    def _best(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """The best `top_k` of each level: which points (K,), and their scores (K, C).
+    def _best(self, everything: Candidates, output: DenseOutput) -> tuple[Tensor, Tensor]:
+        """The best `top_k` of each level: which points (B, K), and their scores (B, K, C).
 
-        Of (location, class) pairs, each above the score threshold has a row of its own, with that score only.
+        If these are pairs, every row has the score of its own class only.
         """
-        assert candidates.levels is not None  # `_every_point` gives them
-        ranking = self.rank(candidates)
+        counts = [height * width for height, width in output.sizes]
+        ranking, scores = self.rank(everything), everything.class_scores
+        classes = scores.shape[2]
         if self.options.top_k_of == "locations":
-            rows = best_rows(ranking.amax(dim=1), candidates.levels, self.options.top_k).nonzero().squeeze(1)
-            return rows, candidates.class_scores[rows]
-        rows, labels = (ranking > self.options.score_threshold).nonzero(as_tuple=True)
-        best = best_rows(ranking[rows, labels], candidates.levels[rows], self.options.top_k)
-        rows, labels = rows[best], labels[best]
-        return rows, candidates.class_scores[rows] * F.one_hot(labels, ranking.shape[1])
+            rows = best_of_each(ranking.amax(dim=2), counts, self.options.top_k)
+            return rows, take(scores, rows)
+        pairs = best_of_each(ranking.flatten(1), [count * classes for count in counts], self.options.top_k)
+        rows = pairs // classes
+        own = torch.arange(classes, device=rows.device) == (pairs - rows * classes)[..., None]
+        return rows, torch.where(own, take(scores, rows), 0)
 
-    def _chosen(self, candidates: Candidates, rows: Tensor, scores: Tensor) -> Candidates:
-        """The candidates `rows` (K,) with these class scores (K, C), which are their IoU estimates too."""
-        return replace(candidates[rows], class_scores=scores, ious=scores if self.options.varifocal else None)
+    def _chosen(self, candidates: Candidates, scores: Tensor) -> Candidates:
+        """The candidates with these class scores, which are their IoU estimates too."""
+        return replace(candidates, class_scores=scores, ious=scores if self.options.varifocal else None)
 
 
 class VFNetHead(nn.Module):
@@ -263,7 +272,8 @@ class VFNetHead(nn.Module):
         class_features, box_features = self.class_tower(x), self.box_tower(x)
         initial_features = self.box_conv(box_features)
         # Distances are computed in float32: exp() of a half-precision number is a coarse box.
-        initial = (self.box(initial_features).float() * self.box_scale[level]).exp() * unit
+        raw = self.box(initial_features).float() * self.box_scale[level]
+        initial = (raw.exp() if self.options.distances == "exp" else F.softplus(raw)) * unit
         sampling = None
         if self.options.star:
             fraction = self.options.offset_gradient

@@ -3,17 +3,33 @@
 The sparse matrix (M, R) has a row for each output, a column for each pixel and is in CSR: row m has the entries
 `indptr[m]:indptr[m + 1]`, and entry t stands in column `indices[t]` with the value `weights[t]`. It is multiplied with
 the dense (R, C) table of the pixels' features.
+
+Products accumulate in float32 at least, whatever the features' dtype, and are rounded to that once.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
+
+
+@cache
+def _triton() -> tuple[bool, bool]:
+    """Whether triton is installed, and whether it interprets kernels, which it then does on a CPU."""
+    return find_spec("triton") is not None, os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels compute with such a tensor: on an NVIDIA or AMD GPU, where triton is installed."""
+    installed, interprets = _triton()
+    return installed and (tensor.is_cuda or (interprets and tensor.device.type == "cpu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,28 +86,44 @@ class CSRPattern:
         return _ranges(self.indptr.index_select(0, rows), self.counts.index_select(0, rows))
 
     def matmul(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """(M, C): the matrix times `dense` (R, C), fast where that is contiguous; both float32 or both float64."""
+        """(M, C): the matrix times `dense` (R, C), of its dtype, fast where it is contiguous."""
+        if uses_triton(dense):
+            from tightbox.ops import csr_triton  # here, as importing Triton takes time and needs it to be installed
+
+            return csr_triton.matmul(self.indptr, self.indices, weights, dense)
         # embedding_bag is this product, and fast on a CPU. Tensors that require a gradient send it down a slower path,
-        # even where gradients are switched off.
+        # even where gradients are switched off. It takes weights of the features' dtype only.
         return embedding_bag(
             self.indices,
             dense.detach(),
             self.indptr,
             mode="sum",
-            per_sample_weights=weights.detach(),
+            per_sample_weights=weights.detach().to(dense.dtype),
             include_last_offset=True,
         )
 
     def add_transposed_matmul(self, total: Tensor, weights: Tensor, dense: Tensor) -> None:
-        """Adds the transposed matrix times `dense` (M, C) to `total` (R, C): from outputs' to pixels' gradients."""
-        columns, order, transposed = self.csc
-        total[columns] += transposed.matmul(weights.index_select(0, order), dense)
+        """Adds the transposed matrix times `dense` (M, C) to `total` (R, C): from outputs' to pixels' gradients.
+
+        `total` is of float32 or float64.
+        """
+        if uses_triton(dense):
+            from tightbox.ops import csr_triton
+
+            csr_triton.add_transposed_matmul(total, self.indptr, self.indices, weights, dense)
+        else:
+            columns, order, transposed = self.csc
+            total[columns] += transposed.matmul(weights.index_select(0, order), dense)
 
     def sampled_matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """(T,): `left` (M, C) times `right` (R, C) transposed, at the entries alone: the gradient of the weights.
 
         For that, `left` is the outputs' gradient and `right` what `matmul` was given.
         """
+        if uses_triton(left):
+            from tightbox.ops import csr_triton
+
+            return csr_triton.sampled_matmul(self.indptr, self.indices, left, right)
         # embedding_bag's own gradient; reached through autograd it would also repeat the forward pass.
         backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
         return cast(Tensor, backward(left, right, self.indices, self.indptr[:-1], self.row_of_entry, 0))  # 0: "sum"

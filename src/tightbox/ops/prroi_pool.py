@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.ops.csr import CSRPattern
+from tightbox.ops.csr import CSRPattern, uses_triton
 
 # Boxes are pooled in chunks, whose sparse matrices then stay small beside the features and the output. A GPU has the
 # memory for larger ones, and has to wait in each chunk until the number of entries is known.
@@ -61,7 +61,8 @@ def prroi_pool(
 
     The features are interpolated linearly between pixels, whose centres lie at whole coordinates, and fade to zero
     within one pixel outside the map; what lies outside counts in the mean as zero. An empty or inverted box pools
-    zeros and gets no gradient. Computes in float32 at least.
+    zeros and gets no gradient. Weights and sums are of float32 at least; on a CPU each weight is rounded to the dtype
+    of `input` for its product.
 
     Args:
         input: (N, C, H, W); fastest in channels_last memory format.
@@ -75,7 +76,7 @@ def prroi_pool(
 
     Raises:
         UserError: if arguments do not fit together, a box is not finite or its image is not in the batch. An exported
-            model, which cannot raise, pools zeros for such a box.
+            model, which cannot raise, pools zeros for such a box; a GPU with Triton, which nothing here waits for, NaN.
     """
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     if rows < 1 or columns < 1:
@@ -83,12 +84,11 @@ def prroi_pool(
     if not 0 < spatial_scale < math.inf:
         raise UserError(f"spatial_scale is {spatial_scale}; it must be a positive number")
     boxes = _as_one_tensor(input, boxes)
-    features = at_least_float32(input)
     images = boxes[:, 0].detach()
     x1, y1, x2, y2 = (boxes[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)).unbind(1)
     pool = _pool_whole_maps if torch.compiler.is_exporting() else _pool_bins
-    pooled = cast(Tensor, pool(features, _edges(y1, y2, rows), _edges(x1, x2, columns), images))
-    return pooled.permute(0, 3, 1, 2).to(input.dtype)
+    pooled = cast(Tensor, pool(input, _edges(y1, y2, rows), _edges(x1, x2, columns), images))
+    return pooled.permute(0, 3, 1, 2)
 
 
 class PrRoIPool(nn.Module):
@@ -195,9 +195,12 @@ def _pool_bins(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tenso
     Returns:
         (K, rows, columns, C).
     """
+    if uses_triton(features):
+        from tightbox.ops import prroi_pool_triton  # here, as importing Triton takes time and needs it to be installed
+
+        return prroi_pool_triton.pool(features, y_edges, x_edges, images)
     _check_values(y_edges, x_edges, images, len(features))
-    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
-    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
+    (y, y_weights), (x, x_weights) = _axis_matrices(features, y_edges, x_edges)
     table, pooled = _pixel_table(features), _empty_pooled(features, y_edges, x_edges)
     for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
         weights = y_weights.index_select(0, y_entries) * x_weights.index_select(0, x_entries)
@@ -208,14 +211,17 @@ def _pool_bins(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tenso
 @torch.library.custom_op("tightbox::prroi_pool_features_gradient", mutates_args=())
 def _features_gradient(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """The gradient of the features for the `gradient` of what `_pool_bins` returns."""
-    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
-    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
-    to_features = _empty_channels_last(features).zero_()
+    if uses_triton(features):
+        from tightbox.ops import prroi_pool_triton
+
+        return prroi_pool_triton.features_gradient(gradient, features, y_edges, x_edges, images)
+    (y, y_weights), (x, x_weights) = _axis_matrices(features, y_edges, x_edges)
+    to_features = _empty_channels_last(features).to(y_weights.dtype).zero_()
     table = _pixel_table(to_features)  # a view
     for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
         weights = y_weights.index_select(0, y_entries) * x_weights.index_select(0, x_entries)
         bins.add_transposed_matmul(table, weights, gradient[boxes].flatten(0, 2))
-    return to_features
+    return to_features.to(features.dtype)
 
 
 @torch.library.custom_op("tightbox::prroi_pool_edges_gradient", mutates_args=())
@@ -223,11 +229,14 @@ def _edges_gradient(
     gradient: Tensor, features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the edges along y and along x."""
-    y, y_weights = _axis_matrix(y_edges, features.shape[2], features.dtype)
-    x, x_weights = _axis_matrix(x_edges, features.shape[3], features.dtype)
+    if uses_triton(features):
+        from tightbox.ops import prroi_pool_triton
+
+        return prroi_pool_triton.edges_gradient(gradient, features, y_edges, x_edges, images)
+    (y, y_weights), (x, x_weights) = _axis_matrices(features, y_edges, x_edges)
     table, to_y_weights, to_x_weights = _pixel_table(features), torch.zeros_like(y_weights), torch.zeros_like(x_weights)
     for boxes, bins, y_entries, x_entries in _chunks(features, y, x, images):
-        to_weights = bins.sampled_matmul(gradient[boxes].flatten(0, 2), table)
+        to_weights = bins.sampled_matmul(gradient[boxes].flatten(0, 2), table).to(y_weights.dtype)
         # The product rule: a weight is one along y times one along x, and each of these is a factor of several weights.
         to_y_weights.index_add_(0, y_entries, to_weights * x_weights.index_select(0, x_entries))
         to_x_weights.index_add_(0, x_entries, to_weights * y_weights.index_select(0, y_entries))
@@ -293,6 +302,14 @@ def _check_values(y_edges: Tensor, x_edges: Tensor, images: Tensor, batch: int) 
     if not finite[number]:
         raise UserError(f"box {number} is not finite; its coordinates must be numbers")
     raise UserError(f"box {number} is of image {float(images[number]):g}, which is not in the batch of {batch}")
+
+
+def _axis_matrices(
+    features: Tensor, y_edges: Tensor, x_edges: Tensor
+) -> tuple[tuple[CSRPattern, Tensor], tuple[CSRPattern, Tensor]]:
+    """The weights of the pixels along y and along x, in float32, or in float64 where the features are."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return _axis_matrix(y_edges, features.shape[2], dtype), _axis_matrix(x_edges, features.shape[3], dtype)
 
 
 def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> tuple[CSRPattern, Tensor]:

@@ -16,18 +16,18 @@ from torchvision.ops import deform_conv2d
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.ops.csr import CSRPattern
+from tightbox.ops.csr import CSRPattern, uses_triton
 
 # Along each axis a star needs five pixels: two around its first edge, its own, two around its last edge. The 5×5
 # pixels are all that bilinear interpolation of the nine taps needs: 4 for a corner, 2 for an edge, 1 for the centre.
 # Pixels and taps are numbered row by row.
 _TAP_OF_PIXEL = [3 * row + column for row in (0, 0, 1, 2, 2) for column in (0, 0, 1, 2, 2)]
 _PIXELS_BY_TAP = sorted(range(25), key=_TAP_OF_PIXEL.__getitem__)
-_PIXELS_PER_TAP = [_TAP_OF_PIXEL.count(tap) for tap in range(9)]
 
 # Locations are processed in chunks whose samples (9·C numbers each) stay small enough for malloc to hand the same
-# memory out again, and whose entries (25 each) are enough (32768) for torch.sort to take its fast parallel path.
-_LOCATIONS_PER_CHUNK = 1536
+# memory out again, and whose entries (25 each) are enough (32768) for torch.sort to take its fast parallel path. A GPU
+# is busy with larger ones only, and 16384 locations of 256 channels are 75 MB in bfloat16.
+_LOCATIONS_PER_CHUNK, _LOCATIONS_PER_CHUNK_ON_GPU = 1536, 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +57,17 @@ class StarSampling:
         distances = at_least_float32(self.distances)
         batch, _, height, width = distances.shape
         left, top, right, bottom = distances.transpose(0, 1) / self.stride
-        y, y_weights = _five_pixels(torch.arange(height).to(top).view(-1, 1), top, bottom)
-        x, x_weights = _five_pixels(torch.arange(width).to(left), left, right)
+        rows, columns, images = (torch.arange(size, device=top.device) for size in (height, width, batch))
+        y, y_weights = _five_pixels(rows.to(top).view(-1, 1), top, bottom)
+        x, x_weights = _five_pixels(columns.to(left), left, right)
 
-        image = torch.arange(batch, dtype=torch.int32).repeat_interleave(height * width)
+        image = images.int().repeat_interleave(height * width)
         row_starts = (image * height + y) * width
         # Pixels first and locations last up to here: these small products are fast along the long axis only.
-        by_tap = torch.tensor(_PIXELS_BY_TAP)
-        indices = (row_starts[:, None] + x).flatten(0, 1).index_select(0, by_tap).T.contiguous()
-        weights = (y_weights[:, None] * x_weights).flatten(0, 1).index_select(0, by_tap).T.contiguous()
-        counts = torch.tensor(_PIXELS_PER_TAP)
-        chunks = torch.split(indices, _LOCATIONS_PER_CHUNK)
+        indices, weights = _by_tap(row_starts[:, None] + x), _by_tap(y_weights[:, None] * x_weights)
+        along = 1 + (torch.arange(3, device=top.device) != 1).int()  # 2, 1, 2 pixels, which no GPU has to wait for
+        counts = (along[:, None] * along).flatten()
+        chunks = torch.split(indices, _locations_per_chunk(indices))
         return [CSRPattern.of_counts(counts.repeat(len(chunk)), chunk.flatten()) for chunk in chunks], weights
 
 
@@ -92,7 +92,9 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
     """3×3 convolution whose taps lie on the box of each location (VarifocalNet, section 3.2).
 
     Equals `torchvision.ops.deform_conv2d(input, star.offsets, weight, padding=1)`, many times faster on a CPU, where
-    it is one sparse matrix product, for the samples, and one dense one. Computes in float32 at least.
+    it is one sparse matrix product, for the samples, and one dense one, and on a GPU with Triton. It computes in the
+    dtype of autocast, or else of `input`, as a convolution does: of bfloat16 numbers, samples are rounded to bfloat16
+    and both products are accumulated in float32.
 
     Args:
         input: (B, C, H, W); fastest in channels_last memory format.
@@ -100,8 +102,8 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
         weight: (O, C, 3, 3).
 
     Returns:
-        (B, O, H, W) of the dtype of `input`; channels_last on a CPU. Samples outside the map are 0 and those of a
-        distance that is not a number are NaN.
+        (B, O, H, W) of the dtype it computed in, in channels_last memory format. Samples outside the map are 0 and
+        those of a distance that is not a number are NaN.
 
     Raises:
         UserError: if the shapes do not fit together.
@@ -117,17 +119,28 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
             f"a weight of shape {tuple(weight.shape)} does not fit {channels} channels; "
             f"it must be (O, {channels}, 3, 3)"
         )
-    features = at_least_float32(input)
-    weight = weight.to(features.dtype)
-    # The sparse matrix is the fast way on a CPU only, and no exporter can trace it.
-    if input.device.type != "cpu" or torch.compiler.is_compiling():
-        output = deform_conv2d(features, star.offsets.to(features.dtype), weight, padding=1)
-        return cast(Tensor, output).to(input.dtype)
+    device, dtype = input.device.type, input.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if torch.compiler.is_compiling() or not (device == "cpu" or uses_triton(input)):
+        # No exporter can trace the sparse matrix, and torchvision knows no bfloat16.
+        features = at_least_float32(input)
+        output = deform_conv2d(features, star.offsets.to(features.dtype), weight.to(features.dtype), padding=1)
+        return cast(Tensor, output).to(dtype)
     patterns, entry_weights = star.matrix
-    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    taps = weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels)
-    output = _StarConv.apply(pixels, taps, patterns, entry_weights.to(features.dtype))
-    return cast(Tensor, output).view(batch, height, width, len(weight)).permute(0, 3, 1, 2).to(input.dtype)
+    pixels = input.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels)
+    taps = weight.to(dtype).permute(0, 2, 3, 1).reshape(-1, 9 * channels)
+    output = _StarConv.apply(pixels, taps, patterns, entry_weights.to(at_least_float32(pixels[:0]).dtype))
+    return cast(Tensor, output).view(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+
+
+def _by_tap(pixels: Tensor) -> Tensor:
+    """(N, 25), sorted by tap, of (5, 5, N)."""
+    return torch.stack([pixels[i // 5, i % 5] for i in _PIXELS_BY_TAP], dim=1)
+
+
+def _locations_per_chunk(locations: Tensor) -> int:
+    return _LOCATIONS_PER_CHUNK if locations.device.type == "cpu" else _LOCATIONS_PER_CHUNK_ON_GPU
 
 
 def _five_pixels(own: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +178,9 @@ def _as_images(rows: Tensor) -> Tensor:
 
 def _multiply(rows: Tensor, matrix: Tensor) -> Tensor:
     """(N, O): `rows` (N, I) times `matrix` (O, I) transposed."""
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(rows.device.type, enabled=False):
+        if rows.is_cuda:
+            return rows @ matrix.T
         return conv2d(_as_images(rows), matrix[:, :, None, None]).permute(0, 2, 3, 1).reshape(-1, len(matrix))
 
 
@@ -191,7 +206,8 @@ class _StarConv(torch.autograd.Function):
         pixels, taps, weights = ctx.saved_tensors
         pixels_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
         gradient = gradient.contiguous()
-        to_pixels, to_taps, to_weights = torch.zeros_like(pixels), torch.zeros_like(taps), torch.empty_like(weights)
+        to_weights = torch.empty_like(weights)
+        to_pixels, to_taps = (weights.new_zeros(tensor.shape) for tensor in (pixels, taps))  # contiguous
         tap_rows = taps.T.contiguous()
         for locations, pattern, chunk_weights in _chunks(ctx.patterns, weights):
             if pixels_needed or weights_needed:
@@ -206,8 +222,8 @@ class _StarConv(torch.autograd.Function):
                 to_taps += _product_over_locations(gradient[locations], samples)
                 del samples
         return (
-            to_pixels if pixels_needed else None,
-            to_taps if taps_needed else None,
+            to_pixels.to(pixels.dtype) if pixels_needed else None,
+            to_taps.to(taps.dtype) if taps_needed else None,
             None,
             to_weights if weights_needed else None,
         )
@@ -216,7 +232,7 @@ class _StarConv(torch.autograd.Function):
 def _chunks(patterns: list[CSRPattern], weights: Tensor) -> Iterator[tuple[slice, CSRPattern, Tensor]]:
     """The locations, the pattern and the flat weights of each chunk that has any location."""
     start = 0
-    for pattern, chunk_weights in zip(patterns, torch.split(weights, _LOCATIONS_PER_CHUNK), strict=True):
+    for pattern, chunk_weights in zip(patterns, torch.split(weights, _locations_per_chunk(weights)), strict=True):
         if len(chunk_weights):  # torch.split makes one chunk of a tensor without any row
             yield slice(start, start + len(chunk_weights)), pattern, chunk_weights.flatten()
         start += len(chunk_weights)
@@ -229,6 +245,8 @@ def _samples(pixels: Tensor, pattern: CSRPattern, weights: Tensor) -> Tensor:
 
 def _product_over_locations(gradient: Tensor, samples: Tensor) -> Tensor:
     """(O, I): `gradient` (N, O) transposed times `samples` (N, I)."""
+    if samples.is_cuda:
+        return gradient.T @ samples
     shape = (gradient.shape[1], samples.shape[1], 1, 1)
     product: Tensor = conv2d_weight(_as_images(samples), shape, _as_images(gradient))
     return product[:, :, 0, 0]

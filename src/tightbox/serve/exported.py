@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tightbox.errors import UserError, missing_extra
-from tightbox.export.onnx_file import FORMAT, INPUTS, METADATA
+from tightbox.export.onnx_file import FORMAT, METADATA
 from tightbox.export.tensors import PaddedDetections
 from tightbox.options import Preprocess
 from tightbox.serve.predictor import NetworkPredictor
@@ -41,8 +41,8 @@ def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
         raise UserError(f"{path} has format {found}, not {FORMAT}; export the checkpoint again")
 
     def detect(images: ImageBatch) -> list[Detections]:
-        inputs = images.pixels.numpy(), torch.tensor(images.sizes).numpy()
-        outputs = session.run(PaddedDetections._fields, dict(zip(INPUTS, inputs, strict=True)))
+        inputs = {"images": images.pixels.numpy(), "sizes": torch.tensor(images.sizes).numpy()}
+        outputs = session.run(PaddedDetections._fields, inputs)
         *columns, counts = map(torch.from_numpy, outputs)
         rows = (Detections(*(c[:count] for c in of_one)) for count, *of_one in zip(counts, *columns, strict=True))
         return [found if about["predicts_iou"] else replace(found, ious=None) for found in rows]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
+import torch
 from timm.optim import Muon
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -96,9 +98,31 @@ def learning_rate_factor(
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An average of the weights over time, quick to forget at first; buffers such as batch norm's are averaged too."""
+    return _MovingAverage(model, decay)
 
-    def update(average: Tensor, value: Tensor, steps: Tensor | int) -> Tensor:
-        fraction = 1 - min(decay, (1 + float(steps)) / (10 + float(steps)))
-        return average.lerp(value, fraction) if average.is_floating_point() else value
 
-    return AveragedModel(model, avg_fn=update, use_buffers=True)
+class _MovingAverage(AveragedModel):
+    """As PyTorch's, but the number of steps stays on the CPU, so that no GPU has to be waited for."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the model by a fraction that shrinks with the steps; the first copies."""
+        steps = int(self.n_averaged)
+        fraction = 1 - min(self.decay, (1 + steps) / (10 + steps)) if steps else 1.0
+        numbers: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for pair in zip(_tensors(self.module), _tensors(model), strict=True):
+            if pair[0].is_floating_point():
+                numbers[0].append(pair[0])
+                numbers[1].append(pair[1])
+            else:
+                pair[0].copy_(pair[1])
+        torch._foreach_lerp_(*numbers, fraction)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())

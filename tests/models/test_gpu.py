@@ -1,0 +1,57 @@
+"""Detectors on a GPU against the same on the CPU; without a GPU, skipped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from tests.helpers.models import image_batch, objects, tiny_iou_net, tiny_model, tiny_retinanet, tiny_unitbox
+from tightbox.models import Detector
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _all_digits() -> Iterator[None]:
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def losses(model: Detector, device: str, *, half: bool = False) -> dict[str, float]:
+    """The terms of the loss of one batch, and the norm of the gradient of their sum."""
+    torch.manual_seed(0)
+    images, targets = image_batch((64, 50), (40, 64)), [objects((4.0, 4, 44, 60), (10, 5, 30, 20)), objects()]
+    model = copy.deepcopy(model).train().to(device)
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+        terms = model.loss(images.to(device), [target.to(device) for target in targets])
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return {name: value.item() for name, value in terms.items()} | {
+        "gradient": float(torch.nn.utils.get_total_norm(gradients))
+    }
+
+
+# IoU-Net draws anchors and boxes at random, and a GPU draws others.
+@pytest.mark.parametrize("make", [tiny_model, tiny_retinanet, tiny_unitbox])
+def test_losses_and_gradients_are_the_cpus(make: Callable[[], Detector]) -> None:
+    model = make()
+    expected = losses(model, "cpu")
+    assert losses(model, "cuda") == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    # Three significant digits in each of a few dozen layers, whose errors are independent.
+    assert losses(model, "cuda", half=True) == pytest.approx(expected, rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_retinanet, tiny_iou_net, tiny_unitbox])
+def test_detections_are_the_cpus(make: Callable[[], Detector]) -> None:
+    model, images = make().eval(), image_batch((64, 50), (40, 64))
+    expected = model.detect(images)
+    for found, right in zip(copy.deepcopy(model).to("cuda").detect(images.to("cuda")), expected, strict=True):
+        assert len(found) == len(right)
+        # As sets: scores that are equal but for rounding change places.
+        order, right_order = found.boxes.sum(dim=1).argsort().cpu(), right.boxes.sum(dim=1).argsort()
+        torch.testing.assert_close(found.to("cpu")[order].boxes, right[right_order].boxes, rtol=0, atol=1e-2)
+        torch.testing.assert_close(found.to("cpu")[order].scores, right[right_order].scores, rtol=0, atol=1e-4)
