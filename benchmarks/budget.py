@@ -61,6 +61,7 @@ class Training:
         images: budget of images seen.
         size: longer side of the images.
         options: of VFNet, where they differ from those of `tightbox train`.
+        backbone: its options, where they differ.
         schedule: of the training, where it differs from that of `tightbox train`.
         augment: random changes, where they differ.
     """
@@ -73,6 +74,7 @@ class Training:
     images: int | None = None
     size: int = 320
     options: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,7 +87,10 @@ def train(job: Training) -> dict[str, float]:
     preprocess = Preprocess(long_side=job.size, short_side=job.size)
     model = _build(job, data.class_names, preprocess)
     augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
-    options = TrainOptions(**job.schedule)
+    small = small_defaults()
+    options = TrainOptions(
+        **{"batch_size": small["batch_size"], "optimizer": small["optimizer"], "seed": job.seed, **job.schedule}
+    )
     dataset = DetectionDataset(
         data, preprocess, transform=TrainTransform(augment, preprocess), seed=job.seed, cache_mb=2000
     )
@@ -138,15 +143,16 @@ def spread(values: Sequence[float]) -> str:
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector != "vfnet":
         return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
-    small = {
-        name.removeprefix("vfnet."): value for name, value in small_defaults().items() if name.startswith("vfnet.")
-    }
+    small = small_defaults()
+    own = {name.removeprefix("vfnet."): value for name, value in small.items() if name.startswith("vfnet.")}
     return create_model(
         "vfnet",
         class_names=class_names,
-        backbone=BackboneOptions(name="resnet18", pretrained=False),
+        backbone=BackboneOptions(
+            **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
+        ),
         preprocess=preprocess,
-        **{**small, **job.options},
+        **{**own, **job.options},
     )
 
 
