@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,23 +54,27 @@ class Training:
 
     Attributes:
         detector: "vfnet", or one of torchvision's: its FCOS, its RetinaNet, or that with group norms in the head.
+        head: makes another head for torchvision's, of its width, anchors per location and number of classes.
         data: folder of the data set.
         seed: of weights, order and random changes.
         minutes: budget of CPU time; or
         images: budget of images seen.
         size: longer side of the images.
         options: of VFNet, where they differ from those of `tightbox train`.
+        backbone: its options, where they differ.
         schedule: of the training, where it differs from that of `tightbox train`.
         augment: random changes, where they differ.
     """
 
     detector: str
+    head: Callable[[int, int, int], nn.Module] | None = None
     data: str
     seed: int
     minutes: float | None = None
     images: int | None = None
     size: int = 320
     options: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,7 +87,10 @@ def train(job: Training) -> dict[str, float]:
     preprocess = Preprocess(long_side=job.size, short_side=job.size)
     model = _build(job, data.class_names, preprocess)
     augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
-    options = TrainOptions(**job.schedule)
+    small = small_defaults()
+    options = TrainOptions(
+        **{"batch_size": small["batch_size"], "optimizer": small["optimizer"], "seed": job.seed, **job.schedule}
+    )
     dataset = DetectionDataset(
         data, preprocess, transform=TrainTransform(augment, preprocess), seed=job.seed, cache_mb=2000
     )
@@ -135,16 +142,17 @@ def spread(values: Sequence[float]) -> str:
 
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector != "vfnet":
-        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess)
-    small = {
-        name.removeprefix("vfnet."): value for name, value in small_defaults().items() if name.startswith("vfnet.")
-    }
+        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
+    small = small_defaults()
+    own = {name.removeprefix("vfnet."): value for name, value in small.items() if name.startswith("vfnet.")}
     return create_model(
         "vfnet",
         class_names=class_names,
-        backbone=BackboneOptions(name="resnet18", pretrained=False),
+        backbone=BackboneOptions(
+            **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
+        ),
         preprocess=preprocess,
-        **{**small, **job.options},
+        **{**own, **job.options},
     )
 
 
@@ -183,7 +191,13 @@ class TorchvisionDetector(Detector):
 
     name: ClassVar[str] = "torchvision"
 
-    def __init__(self, peer: Peer, class_names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        class_names: Sequence[str],
+        preprocess: Preprocess,
+        make_head: Callable[[int, int, int], nn.Module] | None = None,
+    ) -> None:
         backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
         backbone.requires_grad_(False)  # not used
         super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
@@ -196,12 +210,13 @@ class TorchvisionDetector(Detector):
         )
         classes = len(class_names)
         if peer == "fcos":
-            self.detector: nn.Module = FCOS(pyramid, num_classes=classes)
+            head = make_head(CHANNELS, 1, classes) if make_head else None
+            self.detector: nn.Module = FCOS(pyramid, num_classes=classes, head=head)
         else:
             anchors = _default_anchorgen()
             norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
-            per_location = anchors.num_anchors_per_location()[0]
-            head = RetinaNetHead(CHANNELS, per_location, classes, norm_layer=norm)
+            make_head = make_head or partial(RetinaNetHead, norm_layer=norm)
+            head = make_head(CHANNELS, anchors.num_anchors_per_location()[0], classes)
             self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
         self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.to(memory_format=torch.channels_last)

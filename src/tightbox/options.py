@@ -20,7 +20,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 1", lambda x: x >= 1, "max_batch max_queue"),
     ("0 or more", lambda x: x >= 0, "tower_depth iou_weight refine_steps refine_step_size refine_min_change"),
     ("0 or more", lambda x: x >= 0, "refine_max_drop confidence_weight box_weight frozen_stages weight_decay warmup"),
-    ("0 or more", lambda x: x >= 0, "clip patience workers cache seed max_wait_ms"),
+    ("0 or more", lambda x: x >= 0, "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms"),
     ("more than 0", lambda x: x > 0, "anchor_scale distance_unit scale_min minutes lr max_mb max_megapixels timeout_s"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "score_threshold threshold ema"),
@@ -101,10 +101,16 @@ class VFNetOptions(_Options):
             depends on the width and keeps the scale of what passes through.
         refine: a second box branch that scales the initial box.
         centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
+        varifocal_alpha: weight of the negatives in the varifocal loss ...
+        varifocal_gamma: ... and their focusing exponent.
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
-        distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
+        distances: what turns the first box branch's output into distances: exp(), or softplus(), by which small boxes
+            learn as fast as large ones where images are few.
+        distance_unit: what that is multiplied by: the level's distance range, or its stride.
+        iou_weighted_boxes: weigh each positive of the box losses by its IoU; off, small boxes, whose IoU is low at
+            first, learn as fast as large ones.
         normaliser: box losses are divided by the sum of IoU weights (released code) or the number of positives (paper).
         offset_gradient: fraction of the gradient that flows through the star's offsets into the initial box.
         ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
@@ -125,10 +131,14 @@ class VFNetOptions(_Options):
     star_init: Literal["published", "kaiming"] = "published"
     refine: bool = True
     centerness: bool = False
+    varifocal_alpha: float = 0.75
+    varifocal_gamma: float = 2.0
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
+    distances: Literal["exp", "softplus"] = "exp"
     distance_unit: Literal["range", "stride"] = "range"
+    iou_weighted_boxes: bool = True
     normaliser: Literal["iou_sum", "num_positives"] = "iou_sum"
     offset_gradient: float = 0.1
     ignore_crowds: bool = False
@@ -327,6 +337,8 @@ class BackboneOptions(_Options):
     Args:
         name: any timm model that gives features at strides 8, 16 and 32.
         pretrained: start from timm's published weights (downloaded once); off, from random numbers.
+        zero_init: the last norm of every residual block starts at zero where weights are random, as timm has it; off,
+            at one, by which few images are enough sooner.
         frozen_stages: how many of the first stages (the stem counts with the first) are not trained.
         frozen_norm: batch norms keep their stored statistics.
         deformable: modulated deformable 3x3 convolutions (DCNv2) in stages 3 to 5, for ResNet, ResNeXt and Res2Net.
@@ -335,6 +347,7 @@ class BackboneOptions(_Options):
 
     name: str = "resnet50"
     pretrained: bool = True
+    zero_init: bool = True
     frozen_stages: int = 0
     frozen_norm: bool = False
     deformable: bool = False
@@ -371,6 +384,7 @@ class AugmentOptions(_Options):
 
 
 EPOCHS = 100  # of a training whose length is not given
+LEARNING_RATES = {"adamw": 1e-3, "muon": 3e-3, "sgd": 1e-2}  # where none is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,8 +397,9 @@ class TrainOptions(_Options):
             and at most every ten minutes.
         batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
-        optimizer: AdamW, or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
-        lr: highest learning rate.
+        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for what are no
+            hidden layers; or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
+        lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
         schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the training (1x, 2x).
@@ -406,8 +421,8 @@ class TrainOptions(_Options):
     minutes: float | None = None
     batch_size: int = 8
     accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    lr: float | None = None
     weight_decay: float = 0.05
     warmup: float = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
@@ -428,6 +443,8 @@ class TrainOptions(_Options):
         super().__post_init__()
         if self.minutes is None and self.epochs is None:
             object.__setattr__(self, "epochs", EPOCHS)
+        if self.lr is None:
+            object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
         timed_warmup = "warmup must be below 1, a fraction, with --minutes: how many steps there will be is not known"
         _require(self.minutes is None or self.warmup < 1, timed_warmup)

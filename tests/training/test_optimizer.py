@@ -82,6 +82,38 @@ def test_adamw_spares_vectors_from_decay() -> None:
     assert spared["weight_decay"] == 0
 
 
+def test_muon_changes_hidden_layers_alone() -> None:
+    # Smaller sides: stem min(64, 3·9) = 27, hidden 64, wide min(512, 1024) = 512, output 4; Muon takes 32 to 256.
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 4, 1), nn.Linear(1024, 512)
+    )
+    muon, matrices, vectors = build_optimizer(model, TrainOptions(optimizer="muon", lr=0.3)).param_groups
+    assert [p.shape for p in muon["params"]] == [(64, 64, 3, 3)]
+    assert [p.shape for p in matrices["params"]] == [(64, 3, 3, 3), (4, 64, 1, 1), (512, 1024)]
+    assert (muon["lr"], matrices["lr"], vectors["lr"]) == pytest.approx((0.3, 0.1, 0.1))
+    assert (muon["weight_decay"], matrices["weight_decay"], vectors["weight_decay"]) == (0.05, 0.05, 0)
+    assert len(vectors["params"]) == 6  # four biases; weight and bias of the norm
+
+
+def test_muon_makes_the_update_orthogonal() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(40, 48, 3, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = build_optimizer(layer, TrainOptions(optimizer="muon", lr=0.01, weight_decay=0))
+    layer.weight.grad = torch.randn_like(layer.weight) * torch.logspace(0, -2, 48).view(-1, 1, 1, 1)
+    optimizer.step()
+    singular = torch.linalg.svdvals((layer.weight - before).flatten(1)) / 0.01
+    # Five Newton-Schulz steps bring singular values into [0.68, 1.14] (those of the gradient span two decades); the
+    # update is then scaled to AdamW's size, by 0.2·sqrt(larger side) = 0.2·sqrt(360).
+    scale = 0.2 * 360**0.5
+    assert 0.6 * scale < singular.min() < singular.max() < 1.25 * scale
+
+
+def test_learning_rate_by_optimizer() -> None:
+    assert [TrainOptions(optimizer=name).lr for name in ("adamw", "muon", "sgd")] == [0.001, 0.003, 0.01]
+    assert TrainOptions(optimizer="muon", lr=0.5).lr == 0.5
+
+
 def test_sgd_as_published() -> None:
     options = TrainOptions(optimizer="sgd", lr=0.01, weight_decay=1e-4)
     rest, biases = build_optimizer(network(), options).param_groups

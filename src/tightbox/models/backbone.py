@@ -42,6 +42,9 @@ class Backbone(nn.Module):
         self.options = options
         self.strides = tuple(strides)
         self.body = _timm_features(options, self.strides)
+        if not options.pretrained and not options.zero_init:
+            for norm in _batch_norms(self.body):
+                nn.init.ones_(norm.weight)
         if options.deformable:
             _deform(self.body, options.name)
         if not options.res2net_pool:
@@ -59,7 +62,7 @@ class Backbone(nn.Module):
         super().train(mode)
         frozen = _first_stages(self.body, self.options.frozen_stages)
         if self.options.frozen_norm:
-            frozen += [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            frozen += _batch_norms(self)
         for module in frozen:
             module.eval()
         return self
@@ -68,6 +71,10 @@ class Backbone(nn.Module):
         """Features of normalised pixels (B, 3, H, W): maps (B, channels[i], H / strides[i], W / strides[i])."""
         features: list[Tensor] = self.body(pixels)
         return features
+
+
+def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def _timm_features(options: BackboneOptions, strides: Sequence[int]) -> Any:

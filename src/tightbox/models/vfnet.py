@@ -102,10 +102,12 @@ class VFNet(Detector):
             losses["centerness"] = (terms * positive).sum() / positives
         else:
             weight = quality
+        if not self.options.iou_weighted_boxes:
+            weight = positive.to(weight)
         losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
             initial, initial_quality = decoded(output.initial)
-            if self.options.normaliser == "iou_sum":
+            if self.options.normaliser == "iou_sum" and self.options.iou_weighted_boxes:
                 weight = initial_quality
             losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
@@ -113,7 +115,10 @@ class VFNet(Detector):
         class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], learned[..., None])
         counted = matched != IGNORED
         if self.options.varifocal:  # points in the padding do learn to be background, as published
-            terms = varifocal_loss(output.logits, class_target, iou_weighted=self.options.iou_weighted)
+            options = self.options
+            terms = varifocal_loss(
+                output.logits, class_target, options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
+            )
         else:
             terms, counted = focal_loss(output.logits, class_target), counted & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
@@ -267,7 +272,8 @@ class VFNetHead(nn.Module):
         class_features, box_features = self.class_tower(x), self.box_tower(x)
         initial_features = self.box_conv(box_features)
         # Distances are computed in float32: exp() of a half-precision number is a coarse box.
-        initial = (self.box(initial_features).float() * self.box_scale[level]).exp() * unit
+        raw = self.box(initial_features).float() * self.box_scale[level]
+        initial = (raw.exp() if self.options.distances == "exp" else F.softplus(raw)) * unit
         sampling = None
         if self.options.star:
             fraction = self.options.offset_gradient

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
+from timm.optim import Muon
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -14,23 +16,47 @@ from torch.optim.swa_utils import AveragedModel
 from tightbox.options import TrainOptions
 
 DROPS = 2 / 3, 11 / 12  # fractions of the training after which the rate of a step schedule drops
+MUON_SIDES = 32, 256  # of the weights that Muon changes, as matrices of one row for each output, the smaller side
+MUON_ADAMW_RATE = 1 / 3  # what AdamW changes beside Muon learns at this fraction of the rate
 
 
 def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
-    """AdamW without decay on vectors, or SGD as the papers' code has it: biases at twice the rate without decay."""
+    """Muon or AdamW without decay on vectors, or SGD as the papers' code has it: biases at twice the rate, no decay."""
+    assert options.lr is not None  # the options see to it
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if options.optimizer == "adamw":
-        groups = [
-            {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for _, p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    if options.optimizer == "sgd":
+        biases = _convolution_biases(model)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
+            {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
         ]
-        return AdamW(groups, lr=options.lr, fused=True)
-    biases = _convolution_biases(model)
-    groups = [
-        {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
-        {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
+        return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
+    hidden = [p for _, p in trained if options.optimizer == "muon" and _is_hidden(p)]
+    matrices = [p for _, p in trained if p.ndim > 1 and not any(p is h for h in hidden)]
+    vectors = [p for _, p in trained if p.ndim <= 1]
+    by_adamw = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
+    if options.optimizer == "adamw":
+        return AdamW(by_adamw, lr=options.lr, fused=True)
+    rates = {"lr": MUON_ADAMW_RATE * options.lr, "use_fallback": True}
+    muon: Optimizer = Muon(
+        [{"params": hidden, "weight_decay": options.weight_decay}, *(group | rates for group in by_adamw)],
+        lr=options.lr,
+        nesterov=True,
+        betas=(0.9, 0.999),
+    )
+    return muon
+
+
+def _is_hidden(parameter: Tensor) -> bool:
+    """Whether Muon changes it: layers between, no images in or predictions out, whose update does not cost a step.
+
+    Muon makes the update orthogonal, at a cost of the smaller side squared times the larger.
+    """
+    rows, columns = parameter.shape[0], parameter[0].numel()
+    return parameter.ndim > 1 and MUON_SIDES[0] <= min(rows, columns) <= MUON_SIDES[1]
 
 
 def _convolution_biases(model: nn.Module) -> set[str]:
