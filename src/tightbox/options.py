@@ -106,9 +106,7 @@ class VFNetOptions(_Options):
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
-        distances: what turns the first box branch's output into distances: exp(), or softplus(), by which small boxes
-            learn as fast as large ones where images are few.
-        distance_unit: what that is multiplied by: the level's distance range, or its stride.
+        distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
         iou_weighted_boxes: weigh each positive of the box losses by its IoU; off, small boxes, whose IoU is low at
             first, learn as fast as large ones.
         normaliser: box losses are divided by the sum of IoU weights (released code) or the number of positives (paper).
@@ -136,7 +134,6 @@ class VFNetOptions(_Options):
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
     center_sampling: bool = False
-    distances: Literal["exp", "softplus"] = "exp"
     distance_unit: Literal["range", "stride"] = "range"
     iou_weighted_boxes: bool = True
     normaliser: Literal["iou_sum", "num_positives"] = "iou_sum"

@@ -272,8 +272,7 @@ class VFNetHead(nn.Module):
         class_features, box_features = self.class_tower(x), self.box_tower(x)
         initial_features = self.box_conv(box_features)
         # Distances are computed in float32: exp() of a half-precision number is a coarse box.
-        raw = self.box(initial_features).float() * self.box_scale[level]
-        initial = (raw.exp() if self.options.distances == "exp" else F.softplus(raw)) * unit
+        initial = (self.box(initial_features).float() * self.box_scale[level]).exp() * unit
         sampling = None
         if self.options.star:
             fraction = self.options.offset_gradient
