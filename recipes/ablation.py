@@ -21,20 +21,28 @@ from training import HERE, machine
 from budget import FIGURES, Record, Training, spread, train_missing  # isort: skip - found by way of `training`
 from tightbox.files import atomic_path
 
-PUBLISHED: dict[str, Any] = {"options": {"star_norm": False, "star_init": "published"}, "schedule": {"batch_size": 8}}
+PUBLISHED: dict[str, Any] = {
+    "options": {"star_norm": False, "star_init": "published", "iou_weighted_boxes": True},
+    "backbone": {"zero_init": True},
+    "schedule": {"batch_size": 8, "optimizer": "adamw"},
+}
 # The first group is cumulative: what `tightbox train` does. The second group adds one more change to all of it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "Kaiming initialisation of the stars": {"options": {"star_init": "kaiming"}},
     "a norm after each star": {"options": {"star_norm": True}},
     "batches of 4": {"schedule": {"batch_size": 4}},
+    "Muon": {"schedule": {"optimizer": "muon"}},
+    "the backbone's norms at one": {"backbone": {"zero_init": False}},
+    "box losses without IoU weights": {"options": {"iou_weighted_boxes": False}},
 }
 TRIED: dict[str, dict[str, Any]] = {
     "batches of 2": {"schedule": {"batch_size": 2}},
-    "learning rate 0.002": {"schedule": {"lr": 0.002}},
+    "learning rate 0.006": {"schedule": {"lr": 0.006}},
     "distances in strides": {"options": {"distance_unit": "stride"}},
     "positives of weight 1": {"options": {"iou_weighted": False}},
     "FCOS's assigner, centre sampling": {"options": {"assigner": "fcos", "center_sampling": True}},
     "towers of 2": {"options": {"tower_depth": 2}},
+    "towers of 4": {"options": {"tower_depth": 4}},
     "no mosaics": {"augment": {"mosaic": 0.0}},
 }
 
