@@ -133,7 +133,7 @@ def run(args: Namespace) -> int:
         raise UserError("--standalone trains the IoU head of iou_net alone; add --model iou_net")
     args.iou_net.standalone |= args.standalone
     backbone, preprocess, options, augment, chosen = choices(args)
-    args.epochs = options.epochs  # that of a training whose length is not given is known here
+    args.epochs, args.lr = options.epochs, options.lr  # what is not given is known here
     if args.resume:
         _require_same_run(args, out)
     elif any((out / name).exists() for name in SAVED):
