@@ -140,6 +140,7 @@ def test_what_is_not_there(client: httpx.Client, method: str, path: str, status:
 def test_a_failure_of_the_detector_tells_nothing(client: httpx.Client) -> None:
     answer = client.post("/predict", content=image_bytes(colour=POISON))
     assert "secret" not in sentence(answer, 500)
+    assert answer.headers["connection"] == "close"  # as uvicorn closes it
     assert boxes(client.post("/predict", content=GOOD)) == ALL[:2]
 
 

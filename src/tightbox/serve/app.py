@@ -281,5 +281,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    """What went wrong is for the log alone; Starlette raises it on, and uvicorn writes it there."""
-    return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
+    """What went wrong is for the log alone; Starlette raises it on, and uvicorn writes it there.
+
+    It also closes the connection then, which the client must know before it sends the next request.
+    """
+    return JSONResponse({"error": "the server failed on this request; its log says why"}, 500, {"Connection": "close"})
