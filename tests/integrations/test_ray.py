@@ -107,7 +107,8 @@ def dying(folder: Path, times: int) -> Any:
 
     class Dying:  # within a function, as Ray then sends its code too
         def __init__(self, work: Any) -> None:
-            vars(self).update(vars(work), work=work)
+            self.work = work
+            vars(self).update(vars(work))
 
         def run(self, model: Any, part: Any, target: Path) -> None:
             deaths = len(list(folder.iterdir()))
