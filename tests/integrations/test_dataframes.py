@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,10 @@ def run(package: str, folder: Path) -> list[dict[str, Any]]:
     tiny_model(nms_iou=1.0).save(folder / "runs" / "first" / "best")
     noise_image(folder / "image.jpg")
     (folder / "program.py").write_text(program.replace('best")', 'best", threshold=0.0)') + REPORT)
-    done = subprocess.run([sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable}  # else its workers run what `python3` is
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return rows
