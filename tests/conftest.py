@@ -36,10 +36,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+@pytest.fixture(scope="module", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the tests of a module make their tensors: on the CPU, and again on a GPU, if there is one, in float32."""
     device = torch.device(request.param)
