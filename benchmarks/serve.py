@@ -49,13 +49,12 @@ def main() -> None:
     parser.add_argument("--malformed", type=int, default=1000)
     parser.add_argument("--crowd", type=int, default=1000, help="clients at once")
     parser.add_argument("--large", type=int, default=100, help="megabytes of the largest malformed body")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch, here and in the server")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch, here and in the server")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args()
     if min(options.requests, options.timed, options.malformed, options.crowd) < 20:
         parser.error("--requests, --timed, --malformed and --crowd must be 20 or more")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     raise_descriptor_limit(2 * options.crowd + 200)
 
     with tempfile.TemporaryDirectory() as name:
@@ -102,10 +101,10 @@ def read_images(folder: Path | None) -> list[bytes]:
 
 
 @contextmanager
-def server(checkpoint: Path, threads: int | None) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def server(checkpoint: Path, threads: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The process and its port, once it is ready."""
     command = [sys.executable, "-m", "tightbox", "serve", str(checkpoint), "--port", "0"]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -184,7 +183,8 @@ def overhead(model: Detector, images: Sequence[bytes], port: int, count: int) ->
 
     served, local = (1000 * statistics.median(times) for times in asyncio.run(both()))
     text = f"{served - local:.1f} ms ({served:.1f} served, {local:.1f} in process; {count} each, medians)"
-    return row("overhead at one client", text, "≤ 5 ms", served - local <= 5)
+    # A server that is much faster than the same call in process shows that something else disturbed the latter.
+    return row("overhead at one client", text, "≤ 5 ms", abs(served - local) <= 5)
 
 
 async def ask_all(images: Sequence[bytes], port: int, count: int, *, clients: int) -> None:
