@@ -297,7 +297,7 @@ def test_a_resumed_run_stays_the_same_run(data: Path, tmp_path: Path, capsys: py
         (["--config", str(tmp_path / "other.yaml")], "vfnet.top-k 1000, not 7; leave --vfnet.top-k out"),
         (["--backbone", "test_convnext"], "backbone test_resnet, not test_convnext"),
         (["--long-side", "96"], "long-side 64, not 96"),
-        (["--lr", "0.5"], "lr 0.001, not 0.5"),
+        (["--lr", "0.5"], "lr 0.003, not 0.5"),
     ]:
         capsys.readouterr()
         assert _resume(out, "--epochs", "2", *given) == 2
