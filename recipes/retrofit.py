@@ -22,6 +22,7 @@ from tightbox.losses import varifocal_loss
 
 Output = dict[str, Tensor]
 Target = dict[str, Tensor]
+GROUP_NORM = partial(nn.GroupNorm, 32)  # for RetinaNet's heads, which have none by themselves
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 MIN_IOU = 1e-6  # a positive must not turn into a negative
 
@@ -142,6 +143,3 @@ def _decode(regression_head: RetinaNetRegressionHead, outputs: Output, anchors: 
     """RetinaNet's boxes (B, N, 4)."""
     per_image = zip(outputs["bbox_regression"], anchors, strict=True)
     return torch.stack([regression_head.box_coder.decode_single(deltas, boxes) for deltas, boxes in per_image])
-
-
-GROUP_NORM = partial(nn.GroupNorm, 32)

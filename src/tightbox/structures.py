@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     import supervision
 
 
+DIVISOR = 32  # the sides of a network's input are multiples of it
+
+
+def padded(side: int, divisor: int = DIVISOR) -> int:
+    """A side rounded up to a multiple of the divisor.
+
+    >>> padded(33)
+    64
+    """
+    return -(-side // divisor) * divisor
+
+
 def moved(values: Tensor, device: torch.device | str) -> Tensor:
     """The values on another device. Only what comes to a CPU is waited for, as it may be read at once."""
     return values.to(device, non_blocking=torch.device(device).type != "cpu")
@@ -58,7 +70,7 @@ class ImageBatch:
     sizes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
+    def of(cls, images: Sequence[Tensor], divisor: int = DIVISOR) -> ImageBatch:
         """A batch from (3, h, w) tensors (float in [0, 1], or uint8), H and W rounded up to the divisor.
 
         Raises:
@@ -70,7 +82,7 @@ class ImageBatch:
             if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
                 raise ValueError(f"image {i} of the batch has shape {tuple(image.shape)}; expected (3, height, width)")
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        height, width = (padded(max(side), divisor) for side in zip(*sizes, strict=True))
         dtype = images[0].dtype if images[0].is_floating_point() else torch.float32
         pixels = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
         for slot, image in zip(pixels, images, strict=True):

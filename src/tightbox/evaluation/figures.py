@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -15,15 +15,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
 class Columns:
     """Counting and picking, shared by the frozen dataclasses whose fields are all columns of one length."""
 
     def __len__(self) -> int:
-        return len(self.boxes)  # type: ignore[attr-defined]
+        return len(next(iter(vars(self).values())))
 
     def __getitem__(self, which: Bools | Ints) -> Self:
         """Some of the rows, by a mask or their positions."""
-        return replace(self, **{name: column[which] for name, column in vars(self).items()})  # type: ignore[type-var]
+        return replace(self, **{name: column[which] for name, column in vars(self).items()})
 
 
 def number(value: float) -> float | None:

@@ -16,7 +16,7 @@ from tightbox.errors import UserError, missing_extra
 from tightbox.export.tensors import PaddedDetections, TensorDetector
 from tightbox.files import atomic_path
 from tightbox.models import Detector, IoUNet, UnitBox
-from tightbox.models.detector import DIVISOR
+from tightbox.structures import DIVISOR
 from tightbox.version import __version__
 
 OPSET = 20  # the first with deformable convolution is 19

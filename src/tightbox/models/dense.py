@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightbox.structures import Targets
+from tightbox.structures import DIVISOR, Targets
 
 
 def rows(x: Tensor, anchors: int = 1) -> Tensor:
@@ -25,7 +25,7 @@ def inside_images(map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], 
         strides: pixels between neighbouring cells of each level.
         sizes: (B, 2) true height and width of each image.
     """
-    padded = (sizes + 31) // 32 * 32
+    padded = (sizes + DIVISOR - 1) // DIVISOR * DIVISOR
     levels = []
     for (height, width), stride in zip(map_sizes, strides, strict=True):
         rows, columns = ((padded + stride - 1) // stride).unbind(1)

@@ -20,10 +20,9 @@ from tightbox.models.evaluation_mode import evaluation_mode
 from tightbox.models.prediction import ImageLike, predict_images
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
-from tightbox.structures import Candidates, Detections, ImageBatch, Targets
+from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets
 from tightbox.suppress import Suppress, greedy_nms
 
-DIVISOR = 32  # the network's input is padded to a multiple of it
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
 

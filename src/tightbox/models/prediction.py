@@ -20,7 +20,7 @@ from tightbox.background import in_background
 from tightbox.errors import UserError
 from tightbox.images import open_image, to_rgb
 from tightbox.options import Preprocess
-from tightbox.structures import Detections, ImageBatch
+from tightbox.structures import Detections, ImageBatch, padded
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 _OVERSHOOT = 0.1  # what resampling may leave outside [0, 1]
@@ -78,10 +78,11 @@ def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> I
     waiting = iter(prepared)
     # Among twice as many images as a batch takes, there are some of like shape in most folders.
     while chunk := list(islice(waiting, 2 * batch_size)):
-        by_shape: dict[torch.Size, list[tuple[P, Tensor]]] = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[tuple[P, Tensor]]] = defaultdict(list)
         for image in chunk:
             if image.pixels is not None:
-                by_shape[ImageBatch.of([image.pixels]).pixels.shape].append((image, image.pixels))
+                height, width = image.pixels.shape[-2:]
+                by_shape[padded(height), padded(width)].append((image, image.pixels))
         found: dict[P, Detections] = {}
         for alike in by_shape.values():
             for start in range(0, len(alike), batch_size):

@@ -23,12 +23,12 @@ from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
 from tightbox.models.backbone import Backbone
 from tightbox.models.dense import best_of_each
-from tightbox.models.detector import DIVISOR, Detector, Images
+from tightbox.models.detector import Detector, Images
 from tightbox.ops.floored_relu import floored_relu
 from tightbox.ops.regions import regions
 from tightbox.options import UnitBoxOptions
 from tightbox.rank import by_class_score
-from tightbox.structures import Candidates, Detections, Targets, take
+from tightbox.structures import DIVISOR, Candidates, Detections, Targets, take
 from tightbox.suppress import greedy_nms
 
 INITIAL_DISTANCE = 32.0  # pixels; every box starts twice as wide, and no pixel starts dead

@@ -102,12 +102,10 @@ class VFNet(Detector):
             losses["centerness"] = (terms * positive).sum() / positives
         else:
             weight = quality
-        if not self.options.iou_weighted_boxes:
-            weight = positive.to(weight)
         losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
             initial, initial_quality = decoded(output.initial)
-            if self.options.normaliser == "iou_sum" and self.options.iou_weighted_boxes:
+            if self.options.normaliser == "iou_sum":
                 weight = initial_quality
             losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
@@ -183,6 +181,8 @@ class VFNet(Detector):
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
+        if not self.options.iou_weighted_boxes:
+            weight = (weight > 0).to(weight)  # all positives, and no others, have some
         by_weight = self.options.normaliser == "iou_sum"
         divisor = mean_over_processes(weight.sum()).clamp(min=1) if by_weight else positives
         return (giou_loss(boxes, gt_boxes) * weight).sum() / divisor

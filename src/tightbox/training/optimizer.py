@@ -31,8 +31,8 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
             {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
         ]
         return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
-    hidden = [p for _, p in trained if options.optimizer == "muon" and _is_hidden(p)]
-    matrices = [p for _, p in trained if p.ndim > 1 and not any(p is h for h in hidden)]
+    hidden = {name: p for name, p in trained if options.optimizer == "muon" and _is_hidden(p)}
+    matrices = [p for name, p in trained if p.ndim > 1 and name not in hidden]
     vectors = [p for _, p in trained if p.ndim <= 1]
     by_adamw = [
         {"params": matrices, "weight_decay": options.weight_decay},
@@ -42,7 +42,10 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         return AdamW(by_adamw, lr=options.lr, fused=True)
     rates = {"lr": MUON_ADAMW_RATE * options.lr, "use_fallback": True}
     muon: Optimizer = Muon(
-        [{"params": hidden, "weight_decay": options.weight_decay}, *(group | rates for group in by_adamw)],
+        [
+            {"params": list(hidden.values()), "weight_decay": options.weight_decay},
+            *(group | rates for group in by_adamw),
+        ],
         lr=options.lr,
         nesterov=True,
         betas=(0.9, 0.999),
