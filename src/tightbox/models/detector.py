@@ -20,8 +20,8 @@ from tightbox.models.evaluation_mode import evaluation_mode
 from tightbox.models.prediction import ImageLike, predict_images
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
-from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets
-from tightbox.suppress import Suppress, greedy_nms
+from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -144,6 +144,21 @@ class Detector(nn.Module, ABC):
         """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
+    def _detect_together(self, images: Images) -> list[Detections]:
+        """`_detect` of a detector that suppresses greedily, without a loop over the images."""
+        pixels, sizes = self._normalise(images)
+        found, counts = self.padded_detections(pixels, sizes)
+        return found.of_images(counts)
+
+    def padded_detections(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, Tensor]:
+        """Equally many of each image, and how many of these are some, by the system's own ranking and greedy NMS.
+
+        The arguments are those of `best_candidates`; on a GPU, nothing is waited for.
+        """
+        candidates, options = self.best_candidates(pixels, sizes), self.options
+        limits = options.nms_iou, options.score_threshold, options.max_detections
+        return greedy_nms_together(candidates, self.rank(candidates), *limits)
+
     @overload
     def predict(self, images: ImageLike, *, batch_size: int = 8) -> Detections: ...
 
@@ -206,7 +221,7 @@ class Detector(nn.Module, ABC):
     def _normalise(self, images: Images) -> tuple[Tensor, Tensor]:
         """What `normalised` makes of the images, and their sizes (B, 2)."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
-        sizes = torch.tensor(batch.sizes, device=batch.pixels.device)
+        sizes = moved(torch.tensor(batch.sizes), batch.pixels.device)
         return self.normalised(batch.pixels, sizes), sizes
 
     def normalised(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
 from tightbox.rank import by_class_score, by_power
-from tightbox.structures import Candidates, Targets
+from tightbox.structures import Candidates, Detections, Targets
 
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of a level's anchors, in steps of a third of an octave
 RATIOS = (0.5, 1.0, 2.0)  # height to width
@@ -58,9 +58,14 @@ class IoUAwareRetinaNet(Detector):
 
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
+    half_sides: Tensor
 
     def make_layers(self) -> None:
         """Feature pyramid with P6 from C5, and head."""
+        scale, ratio = torch.cartesian_prod(torch.tensor(SCALES), torch.tensor(RATIOS)).unbind(1)
+        shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
+        half = shapes * (self.options.anchor_scale * torch.tensor(STRIDES))[:, None, None] / 2
+        self.register_buffer("half_sides", half, persistent=False)  # (levels, A, 2) of the anchors
         self.fpn = FPN(self.backbone.channels, self.options.channels, extra="c5")
         self.head = IoUAwareRetinaNetHead(len(self.class_names), self.options)
 
@@ -103,6 +108,9 @@ class IoUAwareRetinaNet(Detector):
         everything, counts = self._every_anchor(self(pixels), sizes)
         return [everything[i][keep] for i, keep in enumerate(self._best_by_any(everything, counts))]
 
+    def _detect(self, images: Images) -> list[Detections]:
+        return self._detect_together(images)
+
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The best `top_k` of every level by the ranking of the options."""
         everything, counts = self._every_anchor(self(pixels), sizes)
@@ -128,14 +136,8 @@ class IoUAwareRetinaNet(Detector):
 
     def _anchors(self, output: AnchorOutput) -> Tensor:
         """(N, 4) nine around the middle of every cell, in the order of the outputs."""
-        device = output.logits.device
-        scale, ratio = torch.cartesian_prod(
-            torch.tensor(SCALES, device=device), torch.tensor(RATIOS, device=device)
-        ).unbind(1)
-        shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
-        points = level_points(output.sizes, STRIDES, offset=0.5, device=device)
-        strides = per_point(points.new_tensor(STRIDES), output.sizes)
-        half = shapes * (self.options.anchor_scale * strides)[:, None, None] / 2  # (cells, A, 2)
+        points = level_points(output.sizes, STRIDES, offset=0.5, device=output.logits.device)
+        half = per_point(self.half_sides, output.sizes)  # (cells, A, 2)
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _inside(self, output: AnchorOutput, sizes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
-from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
+from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
@@ -29,7 +29,7 @@ from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import VFNetOptions
 from tightbox.rank import by_centerness, by_class_score
-from tightbox.structures import Candidates, Targets, take
+from tightbox.structures import Candidates, Detections, Targets, take
 
 # Upper ends of FCOS's distance ranges, in pixels; the last range is open, and twice the one before stands in for it.
 DISTANCE_RANGES = (64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -134,6 +134,9 @@ class VFNet(Detector):
         above = self.rank(found).amax(dim=2) > self.options.score_threshold
         return [found[i][of_image] for i, of_image in enumerate(above)]
 
+    def _detect(self, images: Images) -> list[Detections]:
+        return self._detect_together(images)
+
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The same of all images together, and pairs under the threshold with them."""
         output = self(pixels)
@@ -170,13 +173,13 @@ class VFNet(Detector):
         return inside_images(output.sizes, STRIDES, sizes)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
-        strides = per_point(torch.tensor(STRIDES).to(points, non_blocking=True), output.sizes)
+        strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds = 0.5 if self.options.ignore_crowds else None
             return atss(atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
-        ranges = torch.tensor([(-1.0, *ends), (*ends, math.inf)]).to(points, non_blocking=True).T
+        ranges = constant([(-1.0, *ends), (*ends, math.inf)], points).T
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 
