@@ -26,7 +26,7 @@ from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
 from tightbox.rank import by_class_score, by_power
-from tightbox.structures import Candidates, Detections, Targets
+from tightbox.structures import Candidates, Targets
 
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of a level's anchors, in steps of a third of an octave
 RATIOS = (0.5, 1.0, 2.0)  # height to width
@@ -58,6 +58,7 @@ class IoUAwareRetinaNet(Detector):
 
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
+    all_together: ClassVar[bool] = True
     half_sides: Tensor
 
     def make_layers(self) -> None:
@@ -107,9 +108,6 @@ class IoUAwareRetinaNet(Detector):
         pixels, sizes = self._normalise(images)
         everything, counts = self._every_anchor(self(pixels), sizes)
         return [everything[i][keep] for i, keep in enumerate(self._best_by_any(everything, counts))]
-
-    def _detect(self, images: Images) -> list[Detections]:
-        return self._detect_together(images)
 
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The best `top_k` of every level by the ranking of the options."""

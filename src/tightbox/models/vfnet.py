@@ -29,7 +29,7 @@ from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import VFNetOptions
 from tightbox.rank import by_centerness, by_class_score
-from tightbox.structures import Candidates, Detections, Targets, take
+from tightbox.structures import Candidates, Targets, take
 
 # Upper ends of FCOS's distance ranges, in pixels; the last range is open, and twice the one before stands in for it.
 DISTANCE_RANGES = (64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -65,6 +65,7 @@ class VFNet(Detector):
 
     name: ClassVar[str] = "vfnet"
     Options = VFNetOptions
+    all_together: ClassVar[bool] = True
 
     def make_layers(self) -> None:
         """Feature pyramid and head."""
@@ -133,9 +134,6 @@ class VFNet(Detector):
             return [found[i] for i in range(len(pixels))]
         above = self.rank(found).amax(dim=2) > self.options.score_threshold
         return [found[i][of_image] for i, of_image in enumerate(above)]
-
-    def _detect(self, images: Images) -> list[Detections]:
-        return self._detect_together(images)
 
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The same of all images together, and pairs under the threshold with them."""
