@@ -86,11 +86,35 @@ class Preprocess(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VFNetOptions(_Options):
+class PyramidOptions(_Options):
+    """The feature pyramid, of every detector that has one.
+
+    Args:
+        channels: width of the feature pyramid, and of a dense head.
+        neck: FPN, or PAFPN, which adds a bottom-up path to it (VFNet-X).
+        neck_norm: group norms after the pyramid's 3x3 convolutions (VFNet-X).
+        neck_deformable: the bottom-up path ends in modulated deformable convolutions (DCNv2; VFNet-X).
+    """
+
+    channels: int = 256
+    neck: Literal["fpn", "pafpn"] = "fpn"
+    neck_norm: bool = False
+    neck_deformable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.neck == "pafpn" or not self.neck_deformable, "neck_deformable needs the bottom-up path: neck=pafpn"
+        )
+        fits = self.channels % 32 == 0 or not self.neck_norm
+        _require(fits, f"channels is {self.channels}; with neck_norm it must be a multiple of 32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VFNetOptions(PyramidOptions):
     """VarifocalNet; the defaults are the published ResNet-50 model.
 
     Args:
-        channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
         deformable: the last convolution of each tower is a modulated deformable one (DCNv2).
         varifocal: varifocal loss on the IoU-aware class score; off, focal loss on plain classes.
@@ -115,12 +139,12 @@ class VFNetOptions(_Options):
         top_k: candidates kept per pyramid level before suppression.
         top_k_of: rank whole locations (released code, paper) or single (location, class) pairs above score_threshold
             (later mmdetection).
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead (VFNet-X).
         score_threshold: lowest score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
     """
 
-    channels: int = 256
     tower_depth: int = 3
     deformable: bool = False
     varifocal: bool = True
@@ -141,6 +165,7 @@ class VFNetOptions(_Options):
     ignore_crowds: bool = False
     top_k: int = 1000
     top_k_of: Literal["locations", "pairs"] = "locations"
+    suppress: Literal["greedy", "soft_linear"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.6
     max_detections: int = 100
@@ -154,11 +179,10 @@ class VFNetOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUAwareRetinaNetOptions(_Options):
+class IoUAwareRetinaNetOptions(PyramidOptions):
     """IoU-aware RetinaNet; the defaults are the published model.
 
     Args:
-        channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
         tower_norm: group norms in the towers; the published model has none, and from random weights few images are
             enough only with them.
@@ -169,12 +193,12 @@ class IoUAwareRetinaNetOptions(_Options):
         alpha: weight of the class score in the ranking p^alpha * iou^(1 - alpha); 1 is RetinaNet's ranking.
         ignore_crowds: leave anchors inside crowd regions out of the class loss; the published training does not.
         top_k: candidates kept per pyramid level before suppression.
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead.
         score_threshold: lowest ranking score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
     """
 
-    channels: int = 256
     tower_depth: int = 4
     tower_norm: bool = False
     anchor_scale: float = 4.0
@@ -184,6 +208,7 @@ class IoUAwareRetinaNetOptions(_Options):
     alpha: float = 0.5
     ignore_crowds: bool = False
     top_k: int = 1000
+    suppress: Literal["greedy", "soft_linear"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
@@ -195,11 +220,10 @@ class IoUAwareRetinaNetOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUNetOptions(_Options):
+class IoUNetOptions(PyramidOptions):
     """IoU-Net; the defaults are the published model, and where the paper is silent, common ones.
 
     Args:
-        channels: width of the feature pyramid.
         fc_channels: width of the two layers of each head.
         pooling: features of a box by precise RoI pooling, or by RoIAlign, through which no box can be refined.
         anchor_scale: side of a level's square anchor, in strides.
@@ -215,7 +239,7 @@ class IoUNetOptions(_Options):
         ignore_crowds: leave anchors and proposals inside crowd regions out of the losses.
         score_threshold: lowest class score that is considered.
         top_k: most (proposal, class) pairs considered per image, by class score; the paper has no limit.
-        suppress: IoU-guided suppression, or greedy by class score; without the IoU head it is always greedy.
+        suppress: IoU-guided suppression (needs the IoU head), or greedy by class score, or soft-NMS (linear).
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
         refine_steps: gradient steps that move the detected boxes to a higher predicted IoU; 0 is off.
@@ -226,7 +250,6 @@ class IoUNetOptions(_Options):
         rank_by_iou: the reported score is class score times predicted IoU; published is the class score.
     """
 
-    channels: int = 256
     fc_channels: int = 1024
     pooling: Literal["prroi", "roi_align"] = "prroi"
     anchor_scale: float = 8.0
@@ -242,7 +265,7 @@ class IoUNetOptions(_Options):
     ignore_crowds: bool = False
     score_threshold: float = 0.05
     top_k: int = 5000
-    suppress: Literal["iou_guided", "greedy"] = "iou_guided"
+    suppress: Literal["iou_guided", "greedy", "soft_linear"] = "iou_guided"
     nms_iou: float = 0.5
     max_detections: int = 100
     refine_steps: int = 5

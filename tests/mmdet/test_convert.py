@@ -122,7 +122,14 @@ def test_coco_classes_are_in_order_of_their_ids() -> None:
             lambda s: s.update({"backbone.layer1.0.conv2.weight": torch.zeros(7, 7, 3, 3)}),
             "first 3x3 convolution 7 wide",
         ),
-        (lambda s: s.update({"neck.downsample_convs.0.conv.weight": torch.zeros(1)}), r"neck of VFNet-X"),
+        (
+            lambda s: s.update({"neck.downsample_convs.0.conv.weight": torch.zeros(1)}),
+            r"holds neck\.downsample_convs\.0\.conv\.weight and 0 more tensors that the model does not have$",
+        ),
+        (
+            lambda s: s.update({"neck.pafpn_convs.0.conv.weight": torch.zeros(64, 64, 3, 3)}),
+            r"lacks neck\.downsample_convs\.0\.conv\.bias and 8 more",
+        ),
         (lambda s: s.update({"bbox_head.vfnet_cls.weight": torch.zeros(3, 72, 3, 3)}), "channels is 72"),
     ],
 )

@@ -21,7 +21,7 @@ from tightbox.models.prediction import ImageLike, predict_images
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets
-from tightbox.suppress import Suppress, greedy_nms
+from tightbox.suppress import Suppress, greedy_nms, soft_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -113,12 +113,9 @@ class Detector(nn.Module, ABC):
         """The system's own ranking (K, C), as published."""
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """The system's own suppression, as published: greedy class-wise NMS unless it says otherwise."""
-        return self.greedy_nms(candidates, scores)
-
-    def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """Greedy class-wise NMS at the thresholds of the model's options."""
-        return greedy_nms(
+        """The system's own suppression at the thresholds of its options: class-wise, greedy NMS unless it says otherwise."""
+        soft = getattr(self.options, "suppress", "greedy") == "soft_linear"
+        return (soft_nms if soft else greedy_nms)(
             candidates,
             scores,
             iou_threshold=self.options.nms_iou,
