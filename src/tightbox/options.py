@@ -16,13 +16,18 @@ from tightbox.errors import UserError
 # What numbers must be, by the option's name, which means the same wherever it is that of a number.
 _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 1", lambda x: x >= 1, "channels fc_channels top_k max_detections train_proposals proposals rois"),
-    ("at least 1", lambda x: x >= 1, "jittered_boxes min_region dense_stride epochs batch_size accumulate eval_every"),
+    ("at least 1", lambda x: x >= 1, "jittered_boxes min_region dense_stride batch_size accumulate eval_every"),
     ("at least 1", lambda x: x >= 1, "max_batch max_queue"),
     ("0 or more", lambda x: x >= 0, "tower_depth iou_weight refine_steps refine_step_size refine_min_change"),
     ("0 or more", lambda x: x >= 0, "refine_max_drop confidence_weight box_weight frozen_stages weight_decay warmup"),
-    ("0 or more", lambda x: x >= 0, "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms"),
+    (
+        "0 or more",
+        lambda x: x >= 0,
+        "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms epochs swa_epochs",
+    ),
     ("more than 0", lambda x: x > 0, "anchor_scale distance_unit scale_min minutes lr max_mb max_megapixels timeout_s"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
+    ("in [0, 1]", lambda x: 0 <= x <= 1, "side_crop cutout first_drop second_drop"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "score_threshold threshold ema"),
     ("in (0, 1]", lambda x: 0 < x <= 1, "nms_iou positive_fraction"),
     # No card asks for more than a machine has.
@@ -384,6 +389,8 @@ class AugmentOptions(_Options):
         scale_min: smallest factor of the random resize.
         scale_max: largest factor of the random resize.
         crop: probability of a crop that keeps at least one object, chosen by overlap (SSD's).
+        side_crop: probability of a crop to at least three quarters of each side (VFNet-X).
+        cutout: probability that five to ten small places, of up to 48 pixels, turn black (VFNet-X).
         color: strength of random brightness, contrast, saturation and hue; 0 is off.
         mosaic: probability that four images are joined into one.
         mosaic_until: fraction of the training after which mosaics stop, so that the end sees real images.
@@ -394,6 +401,8 @@ class AugmentOptions(_Options):
     scale_min: float = 0.7
     scale_max: float = 1.4
     crop: float = 0.0
+    side_crop: float = 0.0
+    cutout: float = 0.0
     color: float = 0.3
     mosaic: float = 0.0
     mosaic_until: float = 0.8
@@ -412,7 +421,7 @@ class TrainOptions(_Options):
     """The schedule and the engine.
 
     Args:
-        epochs: passes over the training images; 100 if no minutes are given instead.
+        epochs: passes over the training images; 100 if no minutes are given instead; 0 only before swa_epochs.
         minutes: train for so long, not counting evaluation: the schedule fits itself to the clock. Evaluated at the end
             and at most every ten minutes.
         batch_size: images per step and process.
@@ -422,7 +431,11 @@ class TrainOptions(_Options):
         lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
-        schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the training (1x, 2x).
+        schedule: after the warm-up, one half cosine, or two drops to a tenth.
+        first_drop: fraction of the training after which a step schedule drops; 2/3 in the papers' 1x and 2x ...
+        second_drop: ... and drops again, there after 11/12.
+        swa_epochs: epochs after these, in each of which the rate falls from its highest to a hundredth of that; the
+            mean of the weights at their ends is evaluated and saved (stochastic weight averaging).
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
         clip: gradients are scaled down to this norm; 0 is off.
         precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
@@ -446,6 +459,9 @@ class TrainOptions(_Options):
     weight_decay: float = 0.05
     warmup: float = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
+    first_drop: float = 2 / 3
+    second_drop: float = 11 / 12
+    swa_epochs: int = 0
     ema: float = 0.998
     clip: float = 10.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -466,6 +482,8 @@ class TrainOptions(_Options):
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
+        _require(self.epochs != 0 or self.swa_epochs > 0, "epochs is 0; it must be at least 1, or swa_epochs")
+        _require(self.minutes is None or self.swa_epochs == 0, "swa_epochs come after epochs, not after minutes")
         timed_warmup = "warmup must be below 1, a fraction, with --minutes: how many steps there will be is not known"
         _require(self.minutes is None or self.warmup < 1, timed_warmup)
 

@@ -113,7 +113,7 @@ class Detector(nn.Module, ABC):
         """The system's own ranking (K, C), as published."""
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """The system's own suppression at the thresholds of its options: class-wise, greedy NMS unless it says otherwise."""
+        """The system's own suppression, class-wise, at the thresholds of its options; greedy or soft-NMS."""
         soft = getattr(self.options, "suppress", "greedy") == "soft_linear"
         return (soft_nms if soft else greedy_nms)(
             candidates,

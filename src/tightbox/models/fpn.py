@@ -29,8 +29,8 @@ class FPN(nn.Module):
             "c5": strided P6 from the backbone's C5 and P7 without ReLU (RetinaNet); "pool": P6 is every second cell of
             P5 (Faster R-CNN).
 
-    Lin et al., "Feature Pyramid Networks for Object Detection", 2017; Liu et al., "Path Aggregation Network for Instance
-    Segmentation", 2018.
+    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+    Liu et al., "Path Aggregation Network for Instance Segmentation", CVPR 2018.
     """
 
     def __init__(
