@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -39,6 +39,7 @@ class Detector(nn.Module, ABC):
     Attributes:
         class_layers: how the names of the weights begin that depend on the classes.
         metrics: figures of the run that made it, carried in its card.
+        views: how `detect` sees each image several times (`tightbox.inference.views`); None for once.
         calibration: what `tightbox calibrate` learned, carried in its card too; None if it was not run.
     """
 
@@ -65,6 +66,7 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
+        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = None
         self.calibration: Calibration | None = None
         self.make_layers()
         self.to(memory_format=torch.channels_last)
@@ -134,7 +136,11 @@ class Detector(nn.Module, ABC):
 
         Their predicted IoUs are calibrated, if the detector is. That comes last and changes no ranking.
         """
-        found = self._detect(images)
+        if self.views is None:
+            found = self._detect(images)
+        else:
+            batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
+            found = self.views(self._detect, batch, self.options)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
