@@ -162,15 +162,12 @@ def box_voting(found: Detections, weights: Tensor, iou_threshold: float = 0.5) -
     keep = _nms(found.boxes, found.scores, found.labels, iou_threshold)
     best, numbers = found[keep], torch.arange(len(keep), device=keep.device)
     joins = (pairwise_iou(best.boxes, found.boxes) > iou_threshold) & (best.labels[:, None] == found.labels)
-    owner = joins.int().argmax(dim=0)  # the first, which is the best
-    owner[keep] = numbers
-    weights = weights.nan_to_num(0).clamp(min=0)
-    sums = weights.new_zeros(len(keep)).index_add(0, owner, weights)
-    weights = torch.where(sums[owner] > 0, weights, 1)
-    shares = torch.zeros_like(joins, dtype=weights.dtype)
-    shares[owner, torch.arange(len(found), device=keep.device)] = weights
-    shares /= shares.sum(dim=1, keepdim=True)
-    return replace(best, boxes=shares @ found.boxes, ious=None if found.ious is None else shares @ found.ious)
+    joins[:, keep] = numbers[:, None] == numbers  # also where rounding says otherwise
+    joins &= joins.int().argmax(dim=0) == numbers[:, None]  # the first, and so the best, of several
+    mean = joins * weights.nan_to_num(0).clamp(min=0)
+    mean = torch.where(mean.any(dim=1, keepdim=True), mean, joins.to(mean))
+    mean /= mean.sum(dim=1, keepdim=True)
+    return replace(best, boxes=mean @ found.boxes, ious=None if found.ious is None else mean @ found.ious)
 
 
 @torch.library.custom_op("tightbox::suppress", mutates_args=())

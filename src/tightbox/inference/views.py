@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from tightbox.structures import Detections, ImageBatch
 from tightbox.suppress import box_voting
 
 Merge = Literal["soft_linear", "vote", "vote_score", "vote_iou"]
-MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,10 @@ class Views:
         """
         ious = [seen.ious for seen in found if seen.ious is not None]
         every = Detections(
-            *(torch.cat([getattr(seen, name) for seen in found]) for name in ("boxes", "scores", "labels")),
-            ious=torch.cat(ious) if len(ious) == len(found) else None,
+            torch.cat([seen.boxes for seen in found]),
+            torch.cat([seen.scores for seen in found]),
+            torch.cat([seen.labels for seen in found]),
+            torch.cat(ious) if len(ious) == len(found) else None,
         )
         if self.merge == "soft_linear":
             keep, fallen = soft_nms(
@@ -85,7 +86,9 @@ class Views:
                 max_kept=options.max_detections,
             )
             return replace(every[keep], scores=fallen)
-        weights = {"vote": torch.ones_like(every.scores), "vote_score": every.scores, "vote_iou": every.ious}[self.merge]
+        weights = {"vote": torch.ones_like(every.scores), "vote_score": every.scores, "vote_iou": every.ious}[
+            self.merge
+        ]
         if weights is None:
             raise UserError("this detector predicts no IoU to weigh boxes by; merge them by vote_score instead")
         return box_voting(every, weights, options.nms_iou)[: options.max_detections]
@@ -94,9 +97,7 @@ class Views:
 def see(model: Detector, views: Views) -> None:
     """Let all that the model detects be merged from these views; it is not to be saved then."""
     own, largest = model.preprocess, max(views.scales)
-    model.preprocess = Preprocess(
-        long_side=round(own.long_side * largest), short_side=round(own.short_side * largest)
-    )
+    model.preprocess = Preprocess(long_side=round(own.long_side * largest), short_side=round(own.short_side * largest))
     model.views = views
 
 

@@ -66,7 +66,9 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
-        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = None
+        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = (
+            None
+        )
         self.calibration: Calibration | None = None
         self.make_layers()
         self.to(memory_format=torch.channels_last)
@@ -115,15 +117,22 @@ class Detector(nn.Module, ABC):
         """The system's own ranking (K, C), as published."""
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """The system's own suppression, class-wise, at the thresholds of its options; greedy or soft-NMS."""
-        soft = getattr(self.options, "suppress", "greedy") == "soft_linear"
-        return (soft_nms if soft else greedy_nms)(
-            candidates,
-            scores,
-            iou_threshold=self.options.nms_iou,
-            score_threshold=self.options.score_threshold,
-            max_detections=self.options.max_detections,
-        )
+        """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
+        if getattr(self.options, "suppress", "greedy") == "soft_linear":
+            return soft_nms(candidates, scores, **self._limits())
+        return self.greedy_nms(candidates, scores)
+
+    def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
+        """Greedy class-wise NMS at the thresholds of the model's options."""
+        return greedy_nms(candidates, scores, **self._limits())
+
+    def _limits(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "iou_threshold": options.nms_iou,
+            "score_threshold": options.score_threshold,
+            "max_detections": options.max_detections,
+        }
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """Detections of one image by the system's own ranking and suppression, or by other rules; IoUs are raw."""
