@@ -55,8 +55,9 @@ def published_neck(weights: dict[str, Tensor], c3: Tensor, c4: Tensor, c5: Tenso
     def step(x: Tensor, name: str, stride: int = 1) -> Tensor:
         weight, scale, bias = (weights[f"neck.{name}.{part}"] for part in WEIGHTS)
         if f"neck.{name}.conv.conv_offset.weight" in weights:
-            offset = (weights[f"neck.{name}.conv.conv_offset.{part}"] for part in ("weight", "bias"))
-            return normed(deformed(x, weight, F.conv2d(x, *offset, padding=1)), scale, bias)
+            offset = f"neck.{name}.conv.conv_offset"
+            raw = F.conv2d(x, weights[f"{offset}.weight"], weights[f"{offset}.bias"], padding=1)
+            return normed(deformed(x, weight, raw), scale, bias)
         return normed(F.conv2d(x, weight, stride=stride, padding=1), scale, bias)
 
     def lateral(x: Tensor, i: int) -> Tensor:
@@ -122,9 +123,9 @@ def test_a_bottom_up_path_without_norm_starts_as_xavier_says_and_without_offsets
     n3, n4, _, *_ = plain([m.clone() for m in maps])
     p3, p4, *_ = fpn([m.clone() for m in maps])
     # A tap without offset reads its own cell, and its mask is sigmoid(0) = 1/2.
-    first, second = fpn.bottom_up[0], fpn.bottom_up[1]
-    torch.testing.assert_close(p3, F.conv2d(n3, first.weight / 2, first.bias, padding=1))
-    torch.testing.assert_close(p4, F.conv2d(n4 + fpn.down[0](n3), second.weight / 2, second.bias, padding=1))
+    for i, (output, total) in enumerate(((p3, n3), (p4, n4 + fpn.down[0](n3)))):
+        weight, bias = (fpn.get_parameter(f"bottom_up.{i}.{part}") for part in ("weight", "bias"))
+        torch.testing.assert_close(output, F.conv2d(total, weight / 2, bias, padding=1))
 
 
 @pytest.mark.parametrize("build", [tiny_model, tiny_retinanet, tiny_iou_net])
@@ -132,12 +133,11 @@ def test_every_detector_with_a_pyramid_learns_through_it(build: Any) -> None:
     model: Detector = build(**X, channels=32)
     model.train()
     losses = model.loss(image_batch((64, 64)), [objects((5.0, 5.0, 40.0, 50.0))])
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    fpn = model.fpn
-    for part in (fpn.lateral[0], fpn.output[0].conv, fpn.down[0].conv, fpn.bottom_up[1].conv):
-        assert part.weight.grad is not None
-        assert part.weight.grad.abs().sum() > 0
-    assert fpn.bottom_up[0].conv.conv_offset.weight.grad.isfinite().all()
+    torch.stack(list(losses.values())).sum().backward()
+    for part in ("lateral.0", "output.0.conv", "down.0.conv", "bottom_up.1.conv", "bottom_up.1.norm"):
+        gradient = model.get_parameter(f"fpn.{part}.weight").grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
     model.eval()
     assert len(model.detect(image_batch((64, 48)))) == 1
 

@@ -87,10 +87,10 @@ def test_more_epochs_before_the_averaging_start_it_anew(
 
 def test_averaging_alone(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
     model = new_model()
-    before = model.head.box.weight.clone()
+    before = model.get_parameter("head.box.weight").clone()
     trained = fit(model, train, None, tmp_path, replace(SWA, epochs=0), AUGMENT)
     assert len(rows(tmp_path)) == 2
-    assert not trained.head.box.weight.equal(before)
+    assert not trained.get_parameter("head.box.weight").equal(before)
 
 
 def test_a_finished_averaging_has_nothing_to_do(
