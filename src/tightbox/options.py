@@ -16,13 +16,18 @@ from tightbox.errors import UserError
 # What numbers must be, by the option's name, which means the same wherever it is that of a number.
 _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 1", lambda x: x >= 1, "channels fc_channels top_k max_detections train_proposals proposals rois"),
-    ("at least 1", lambda x: x >= 1, "jittered_boxes min_region dense_stride epochs batch_size accumulate eval_every"),
+    ("at least 1", lambda x: x >= 1, "jittered_boxes min_region dense_stride batch_size accumulate eval_every"),
     ("at least 1", lambda x: x >= 1, "max_batch max_queue"),
     ("0 or more", lambda x: x >= 0, "tower_depth iou_weight refine_steps refine_step_size refine_min_change"),
     ("0 or more", lambda x: x >= 0, "refine_max_drop confidence_weight box_weight frozen_stages weight_decay warmup"),
-    ("0 or more", lambda x: x >= 0, "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms"),
+    (
+        "0 or more",
+        lambda x: x >= 0,
+        "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms epochs swa_epochs",
+    ),
     ("more than 0", lambda x: x > 0, "anchor_scale distance_unit scale_min minutes lr max_mb max_megapixels timeout_s"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
+    ("in [0, 1]", lambda x: 0 <= x <= 1, "side_crop cutout first_drop second_drop"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "score_threshold threshold ema"),
     ("in (0, 1]", lambda x: 0 < x <= 1, "nms_iou positive_fraction"),
     # No card asks for more than a machine has.
@@ -86,11 +91,35 @@ class Preprocess(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VFNetOptions(_Options):
+class PyramidOptions(_Options):
+    """The feature pyramid, of every detector that has one.
+
+    Args:
+        channels: width of the feature pyramid, and of a dense head.
+        neck: FPN, or PAFPN, which adds a bottom-up path to it (VFNet-X).
+        neck_norm: group norms after the pyramid's 3x3 convolutions (VFNet-X).
+        neck_deformable: the bottom-up path ends in modulated deformable convolutions (DCNv2; VFNet-X).
+    """
+
+    channels: int = 256
+    neck: Literal["fpn", "pafpn"] = "fpn"
+    neck_norm: bool = False
+    neck_deformable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.neck == "pafpn" or not self.neck_deformable, "neck_deformable needs the bottom-up path: neck=pafpn"
+        )
+        fits = self.channels % 32 == 0 or not self.neck_norm
+        _require(fits, f"channels is {self.channels}; with neck_norm it must be a multiple of 32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VFNetOptions(PyramidOptions):
     """VarifocalNet; the defaults are the published ResNet-50 model.
 
     Args:
-        channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
         deformable: the last convolution of each tower is a modulated deformable one (DCNv2).
         varifocal: varifocal loss on the IoU-aware class score; off, focal loss on plain classes.
@@ -115,12 +144,12 @@ class VFNetOptions(_Options):
         top_k: candidates kept per pyramid level before suppression.
         top_k_of: rank whole locations (released code, paper) or single (location, class) pairs above score_threshold
             (later mmdetection).
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead (VFNet-X).
         score_threshold: lowest score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
     """
 
-    channels: int = 256
     tower_depth: int = 3
     deformable: bool = False
     varifocal: bool = True
@@ -141,6 +170,7 @@ class VFNetOptions(_Options):
     ignore_crowds: bool = False
     top_k: int = 1000
     top_k_of: Literal["locations", "pairs"] = "locations"
+    suppress: Literal["greedy", "soft_linear"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.6
     max_detections: int = 100
@@ -154,11 +184,10 @@ class VFNetOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUAwareRetinaNetOptions(_Options):
+class IoUAwareRetinaNetOptions(PyramidOptions):
     """IoU-aware RetinaNet; the defaults are the published model.
 
     Args:
-        channels: width of the feature pyramid and of the head.
         tower_depth: 3x3 convolutions in each of the two towers.
         tower_norm: group norms in the towers; the published model has none, and from random weights few images are
             enough only with them.
@@ -169,12 +198,12 @@ class IoUAwareRetinaNetOptions(_Options):
         alpha: weight of the class score in the ranking p^alpha * iou^(1 - alpha); 1 is RetinaNet's ranking.
         ignore_crowds: leave anchors inside crowd regions out of the class loss; the published training does not.
         top_k: candidates kept per pyramid level before suppression.
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead.
         score_threshold: lowest ranking score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
     """
 
-    channels: int = 256
     tower_depth: int = 4
     tower_norm: bool = False
     anchor_scale: float = 4.0
@@ -184,6 +213,7 @@ class IoUAwareRetinaNetOptions(_Options):
     alpha: float = 0.5
     ignore_crowds: bool = False
     top_k: int = 1000
+    suppress: Literal["greedy", "soft_linear"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
@@ -195,11 +225,10 @@ class IoUAwareRetinaNetOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IoUNetOptions(_Options):
+class IoUNetOptions(PyramidOptions):
     """IoU-Net; the defaults are the published model, and where the paper is silent, common ones.
 
     Args:
-        channels: width of the feature pyramid.
         fc_channels: width of the two layers of each head.
         pooling: features of a box by precise RoI pooling, or by RoIAlign, through which no box can be refined.
         anchor_scale: side of a level's square anchor, in strides.
@@ -215,7 +244,7 @@ class IoUNetOptions(_Options):
         ignore_crowds: leave anchors and proposals inside crowd regions out of the losses.
         score_threshold: lowest class score that is considered.
         top_k: most (proposal, class) pairs considered per image, by class score; the paper has no limit.
-        suppress: IoU-guided suppression, or greedy by class score; without the IoU head it is always greedy.
+        suppress: IoU-guided suppression (needs the IoU head), or greedy by class score, or soft-NMS (linear).
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
         refine_steps: gradient steps that move the detected boxes to a higher predicted IoU; 0 is off.
@@ -226,7 +255,6 @@ class IoUNetOptions(_Options):
         rank_by_iou: the reported score is class score times predicted IoU; published is the class score.
     """
 
-    channels: int = 256
     fc_channels: int = 1024
     pooling: Literal["prroi", "roi_align"] = "prroi"
     anchor_scale: float = 8.0
@@ -242,7 +270,7 @@ class IoUNetOptions(_Options):
     ignore_crowds: bool = False
     score_threshold: float = 0.05
     top_k: int = 5000
-    suppress: Literal["iou_guided", "greedy"] = "iou_guided"
+    suppress: Literal["iou_guided", "greedy", "soft_linear"] = "iou_guided"
     nms_iou: float = 0.5
     max_detections: int = 100
     refine_steps: int = 5
@@ -361,6 +389,8 @@ class AugmentOptions(_Options):
         scale_min: smallest factor of the random resize.
         scale_max: largest factor of the random resize.
         crop: probability of a crop that keeps at least one object, chosen by overlap (SSD's).
+        side_crop: probability of a crop to at least three quarters of each side (VFNet-X).
+        cutout: probability that five to ten small places, of up to 48 pixels, turn black (VFNet-X).
         color: strength of random brightness, contrast, saturation and hue; 0 is off.
         mosaic: probability that four images are joined into one.
         mosaic_until: fraction of the training after which mosaics stop, so that the end sees real images.
@@ -371,6 +401,8 @@ class AugmentOptions(_Options):
     scale_min: float = 0.7
     scale_max: float = 1.4
     crop: float = 0.0
+    side_crop: float = 0.0
+    cutout: float = 0.0
     color: float = 0.3
     mosaic: float = 0.0
     mosaic_until: float = 0.8
@@ -389,7 +421,7 @@ class TrainOptions(_Options):
     """The schedule and the engine.
 
     Args:
-        epochs: passes over the training images; 100 if no minutes are given instead.
+        epochs: passes over the training images; 100 if no minutes are given instead; 0 only before swa_epochs.
         minutes: train for so long, not counting evaluation: the schedule fits itself to the clock. Evaluated at the end
             and at most every ten minutes.
         batch_size: images per step and process.
@@ -399,7 +431,11 @@ class TrainOptions(_Options):
         lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
-        schedule: after the warm-up, one half cosine, or drops to a tenth after 2/3 and 11/12 of the training (1x, 2x).
+        schedule: after the warm-up, one half cosine, or two drops to a tenth.
+        first_drop: fraction of the training after which a step schedule drops; 2/3 in the papers' 1x and 2x ...
+        second_drop: ... and drops again, there after 11/12.
+        swa_epochs: epochs after these, in each of which the rate falls from its highest to a hundredth of that; the
+            mean of the weights at their ends is evaluated and saved (stochastic weight averaging).
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
         clip: gradients are scaled down to this norm; 0 is off.
         precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
@@ -423,6 +459,9 @@ class TrainOptions(_Options):
     weight_decay: float = 0.05
     warmup: float = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
+    first_drop: float = 2 / 3
+    second_drop: float = 11 / 12
+    swa_epochs: int = 0
     ema: float = 0.998
     clip: float = 10.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -443,6 +482,8 @@ class TrainOptions(_Options):
         if self.lr is None:
             object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
         _require(self.minutes is None or self.epochs is None, "give either --minutes or --epochs, not both")
+        _require(self.epochs != 0 or self.swa_epochs > 0, "epochs is 0; it must be at least 1, or swa_epochs")
+        _require(self.minutes is None or self.swa_epochs == 0, "swa_epochs come after epochs, not after minutes")
         timed_warmup = "warmup must be below 1, a fraction, with --minutes: how many steps there will be is not known"
         _require(self.minutes is None or self.warmup < 1, timed_warmup)
 

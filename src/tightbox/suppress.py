@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tightbox import ops
-from tightbox.boxes import at_least_float32
+from tightbox.boxes import at_least_float32, pairwise_iou
 from tightbox.errors import UserError
 from tightbox.ops.greedy_nms import nms_in_groups
 from tightbox.structures import Candidates, Detections, take
@@ -174,6 +174,34 @@ def iou_guided_nms(
     keep, best = ops.batched_iou_guided_nms(found.boxes, -ranks, found.ious, group, iou_threshold)
     keep, best = keep[:max_detections], -best[:max_detections].long()
     return replace(found[keep], scores=found.scores[best], labels=found.labels[best])
+
+
+def box_voting(found: Detections, weights: Tensor, iou_threshold: float = 0.5) -> Detections:
+    """Merge each cluster, a box and those that greedy suppression drops for it, into the mean of its boxes; best first.
+
+    The mean has the best score of the cluster, and the mean of its predicted IoUs (Gidaris and Komodakis,
+    https://arxiv.org/abs/1505.01749, with scores as weights).
+
+    Args:
+        found: boxes, among them several of each object.
+        weights: (N,) of each box in the mean; below 0 counts as 0, and where all of a cluster are 0, they count alike.
+        iou_threshold: least IoU, with the best box of its cluster and class, of a box that belongs to it.
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]])
+    >>> box_voting(Detections(boxes, torch.tensor([0.9, 0.3]), torch.zeros(2)), torch.tensor([0.9, 0.3])).boxes
+    tensor([[ 0.0000,  0.0000, 10.0000,  9.5000]])
+    """
+    if len(found) == 0:
+        return found
+    keep = _nms(found.boxes, found.scores, found.labels, iou_threshold)
+    best, numbers = found[keep], torch.arange(len(keep), device=keep.device)
+    joins = (pairwise_iou(best.boxes, found.boxes) > iou_threshold) & (best.labels[:, None] == found.labels)
+    joins[:, keep] = numbers[:, None] == numbers  # also where rounding says otherwise
+    joins &= joins.int().argmax(dim=0) == numbers[:, None]  # the first, and so the best, of several
+    mean = joins * weights.nan_to_num(0).clamp(min=0)
+    mean = torch.where(mean.any(dim=1, keepdim=True), mean, joins.to(mean))
+    mean /= mean.sum(dim=1, keepdim=True)
+    return replace(best, boxes=mean @ found.boxes, ious=None if found.ious is None else mean @ found.ious)
 
 
 @torch.library.custom_op("tightbox::suppress", mutates_args=())

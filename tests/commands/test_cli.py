@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from tests.helpers.models import tiny_model
 from tightbox import __version__
 from tightbox.cli import COMMANDS, build_parser, with_underscores
 from tightbox.commands import train
+from tightbox.models import load
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
+from tightbox.training.optimizer import learning_rate_factor
 
 SMALL = [*TINY, "--batch-size", "3", "--vfnet.channels", "32", "--vfnet.tower-depth", "1"]
 
@@ -240,6 +243,47 @@ def test_the_published_recipe_is_the_published_model() -> None:
     assert backbone == BackboneOptions(frozen_stages=1, frozen_norm=True)
     assert preprocess == Preprocess()
     assert (options.optimizer, options.lr, options.schedule, options.epochs) == ("sgd", 0.01, "step", 12)
+
+
+def test_vfnet_x_is_the_published_one() -> None:
+    """Figures of configs/vfnet/vfnetx_r2_101_fpn_mdconv_c3-c5_mstrain_59e_coco.py, whose 59 epochs are 41 and 18."""
+    recipe = Path(__file__).parents[2] / "recipes" / "vfnet_x.yaml"
+    parsed = build_parser().parse_args(["train", "--config", str(recipe), "--data", "coco", "--out", "out"])
+    backbone, preprocess, options, augment, chosen = train.choices(parsed.train)
+    assert VFNetOptions(**chosen) == VFNetOptions(
+        channels=384,
+        tower_depth=4,
+        deformable=True,
+        neck="pafpn",
+        neck_norm=True,
+        neck_deformable=True,
+        suppress="soft_linear",
+        nms_iou=0.65,
+    )
+    assert (backbone.name, backbone.deformable, backbone.res2net_pool) == ("res2net101d", True, False)
+    assert (options.epochs, options.swa_epochs) == (41, 18)
+    factor = learning_rate_factor(options, steps_per_epoch=1000)
+    drops = [epoch for epoch in range(1, 41) if factor(1000 * epoch - 1) > factor(1000 * epoch)]
+    assert drops == [36, 40]
+    assert (augment.side_crop, augment.cutout) == (0.5, 0.5)
+    # Shorter sides of 500 to 1400 pixels.
+    assert augment.scale_min * preprocess.short_side == pytest.approx(500, abs=1)
+    assert augment.scale_max * preprocess.short_side == pytest.approx(1400, abs=1)
+
+
+def test_vfnet_x_trains_and_averages_at_a_small_size(data: Path, tmp_path: Path) -> None:
+    recipe, out = Path(__file__).parents[2] / "recipes" / "vfnet_x.yaml", tmp_path / "x"
+    # On a backbone that takes no time, which has no bottlenecks to be deformed.
+    tiny = [*TINY, "--deformable", "false", "--res2net-pool", "true", "--frozen-stages", "0"]
+    tiny += ["--epochs", "1", "--swa-epochs", "1", "--batch-size", "3", "--workers", "0", "--warmup", "0"]
+    start = ["train", "--config", str(recipe), "--data", str(data), "--out", str(out), "--vfnet.channels", "32"]
+    assert status([*start, *tiny]) == 0
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(math.isfinite(row[name]) for row in rows for name in ("class", "box", "initial_box"))
+    model = load(out / "last")
+    assert isinstance(model.options, VFNetOptions)
+    assert (model.options.neck, model.options.suppress) == ("pafpn", "soft_linear")
 
 
 def test_training_leaves_a_checkpoint_that_evaluates_and_a_configuration_that_repeats_it(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tightbox.data.transforms import MIN_VISIBLE, Sample, TrainTransform, resize
+from tightbox.data.transforms import HOLE_SIZES, MIN_VISIBLE, Sample, TrainTransform, _side_crop, resize
 from tightbox.options import AugmentOptions, Preprocess
 
 # Far apart from each other and from black and grey, so that resizing cannot mix one from two others.
@@ -254,3 +254,56 @@ def test_scale_is_between_its_limits_and_even_on_a_log_scale() -> None:
     assert min(smaller) >= 48
     assert max(smaller) == 96  # cut to the canvas
     assert 70 <= sum(width < 96 for width in smaller) <= 130
+
+
+def test_a_crop_of_sides_keeps_three_quarters_of_each_and_the_place_of_every_pixel() -> None:
+    sample, sizes = painted([(10, 20, 30, 50), (40, 1, 90, 60)]), set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        cropped = _side_crop(sample)
+        assert_on_objects(cropped, 0)
+        sizes.add(cropped.size)
+    heights, widths = zip(*sizes, strict=True)
+    assert 48 <= min(heights) < 52  # 3/4 of 64
+    assert 60 < max(heights) <= 64
+    assert 72 <= min(widths) < 77  # 3/4 of 96
+    assert 91 < max(widths) <= 96
+
+
+def test_a_crop_of_sides_that_would_lose_every_object_is_none() -> None:
+    sample = painted([(0, 0, 2, 2)])
+    for seed in range(30):
+        torch.manual_seed(seed)
+        cropped = _side_crop(sample)
+        assert len(cropped.boxes) == 1
+    empty = _side_crop(painted([]))
+    assert empty.boxes.shape == (0, 4)
+    assert _side_crop(painted([], 1, 1)).size == (1, 1)
+
+
+def test_cutout_blackens_a_few_small_places_of_a_copy() -> None:
+    # As published: from 4 x 4 to 48 x 48, no side more than twice the other but for 48 x 32, and 16 x 4 is none.
+    assert len(HOLE_SIZES) == 13
+    assert {(4, 4), (4, 8), (8, 4), (16, 8), (32, 48), (48, 48)} <= set(HOLE_SIZES)
+    assert (4, 16) not in HOLE_SIZES
+    sample = replace(painted([(10, 20, 30, 50)], 400, 400), image=torch.full((3, 400, 400), 200, dtype=torch.uint8))
+    areas = []
+    for seed in range(40):
+        changed = once(sample, replace(STILL, cutout=1.0), seed, Preprocess(long_side=400, short_side=400))
+        assert set(changed.image.unique().tolist()) == {0, 200}
+        black = changed.image == 0
+        assert black.all(dim=0).equal(black.any(dim=0))  # of all three colours
+        assert changed.boxes.equal(sample.boxes)
+        areas.append(int(black[0].sum()))
+    # 5 to 10 of 16 to 2304 pixels, some of which are beyond the border.
+    assert max(areas) <= 10 * 48 * 48
+    assert len(set(areas)) > 30
+    assert (sample.image == 200).all()
+    assert once(painted([], 1, 1), replace(STILL, cutout=1.0), preprocess=PREPROCESS).size == (64, 64)
+
+
+def test_cutout_and_crops_of_sides_come_as_often_as_asked() -> None:
+    sample = replace(painted([(10, 20, 90, 60)]), image=torch.full((3, 64, 96), 200, dtype=torch.uint8))
+    changed = [once(sample, replace(STILL, cutout=0.5, side_crop=0.5), seed) for seed in range(100)]
+    assert 30 < sum(bool((c.image == 0).any()) for c in changed) < 70
+    assert 30 < sum(not c.boxes.equal(sample.boxes) for c in changed) < 70

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tightbox.models.fpn import FPN, STRIDES
+from tightbox.options import PyramidOptions
 
 pytestmark = pytest.mark.usefixtures("device")
+NARROW = PyramidOptions(channels=16)
 
 
 def features(height: int, width: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
@@ -37,7 +39,7 @@ def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 300), (40, 100), (1, 1)])
 def test_equals_the_pyramid_written_out(size: tuple[int, int]) -> None:
-    fpn = FPN([4, 6, 8], 16)
+    fpn = FPN([4, 6, 8], NARROW)
     maps = features(*size)
     with torch.no_grad():
         for ours, theirs in zip(fpn([m.clone() for m in maps]), plain(fpn, maps), strict=True):
@@ -45,13 +47,13 @@ def test_equals_the_pyramid_written_out(size: tuple[int, int]) -> None:
 
 
 def test_sides_of_a_300_pixel_image() -> None:
-    levels = FPN([4, 6, 8], 16)(features(300, 300))
+    levels = FPN([4, 6, 8], NARROW)(features(300, 300))
     assert [tuple(level.shape) for level in levels] == [(2, 16, side, side) for side in (38, 19, 10, 5, 3)]
     assert [math.ceil(300 / stride) for stride in STRIDES] == [38, 19, 10, 5, 3]
 
 
 def test_retinanets_pyramid_goes_on_from_c5_and_without_relu() -> None:
-    fpn = FPN([4, 6, 8], 16, extra="c5")
+    fpn = FPN([4, 6, 8], NARROW, extra="c5")
     assert fpn.p6.weight.shape == (16, 8, 3, 3)
     maps = features(96, 96)
     found = fpn([m.clone() for m in maps])
@@ -60,14 +62,14 @@ def test_retinanets_pyramid_goes_on_from_c5_and_without_relu() -> None:
     torch.testing.assert_close(found[3], p6)
     torch.testing.assert_close(found[4], fpn.p7(p6))
     assert not fpn.p7(p6).allclose(fpn.p7(p6.relu()))
-    other = FPN([4, 6, 8], 16)
+    other = FPN([4, 6, 8], NARROW)
     other.lateral, other.output = fpn.lateral, fpn.output
     for ours, theirs in zip(found[:3], plain(other, maps)[:3], strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_poolings_p6_is_every_second_cell_of_p5() -> None:
-    fpn = FPN([4, 6, 8], 16, extra="pool")
+    fpn = FPN([4, 6, 8], NARROW, extra="pool")
     assert not hasattr(fpn, "p6")
     found = fpn(features(160, 96))  # P5 has 5 x 3 cells
     assert [tuple(level.shape[2:]) for level in found] == [(20, 12), (10, 6), (5, 3), (3, 2)]
@@ -75,7 +77,7 @@ def test_poolings_p6_is_every_second_cell_of_p5() -> None:
 
 
 def test_weights_start_as_xavier_says_and_there_are_no_norms() -> None:
-    fpn = FPN([32, 64, 128], 64)
+    fpn = FPN([32, 64, 128], PyramidOptions(channels=64))
     assert all(isinstance(m, (FPN, nn.ModuleList, nn.Conv2d)) for m in fpn.modules())
     convolutions = [m for m in fpn.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 8
@@ -89,7 +91,7 @@ def test_weights_start_as_xavier_says_and_there_are_no_norms() -> None:
 
 
 def test_the_inputs_are_left_alone() -> None:
-    fpn, maps = FPN([4, 6, 8], 16), features(64, 64)
+    fpn, maps = FPN([4, 6, 8], NARROW), features(64, 64)
     copies = [m.clone() for m in maps]
     fpn(maps)
     assert all(a.equal(b) for a, b in zip(maps, copies, strict=True))

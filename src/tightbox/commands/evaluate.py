@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     on_data.add_arguments(parser)
     parser.add_argument("--out", help="folder for metrics.json and the detections in results.json")
     rules.add_arguments(parser)
+    on_data.add_views(parser)
     parser.add_argument("--alpha_sweep", action="store_true", help="AP by --rank power at alpha 0, 0.1, ..., 1")
 
 
@@ -38,6 +39,8 @@ def run(args: Namespace) -> int:
     if args.alpha_sweep and (args.rank != "own" or args.alpha is not None):
         raise UserError("--alpha-sweep goes through the alphas of --rank power by itself: leave out --rank and --alpha")
     by_rules = rules.given(args)
+    if on_data.several_views(args) and (by_rules or args.alpha_sweep):
+        raise UserError("--scales and --flip go with the detector's own rules: leave out the others")
     model, data = on_data.open_both(args)
 
     from tightbox.inference.detect import evaluate_detections, to_results

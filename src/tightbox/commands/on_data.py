@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from tightbox.errors import UserError
 
 SPLIT, BATCH_SIZE, DEVICE = "val", 8, "auto"
+MERGES = ("soft_linear", "vote", "vote_score", "vote_iou")  # as in `tightbox.inference.views`, which needs torch
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,15 @@ def add_loading(parser: ArgumentParser) -> None:
     add_batch_size(parser)
     parser.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that load images")
     parser.add_argument("--skip_unreadable", type=bool, default=False, help="count objects of such images as missed")
+
+
+def add_views(parser: ArgumentParser) -> None:
+    """Test-time augmentation."""
+    parser.add_argument(
+        "--scales", type=PositiveFloat, nargs="+", help="see each image at these sizes, 1 being the usual"
+    )
+    parser.add_argument("--flip", action="store_true", help="see each image mirrored too")
+    parser.add_argument("--merge", choices=MERGES, default=MERGES[0], help="how what is found in several views is one")
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -102,7 +112,24 @@ def open_model(args: Namespace, *, calibrated: bool = True) -> Detector:
     """The detector, on its device, calibrated if it ever was, or raw."""
     from tightbox.models import load
 
-    return load(args.checkpoint, calibrated=calibrated).to(find_device(args.device))
+    model = load(args.checkpoint, calibrated=calibrated).to(find_device(args.device))
+    if several_views(args):
+        from tightbox.inference.views import Views, see
+
+        see(model, Views(scales=tuple(args.scales or (1.0,)), flip=args.flip, merge=args.merge))
+    return model
+
+
+def several_views(args: Namespace) -> bool:
+    """Whether test-time augmentation is asked for.
+
+    Raises:
+        UserError: if only its merging is.
+    """
+    asked = bool(args.get("scales") or args.get("flip"))
+    if not asked and args.get("merge", MERGES[0]) != MERGES[0]:
+        raise UserError("--merge merges what is found in several views: also give --scales or --flip")
+    return asked
 
 
 def read(args: Namespace, split: str | None = None) -> DetectionData:

@@ -61,6 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--at_iou", type=float, help="for --precision: IoU of a right box; 0.5")
     parser.add_argument("--miss", type=float, help="as calibrated: threshold that misses this fraction of objects")
     parser.add_argument("--coverage", type=float, help="as calibrated: also draw the boxes that hold their object")
+    on_data.add_views(parser)
     on_data.add_batch_size(parser)
     on_data.add_device(parser)
     many_images.add_arguments(parser)
@@ -78,6 +79,8 @@ def run(args: Namespace) -> int:
         why = "says which boxes --precision counts as right: give that too, such as --precision 0.95"
         on_data.refuse(args, {"at_iou": None}, why)
     if args.format in ("parquet", "jsonl"):
+        if on_data.several_views(args):
+            raise UserError("--scales and --flip go with every format but parquet and jsonl")
         return many_images.run(args, selection)
     many_images.refuse_options(args)
     if not args.source:

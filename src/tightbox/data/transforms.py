@@ -6,8 +6,9 @@ give the same pixels however many worker processes there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from tightbox.options import AugmentOptions, Preprocess
 
 MIN_VISIBLE = 0.3  # fraction of an object that a crop must leave for the object to count
 GREY = 114  # fills what no image covers
+SIDE_CROP = 0.75  # fraction of each side that a crop of sides keeps at least
+# Of cutout: the fewest and the most holes, and their (height, width) in pixels, nowhere far from square.
+HOLES, _SIDES = (5, 10), (4, 8, 16, 32, 48)
+HOLE_SIZES = [(height, width) for i, height in enumerate(_SIDES) for width in _SIDES[max(0, i - 1) : i + 2]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,11 @@ class TrainTransform:
         else:
             if _chance(augment.crop) and len(sample.boxes):
                 sample = self._iou_crop(sample)
+            if augment.side_crop > 0 and _chance(augment.side_crop):
+                sample = _side_crop(sample)
             sample = self._place(sample, canvas)
+        if augment.cutout > 0 and _chance(augment.cutout):
+            sample = replace(sample, image=_cutout(sample.image))
         if _chance(augment.flip):
             sample = _flip(sample, axis=0)
         if _chance(augment.vertical_flip):
@@ -140,6 +149,24 @@ def _cut(sample: Sample, canvas: tuple[int, int]) -> Sample:
     top = int(torch.randint(sample.size[0] - height + 1, ()))
     left = int(torch.randint(sample.size[1] - width + 1, ()))
     return _window(sample, top, left, height, width)
+
+
+def _side_crop(sample: Sample) -> Sample:
+    """A random window of at least `SIDE_CROP` of each side; the sample itself where that leaves none of its objects."""
+    low = [math.ceil(SIDE_CROP * side) for side in sample.size]
+    height, width = (int(torch.randint(least, side + 1, ())) for least, side in zip(low, sample.size, strict=True))
+    cropped = _cut(sample, (height, width))
+    return cropped if len(cropped.boxes) or not len(sample.boxes) else sample
+
+
+def _cutout(image: Tensor) -> Tensor:
+    """The image (3, H, W) with black holes, which may reach over its right and lower border."""
+    image = image.clone()
+    for _ in range(int(torch.randint(HOLES[0], HOLES[1] + 1, ()))):
+        top, left = (int(torch.randint(side, ())) for side in image.shape[-2:])
+        height, width = HOLE_SIZES[int(torch.randint(len(HOLE_SIZES), ()))]
+        image[:, top : top + height, left : left + width] = 0
+    return image
 
 
 def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:

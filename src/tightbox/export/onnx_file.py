@@ -28,12 +28,14 @@ EXAMPLE_SIZES = ((310, 405), (260, 280))
 
 
 def require_exportable(model: Detector) -> None:
-    """Raises UserError for a detector that finds no boxes."""
+    """Raises UserError for a detector that finds no boxes, or suppresses them as no file can say."""
     if isinstance(model, IoUNet) and model.options.standalone:
         raise UserError(
             "a standalone IoU head cannot be exported: it finds no boxes, it judges those of other detectors; "
             "export an IoU-Net with its proposals"
         )
+    if getattr(model.options, "suppress", "greedy") == "soft_linear":
+        raise UserError('a detector with soft-NMS cannot be exported; set "suppress": "greedy" in its card.json')
 
 
 def to_onnx(model: Detector) -> Any:

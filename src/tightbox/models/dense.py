@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tightbox.structures import DIVISOR, Targets
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Over 32 groups, of at least two channels each."""
+    return nn.GroupNorm(min(32, channels // 2), channels)
 
 
 def rows(x: Tensor, anchors: int = 1) -> Tensor:

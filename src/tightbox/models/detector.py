@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, overload
@@ -23,7 +23,7 @@ from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
-from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -42,6 +42,7 @@ class Detector(nn.Module, ABC):
         class_layers: how the names of the weights begin that depend on the classes.
         all_together: whether it detects by greedy NMS among `best_candidates`, which takes no loop over the images.
         metrics: figures of the run that made it, carried in its card.
+        views: how `detect` sees each image several times (`tightbox.inference.views`); None for once.
         calibration: what `tightbox calibrate` learned, carried in its card too; None if it was not run.
     """
 
@@ -69,6 +70,9 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
+        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = (
+            None
+        )
         self.calibration: Calibration | None = None
         self.make_layers()
         self.to(memory_format=torch.channels_last)
@@ -117,18 +121,22 @@ class Detector(nn.Module, ABC):
         """The system's own ranking (K, C), as published."""
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """The system's own suppression, as published: greedy class-wise NMS unless it says otherwise."""
+        """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
+        if getattr(self.options, "suppress", "greedy") == "soft_linear":
+            return soft_nms(candidates, scores, **self._limits())
         return self.greedy_nms(candidates, scores)
 
     def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
         """Greedy class-wise NMS at the thresholds of the model's options."""
-        return greedy_nms(
-            candidates,
-            scores,
-            iou_threshold=self.options.nms_iou,
-            score_threshold=self.options.score_threshold,
-            max_detections=self.options.max_detections,
-        )
+        return greedy_nms(candidates, scores, **self._limits())
+
+    def _limits(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "iou_threshold": options.nms_iou,
+            "score_threshold": options.score_threshold,
+            "max_detections": options.max_detections,
+        }
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """Detections of one image by the system's own ranking and suppression, or by other rules; IoUs are raw."""
@@ -147,7 +155,13 @@ class Detector(nn.Module, ABC):
                 single image takes a fraction of the time. Hooks of its modules are not called then, and its modules
                 must not be exchanged.
         """
-        found = self._detect_together(images, replay) if self.all_together else self._detect(images)
+        if self.views is not None:
+            batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
+            found = self.views(self._detect, batch, self.options)
+        elif self.all_together and getattr(self.options, "suppress", "greedy") == "greedy":
+            found = self._detect_together(images, replay)
+        else:
+            found = self._detect(images)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:

@@ -21,7 +21,7 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, ma
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
-from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
@@ -67,7 +67,7 @@ class IoUAwareRetinaNet(Detector):
         shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
         half = shapes * (self.options.anchor_scale * torch.tensor(STRIDES))[:, None, None] / 2
         self.register_buffer("half_sides", half, persistent=False)  # (levels, A, 2) of the anchors
-        self.fpn = FPN(self.backbone.channels, self.options.channels, extra="c5")
+        self.fpn = FPN(self.backbone.channels, self.options, extra="c5")
         self.head = IoUAwareRetinaNetHead(len(self.class_names), self.options)
 
     def forward(self, pixels: Tensor) -> AnchorOutput:
@@ -226,6 +226,6 @@ def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:
     for _ in range(options.tower_depth):
         layers.append(nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm))
         if options.tower_norm:
-            layers.append(nn.GroupNorm(min(32, options.channels // 2), options.channels))
+            layers.append(group_norm(options.channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)

@@ -63,7 +63,7 @@ class IoUNet(Detector):
         """Pyramid P2 to P6, proposals and R-CNN head unless it is standalone, and IoU head unless that is off."""
         options = self.options
         size = (len(self.class_names), options.channels, options.fc_channels)
-        self.fpn = FPN(self.backbone.channels, options.channels, extra="pool")
+        self.fpn = FPN(self.backbone.channels, options, extra="pool")
         self.rpn = None if options.standalone else RPN(options.channels, options.anchor_scale, options.ignore_crowds)
         self.head = None if options.standalone else BoxHead(*size)
         # The last to be made: without it the other weights are the same.
@@ -139,10 +139,10 @@ class IoUNet(Detector):
         return by_class_score(candidates)
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
-        """IoU-guided suppression (algorithm 1), or greedy by option and where there is no IoU."""
+        """IoU-guided suppression (algorithm 1), or by option and where there is no IoU another."""
         options = self.options
         if not self.suppresses_by_iou or candidates.ious is None:
-            return self.greedy_nms(candidates, scores)
+            return super().suppress(candidates, scores)
         return iou_guided_nms(
             candidates,
             scores,

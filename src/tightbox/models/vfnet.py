@@ -22,7 +22,7 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_ancho
 from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
@@ -69,7 +69,7 @@ class VFNet(Detector):
 
     def make_layers(self) -> None:
         """Feature pyramid and head."""
-        self.fpn = FPN(self.backbone.channels, self.options.channels)
+        self.fpn = FPN(self.backbone.channels, self.options)
         self.head = VFNetHead(len(self.class_names), self.options)
 
     def forward(self, pixels: Tensor) -> DenseOutput:
@@ -295,7 +295,7 @@ class ConvNormReLU(nn.Module):
         super().__init__()
         kind = ModulatedDeformConv2d if deformable else nn.Conv2d
         self.conv = kind(channels, channels, 3, padding=1, bias=False)
-        self.norm = _group_norm(channels)
+        self.norm = group_norm(channels)
 
     def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
         """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""
@@ -310,16 +310,11 @@ class StarConvReLU(nn.Module):
     def __init__(self, channels: int, norm: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
-        self.norm = _group_norm(channels) if norm else nn.Identity()
+        self.norm = group_norm(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor, sampling: StarSampling) -> Tensor:
         """(B, C, H, W) to the same shape, sampled where `sampling` says."""
         return F.relu(self.norm(star_conv2d(x, sampling, self.weight)))
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Over 32 groups, of at least two channels each."""
-    return nn.GroupNorm(min(32, channels // 2), channels)
 
 
 def _star(options: VFNetOptions) -> StarConvReLU:

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
@@ -72,7 +73,7 @@ def fit(
         clock: gives seconds, from any beginning, by which the training is timed.
 
     Returns:
-        The model whose weights are evaluated and saved: the moving average if there is one.
+        The model whose weights are evaluated and saved last: an average of them if there is one.
 
     Raises:
         UserError: if the loss stops being finite, an image cannot be read, the disk refuses, the minutes are over after
@@ -107,10 +108,15 @@ def fit(
     )
     average = moving_average(model, options.ema) if options.ema > 0 else None
     result = model if average is None else cast(Detector, average.module)
-    accelerator.register_for_checkpointing(scheduler, position, *([average] if average is not None else []))
+    # Batch norms' statistics are averaged with the weights.
+    swa = AveragedModel(model, use_buffers=True) if options.swa_epochs else None
+    kept = [part for part in (average, swa) if part is not None]
+    accelerator.register_for_checkpointing(scheduler, position, *kept)
     if resume:
         load_state(accelerator, out / RESUME, train)
         _check_resumed(pace, position, out, accelerator)
+        if swa is not None and position.epoch < (options.epochs or 0):  # of a run that has got more epochs since
+            swa.n_averaged.zero_()
     if ready is not None and accelerator.is_main_process:
         ready()
     if options.tensorboard:
@@ -120,7 +126,8 @@ def fit(
         run = Run(
             out=out,
             accelerator=accelerator,
-            model=result,
+            main=result,
+            swa=swa,
             train=train,
             val=val,
             options=options,
@@ -163,11 +170,13 @@ def fit(
                         break
             readings.read()
             _refuse_less_than_a_step(pace, position)
+            if swa is not None and position.epoch >= (options.epochs or 0):
+                swa.update_parameters(model)
             goes_on = run.end_epoch(float(scheduler.get_last_lr()[0]))
     if val is None:
         run.save("best")
     accelerator.end_training()
-    return result
+    return run.model
 
 
 class Interrupted(UserError):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tightbox.options import TrainOptions
 
-DROPS = 2 / 3, 11 / 12  # fractions of the training after which the rate of a step schedule drops
+SWA_LOWEST = 0.01  # fraction of the rate at the end of each cycle of the weight averaging
 MUON_SIDES = 32, 256  # of the weights that Muon changes, as matrices of one row for each output, the smaller side
 MUON_ADAMW_RATE = 1 / 3  # what AdamW changes beside Muon learns at this fraction of the rate
 
@@ -71,25 +71,29 @@ def _convolution_biases(model: nn.Module) -> set[str]:
 def learning_rate_factor(
     options: TrainOptions, steps_per_epoch: int, seconds: Callable[[], float] = lambda: 0.0
 ) -> Callable[[int], float]:
-    """The factor on the learning rate as a function of the step: linear warm-up, then cosine or two drops.
+    """The factor on the learning rate as a function of the step: linear warm-up, then cosine or two drops; then cycles.
 
     Args:
         options: the schedule, and the length of the training in epochs or minutes.
         steps_per_epoch: changes of the weights, not batches.
         seconds: how long the training has taken so far; with minutes, the factor depends on this and not on the step.
     """
+    fractions = options.first_drop, options.second_drop
     if options.minutes is None:
         epochs = options.epochs or 0
         total: float = epochs * steps_per_epoch
-        drops: list[float] = [steps_per_epoch * round(epochs * fraction) for fraction in DROPS]
+        drops: list[float] = [steps_per_epoch * round(epochs * fraction) for fraction in fractions]
         warmup: float = int(options.warmup if options.warmup >= 1 else options.warmup * total)
     else:
         total = 60 * options.minutes
-        drops = [total * fraction for fraction in DROPS]
+        drops = [total * fraction for fraction in fractions]
         warmup = options.warmup * total
 
     def factor(step: int) -> float:
         done = step if options.minutes is None else seconds()
+        if options.swa_epochs and done >= total:
+            cycle = (done - total) % steps_per_epoch / steps_per_epoch
+            return SWA_LOWEST + (1 - SWA_LOWEST) * 0.5 * (1 + math.cos(math.pi * cycle))
         if done < warmup:
             return 0.1 + 0.9 * done / warmup
         if options.schedule == "cosine":

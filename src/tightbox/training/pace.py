@@ -61,7 +61,7 @@ class Pace:
     @property
     def epochs(self) -> int | None:
         """Passes over the data, where they decide."""
-        return self.options.epochs
+        return None if self.options.epochs is None else self.options.epochs + self.options.swa_epochs
 
     @property
     def seconds(self) -> float | None:

@@ -6,10 +6,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel
 
 from tightbox.data.records import DetectionData
 from tightbox.distributed import mean_over_processes
@@ -35,7 +36,8 @@ class Run:
     Args:
         out: the folder.
         accelerator: of the training.
-        model: the one that is evaluated and saved.
+        main: the model that is evaluated and saved ...
+        swa: ... but for that in `swa_epochs`, the mean of the weights at their ends, if there are any.
         train: training records.
         val: validation records, if there are any.
         options: of the training.
@@ -46,13 +48,20 @@ class Run:
 
     out: Path
     accelerator: Accelerator
-    model: Detector
+    main: Detector
+    swa: AveragedModel | None
     train: DetectionData
     val: DetectionData | None
     options: TrainOptions
     pace: Pace
     position: Position
     bar: Progress
+
+    @property
+    def model(self) -> Detector:
+        """The one that is evaluated and saved by now."""
+        averaged = self.swa is not None and self.swa.n_averaged > 0
+        return cast(Detector, self.swa.module) if self.swa is not None and averaged else self.main
 
     def keep_rows(self) -> None:
         """Of `metrics.jsonl`, those of whole epochs that are done: a resumed training runs the rest again."""

@@ -12,12 +12,18 @@ _DEEP_STEM = [
     (r"^backbone\.body\.conv1\.", "backbone.stem."),
     (r"^backbone\.body\.bn1\.", "backbone.stem.7."),
 ]
+_NECK = {
+    r"lateral\.(\d+)": r"lateral_convs.\1",
+    r"output\.(\d+)": r"fpn_convs.\1",
+    "p6": "fpn_convs.3",
+    "p7": "fpn_convs.4",
+    r"down\.(\d+)": r"downsample_convs.\1",  # these and the next are VFNet-X's
+    r"bottom_up\.(\d+)": r"pafpn_convs.\1",
+}
 _RENAMES = [
     (r"^backbone\.body\.", "backbone."),
-    (r"^fpn\.lateral\.(\d+)\.", r"neck.lateral_convs.\1.conv."),
-    (r"^fpn\.output\.(\d+)\.", r"neck.fpn_convs.\1.conv."),
-    (r"^fpn\.p6\.", "neck.fpn_convs.3.conv."),
-    (r"^fpn\.p7\.", "neck.fpn_convs.4.conv."),
+    *((rf"^fpn\.{ours}\.norm\.", f"neck.{theirs}.gn.") for ours, theirs in _NECK.items()),
+    *((rf"^fpn\.{ours}\.(?:conv\.)?", f"neck.{theirs}.conv.") for ours, theirs in _NECK.items()),
     (r"^head\.class_tower\.(\d+)\.conv\.", r"bbox_head.cls_convs.\1.conv."),
     (r"^head\.class_tower\.(\d+)\.norm\.", r"bbox_head.cls_convs.\1.gn."),
     (r"^head\.box_tower\.(\d+)\.conv\.", r"bbox_head.reg_convs.\1.conv."),

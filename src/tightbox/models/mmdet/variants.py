@@ -65,15 +65,19 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> Variant:
         found = next((what for start, what in _OTHERS.items() if any(name.startswith(start) for name in tensors)), None)
         what = f"it looks like {found}" if found else f"it begins with {next(iter(tensors))}"
         raise UserError(f"{source} is not a VFNet of mmdetection: {what}; give a VFNet file")
-    if any(name.startswith("neck.downsample_convs.") for name in tensors):
-        raise UserError(f"{source} has the neck of VFNet-X (PAFPN), which is not supported; give a plain VFNet")
+    bottom_up = "neck.pafpn_convs.0.conv.weight" in tensors
     depth = len(_numbers(tensors, "bbox_head.cls_convs."))
     return Variant(
         _backbone(tensors, source),
         VFNetOptions(
             channels=classes.shape[1],
+            neck="pafpn" if bottom_up else "fpn",
+            neck_norm="neck.fpn_convs.0.gn.weight" in tensors,
+            neck_deformable="neck.pafpn_convs.0.conv.conv_offset.weight" in tensors,
             tower_depth=depth,
             deformable=f"bbox_head.cls_convs.{depth - 1}.conv.conv_offset.weight" in tensors,
+            suppress="soft_linear" if bottom_up else "greedy",  # as VFNet-X was tested
+            nms_iou=0.65 if bottom_up else 0.6,
         ),
         classes.shape[0],
     )
