@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torchvision
@@ -32,6 +32,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tightbox.commands.train import small as small_defaults
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
+from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
 from tightbox.files import write_json
 from tightbox.inference.detect import evaluate_model
@@ -53,17 +54,19 @@ class Training:
     """One training: what, on what, for how long.
 
     Attributes:
-        detector: "vfnet", or one of torchvision's: its FCOS, its RetinaNet, or that with group norms in the head.
+        detector: one of ours by name, or of torchvision's: its FCOS, its RetinaNet, or that with norms in the head.
         head: makes another head for torchvision's, of its width, anchors per location and number of classes.
         data: folder of the data set.
         seed: of weights, order and random changes.
         minutes: budget of CPU time; or
         images: budget of images seen.
         size: longer side of the images.
-        options: of VFNet, where they differ from those of `tightbox train`.
+        options: of our detector, where they differ from those of `tightbox train`.
         backbone: its options, where they differ.
         schedule: of the training, where it differs from that of `tightbox train`.
         augment: random changes, where they differ.
+        device: where to train; minutes are those of the CPU there, too.
+        prepare: what to make of the training split first, such as fewer images or other classes.
     """
 
     detector: str
@@ -77,15 +80,28 @@ class Training:
     backbone: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    prepare: Callable[[DetectionData], DetectionData] | None = None
 
 
 def train(job: Training) -> dict[str, float]:
     """Train on one thread; AP on the validation split, images seen, and CPU seconds."""
+    model, spent = trained(job)
+    data = read_data(job.data, "val").with_classes(model.class_names)
+    metrics = evaluate_model(model, data)
+    return {**{figure: getattr(metrics, figure) or 0.0 for figure in FIGURES}, **spent}
+
+
+def trained(job: Training) -> tuple[Detector, dict[str, float]]:
+    """The moving average of the weights after this training on one thread; images seen and CPU seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
+    device = torch.device(job.device)
     data = read_data(job.data, "train")
+    if job.prepare is not None:
+        data = job.prepare(data)
     preprocess = Preprocess(long_side=job.size, short_side=job.size)
-    model = _build(job, data.class_names, preprocess)
+    model = _build(job, data.class_names, preprocess).to(device)
     augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
     small = small_defaults()
     options = TrainOptions(
@@ -97,7 +113,7 @@ def train(job: Training) -> dict[str, float]:
     optimizer = build_optimizer(model, options)
     rates = [group["lr"] for group in optimizer.param_groups]
     average = moving_average(model, options.ema)
-    half = choose_precision("auto") == "bf16"
+    half = choose_precision("auto", device) == "bf16"
     model.train()
     spent = _Spent(job)
     for images, targets, _ in _endless(dataset, options.batch_size, spent):
@@ -106,32 +122,31 @@ def train(job: Training) -> dict[str, float]:
             break
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, 0.1 + 0.9 * done / options.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            losses = model.loss(images, targets)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            losses = model.loss(images.to(device), [target.to(device) for target in targets])
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(model)
         spent.images += len(images)
-    seconds = spent.seconds()
-    metrics = evaluate_model(cast(Detector, average.module), read_data(job.data, "val").with_classes(data.class_names))
-    return {
-        **{figure: getattr(metrics, figure) or 0.0 for figure in FIGURES},
-        "images": spent.images,
-        "seconds": seconds,
-    }
+    return cast(Detector, average.module), {"images": spent.images, "seconds": spent.seconds()}
 
 
 def train_missing(jobs: Mapping[str, Training], path: Path, workers: int) -> Record:
     """The figures of these trainings and of all others in the record `path`, where each is kept as it ends."""
-    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return run_missing({key: partial(train, job) for key, job in jobs.items()}, path, workers)
+
+
+def run_missing(jobs: Mapping[str, Callable[[], Any]], path: Path, workers: int) -> dict[str, Any]:
+    """What these jobs give, each in a process, and all others in the record `path`, where each is kept as it ends."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(train, job): key for key, job in jobs.items() if key not in record}
+        running = {pool.submit(job): key for key, job in jobs.items() if key not in record}
         for done in as_completed(running):
             record[running[done]] = done.result()
             write_json(path, record)
-            print(running[done], json.dumps(record[running[done]]), flush=True)
+            print(running[done], json.dumps(record[running[done]])[:300], flush=True)
     return record
 
 
@@ -141,12 +156,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
-    if job.detector != "vfnet":
+    if job.detector in get_args(Peer):
         return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
-    small = small_defaults()
-    own = {name.removeprefix("vfnet."): value for name, value in small.items() if name.startswith("vfnet.")}
+    small, prefix = small_defaults(), f"{job.detector}."
+    own = {name.removeprefix(prefix): value for name, value in small.items() if name.startswith(prefix)}
     return create_model(
-        "vfnet",
+        job.detector,
         class_names=class_names,
         backbone=BackboneOptions(
             **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
