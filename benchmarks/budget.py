@@ -23,11 +23,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from tightbox.commands.train import small as small_defaults
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
@@ -46,7 +47,7 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
 Record = dict[str, dict[str, float]]
-Peer = Literal["fcos", "retinanet", "retinanet_norm"]
+Peer = Literal["fcos", "retinanet", "retinanet_norm", "faster_rcnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class Training:
     """One training: what, on what, for how long.
 
     Attributes:
-        detector: one of ours by name, or of torchvision's: its FCOS, its RetinaNet, or that with norms in the head.
+        detector: one of ours by name, or of torchvision's: its FCOS, its Faster R-CNN, its RetinaNet, or that with
+            norms in the head.
         head: makes another head for torchvision's, of its width, anchors per location and number of classes.
         data: folder of the data set.
         seed: of weights, order and random changes.
@@ -135,19 +137,43 @@ def trained(job: Training) -> tuple[Detector, dict[str, float]]:
 
 def train_missing(jobs: Mapping[str, Training], path: Path, workers: int) -> Record:
     """The figures of these trainings and of all others in the record `path`, where each is kept as it ends."""
-    return run_missing({key: partial(train, job) for key, job in jobs.items()}, path, workers)
+    return run_missing({path: {key: partial(train, job) for key, job in jobs.items()}}, workers)[path]
 
 
-def run_missing(jobs: Mapping[str, Callable[[], Any]], path: Path, workers: int) -> dict[str, Any]:
-    """What these jobs give, each in a process, and all others in the record `path`, where each is kept as it ends."""
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def run_missing(
+    jobs: Mapping[Path, Mapping[str, Callable[[], Any]]], workers: int, minutes: float = math.inf
+) -> dict[Path, dict[str, Any]]:
+    """What the jobs of several records give, beside all else in these, where each is kept as it ends.
+
+    Args:
+        jobs: by the file of their record and their key in it; those of the first record begin first.
+        workers: processes.
+        minutes: no job begins later than this.
+    """
+    records: dict[Path, dict[str, Any]] = {
+        path: json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in jobs
+    }
+    latest = time.time() + 60 * minutes
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(job): key for key, job in jobs.items() if key not in record}
+        running = {
+            pool.submit(_begun_by, latest, job): (path, key)
+            for path, of_record in jobs.items()
+            for key, job in of_record.items()
+            if key not in records[path]
+        }
         for done in as_completed(running):
-            record[running[done]] = done.result()
-            write_json(path, record)
-            print(running[done], json.dumps(record[running[done]])[:300], flush=True)
-    return record
+            path, key = running[done]
+            if done.exception() is not None:
+                print(key, "failed:", repr(done.exception()), flush=True)
+            elif done.result() is not None:
+                records[path][key] = done.result()
+                write_json(path, records[path])
+                print(key, json.dumps(done.result())[:200], flush=True)
+    return records
+
+
+def _begun_by(latest: float, job: Callable[[], Any]) -> Any:
+    return job() if time.time() < latest else None
 
 
 def spread(values: Sequence[float]) -> str:
@@ -202,7 +228,7 @@ def _endless(dataset: DetectionDataset, batch_size: int, spent: _Spent) -> Itera
 
 
 class TorchvisionDetector(Detector):
-    """torchvision's FCOS or RetinaNet behind our surface, so that all are trained and evaluated by the same lines."""
+    """torchvision's detectors behind our surface, so that all are trained and evaluated by the same lines."""
 
     name: ClassVar[str] = "torchvision"
 
@@ -216,34 +242,33 @@ class TorchvisionDetector(Detector):
         backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
         backbone.requires_grad_(False)  # not used
         super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
-        pyramid = BackboneWithFPN(
-            torchvision.models.resnet18(weights=None),
-            {"layer2": "0", "layer3": "1", "layer4": "2"},
-            [128, 256, 512],
-            CHANNELS,
-            extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
-        )
         classes = len(class_names)
-        if peer == "fcos":
+        self.first_label = 0
+        if peer == "faster_rcnn":
+            self.detector: nn.Module = _faster_rcnn(classes)
+            self.first_label = 1  # 0 is its background
+        elif peer == "fcos":
             head = make_head(CHANNELS, 1, classes) if make_head else None
-            self.detector: nn.Module = FCOS(pyramid, num_classes=classes, head=head)
+            self.detector = FCOS(_pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS)), num_classes=classes, head=head)
         else:
             anchors = _default_anchorgen()
             norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
             make_head = make_head or partial(RetinaNetHead, norm_layer=norm)
             head = make_head(CHANNELS, anchors.num_anchors_per_location()[0], classes)
+            pyramid = _pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS))
             self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
         self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.to(memory_format=torch.channels_last)
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Its own losses."""
-        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        objects = [{"boxes": target.boxes, "labels": target.labels + self.first_label} for target in targets]
         return cast(dict[str, Tensor], self.detector(_unpadded(images), objects))
 
     def detect(self, images: Images) -> list[Detections]:
         """Its own detections."""
-        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.detector(_unpadded(images))]
+        found = self.detector(_unpadded(images))
+        return [Detections(row["boxes"], row["scores"], row["labels"] - self.first_label) for row in found]
 
     def candidates(self, images: Images) -> list[Candidates]:
         """It does not give any out."""
@@ -256,6 +281,29 @@ class TorchvisionDetector(Detector):
     def rank(self, candidates: Candidates) -> Tensor:
         """It does not take any in."""
         raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
+
+
+def _pyramid(first: int, extra: ExtraFPNBlock) -> BackboneWithFPN:
+    """A pyramid on the stages of a ResNet-18 from the `first` to the last, the fourth."""
+    stages = range(first, 5)
+    layers = {f"layer{stage}": str(number) for number, stage in enumerate(stages)}
+    widths = [32 * 2**stage for stage in stages]
+    return BackboneWithFPN(torchvision.models.resnet18(weights=None), layers, widths, CHANNELS, extra_blocks=extra)
+
+
+def _faster_rcnn(classes: int) -> FasterRCNN:
+    """torchvision's Faster R-CNN with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
+    own = {name.removeprefix("iou_net."): value for name, value in small_defaults().items()}
+    return FasterRCNN(
+        _pyramid(1, LastLevelMaxPool()),
+        rpn_pre_nms_top_n_train=own["train_proposals"],
+        rpn_post_nms_top_n_train=own["train_proposals"],
+        rpn_pre_nms_top_n_test=own["proposals"],
+        rpn_post_nms_top_n_test=own["proposals"],
+        box_batch_size_per_image=own["rois"],
+        box_head=TwoMLPHead(CHANNELS * 7 * 7, own["fc_channels"]),
+        box_predictor=FastRCNNPredictor(own["fc_channels"], classes + 1),
+    )
 
 
 class _NoResize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types

@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--device", default="cpu", help="where they train")
     parser.add_argument("--out", type=Path, default=HERE / "equal_minutes", help="record and table, without suffix")
     args = parser.parse_args()
     budgets = [{"minutes": m} for m in args.minutes] + [{"images": n} for n in args.images]
     jobs = {
-        _key(name, data, budget, seed): _training(name, data, budget, seed)
+        _key(name, data, budget, seed): _training(name, data, budget, seed, args.device)
         for budget in budgets
         for seed in args.seeds
         for data in args.data
@@ -58,9 +59,10 @@ def main() -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _training(name: str, data: str, budget: Mapping[str, Any], seed: int) -> Training:
+def _training(name: str, data: str, budget: Mapping[str, Any], seed: int, device: str) -> Training:
     detector, schedule = CONTENDERS[name]
-    return Training(detector=detector, data=data, seed=seed, schedule={"batch_size": BATCH, **schedule}, **budget)
+    schedule = {"batch_size": BATCH, **schedule}
+    return Training(detector=detector, data=data, seed=seed, schedule=schedule, device=device, **budget)
 
 
 def _key(name: str, data: str, budget: Mapping[str, Any], seed: int) -> str:

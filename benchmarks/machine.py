@@ -24,8 +24,10 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """Processor, threads and PyTorch."""
-    return f"{processor()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, PyTorch {torch.__version__}"
+    """Processor, threads, GPU if there is one, and PyTorch."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    return f"{processor()}, {cores}{gpu}, PyTorch {torch.__version__}"
 
 
 def measured() -> str:

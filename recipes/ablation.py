@@ -54,11 +54,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", metavar="ROW", choices=list(_rows()), default=list(_rows()))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--device", default="cpu", help="where they train")
     args = parser.parse_args()
     rows = _rows()
     jobs = {
         f"{Path(data).name} | {args.images} | {row} | {seed}": Training(
-            detector="vfnet", data=data, seed=seed, images=args.images, **rows[row]
+            detector="vfnet", data=data, seed=seed, images=args.images, device=args.device, **rows[row]
         )
         for seed in args.seeds
         for data in args.data

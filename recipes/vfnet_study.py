@@ -77,12 +77,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", type=int, nargs="+", choices=(2, 3, 5), default=[3, 5, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--device", default="cpu", help="where they train")
     args = parser.parse_args()
     chosen = [{2: LOSS, 3: LADDER, 5: HEADS}[number] for number in args.tables]
     rows = {_key(row): row for table in chosen for row, _ in table.values()}
     jobs = {
         f"{Path(data).name} | {args.images} | {key} | {seed}": Training(
-            **{"detector": "vfnet", **row}, data=data, seed=seed, images=args.images, schedule={"batch_size": 4}
+            **{"detector": "vfnet", **row}, data=data, seed=seed, images=args.images, device=args.device
         )
         for seed in args.seeds
         for data in args.data
