@@ -292,7 +292,7 @@ def _pyramid(first: int, extra: ExtraFPNBlock) -> BackboneWithFPN:
 
 
 def _faster_rcnn(classes: int) -> FasterRCNN:
-    """torchvision's Faster R-CNN with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
+    """Faster R-CNN of torchvision with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
     own = {name.removeprefix("iou_net."): value for name, value in small_defaults().items()}
     return FasterRCNN(
         _pyramid(1, LastLevelMaxPool()),
