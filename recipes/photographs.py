@@ -5,7 +5,7 @@ not run again:
 
     python recipes/photographs.py --data DIR [DIR ...] --images 3008 --seeds 0 1 2
 
-A data set called `scenes` (`recipes/iou_net_study.py` renders one) is for IoU-Net alone, trained on parts of it.
+A data set called `scenes`, rendered if it is not there, is for IoU-Net alone, which is trained on parts of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import photographs_iou_net
 import photographs_rescoring
 import photographs_unitbox
 from studies import HERE, Job, Plan
-from training import machine
+from training import machine, scenes
 
 from budget import run_missing  # isort: skip - found by way of `training`
 from tightbox.files import atomic_path
@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see whether all runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of records and tables")
     args = parser.parse_args()
+    for folder in map(Path, args.data):
+        if folder.name == "scenes":
+            scenes(folder)
     jobs = {}
     for name in args.studies:
         of_study = STUDIES[name].jobs(_plan(name, args))
-        jobs[args.out / f"photographs_{name}.json"] = {
-            key: partial(_noted, job, COMMAND) for key, job in of_study.items()
-        }
+        noted = {key: partial(_noted, job, COMMAND) for key, job in of_study.items()}
+        jobs[args.out / f"photographs_{name}.json"] = noted
     records = run_missing(jobs, args.jobs, args.minutes)
     for name, record in zip(args.studies, records.values(), strict=True):
         with atomic_path(args.out / f"photographs_{name}.md") as temporary:

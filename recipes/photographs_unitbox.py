@@ -99,9 +99,10 @@ def oracle(model: UnitBox, data: DetectionData) -> dict[str, dict[str, float]]:
 def page(record: Mapping[str, Any]) -> Iterator[str]:
     """The tables."""
     yield "The published reading takes one box of each connected region; the dense reading takes the box of every"
-    yield "fourth pixel and suppresses greedily. The oracles replace the confidence map, or both maps, by the truth before"
-    yield "the regions are read, or read the predicted box at the centre of each object, whatever the regions: between the"
-    yield "first and the last of them lies what objects that touch cost. ℓ2 has three learning rates, the IoU loss one."
+    yield "fourth pixel and suppresses greedily. The oracles replace the confidence map, or both maps, by the truth"
+    yield "before the regions are read, or read the predicted box at the centre of each object, whatever the regions:"
+    yield "between the first and the last of them lies what objects that touch cost. ℓ2 has three learning rates, the"
+    yield "IoU loss one."
     for data in sorted({key.split(" | ")[0] for key in record}):
         lines, recalls_, sizes = [], [], []
         for variant in VARIANTS:
