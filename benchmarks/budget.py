@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -146,7 +147,7 @@ def run_missing(
     """What the jobs of several records give, beside all else in these, where each is kept as it ends.
 
     Args:
-        jobs: by the file of their record and their key in it; those of the first record begin first.
+        jobs: by the file of their record and their key in it; the records take turns, each in its own order.
         workers: processes.
         minutes: no job begins later than this.
     """
@@ -155,12 +156,12 @@ def run_missing(
     }
     latest = time.time() + 60 * minutes
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {
-            pool.submit(_begun_by, latest, job): (path, key)
+        missing = [
+            [(path, key, job) for key, job in of_record.items() if key not in records[path]]
             for path, of_record in jobs.items()
-            for key, job in of_record.items()
-            if key not in records[path]
-        }
+        ]
+        turns = (job for turn in zip_longest(*missing) for job in turn if job is not None)
+        running = {pool.submit(_begun_by, latest, job): (path, key) for path, key, job in turns}
         for done in as_completed(running):
             path, key = running[done]
             if done.exception() is not None:

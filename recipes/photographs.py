@@ -1,4 +1,4 @@
-"""The papers' claims on photographs: UnitBox, IoU-aware RetinaNet, IoU-Net and rescoring, several seeds, in one pool.
+"""The papers' claims on photographs: all four systems, several seeds, in one pool.
 
 Each study has a record, `recipes/photographs_STUDY.json`, and from it a page of tables, `.md`; what is in the record is
 not run again:
@@ -21,6 +21,7 @@ from typing import Any
 
 import photographs_iou_aware
 import photographs_iou_net
+import photographs_oracle
 import photographs_rescoring
 import photographs_unitbox
 from studies import HERE, Job, Plan
@@ -35,6 +36,7 @@ STUDIES: dict[str, Any] = {
     "unitbox": photographs_unitbox,
     "iou_aware": photographs_iou_aware,
     "iou_net": photographs_iou_net,
+    "oracle": photographs_oracle,
 }
 
 

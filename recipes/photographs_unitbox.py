@@ -29,12 +29,12 @@ ONE, PER_CLASS = Part(one_class=True), Part()
 # name: (part, options, schedule)
 VARIANTS: dict[str, tuple[Part, dict[str, Any], dict[str, Any]]] = {
     "one class, region of half the size": (ONE, HALF, {}),
-    "per class, region of half the size": (PER_CLASS, HALF, {}),
-    "one class, published region": (ONE, {}, {}),
-    "per class, published region": (PER_CLASS, {}, {}),
     "one class, half region, ℓ2 at 0.003": (ONE, {**HALF, "loss": "l2"}, {}),
+    "one class, published region": (ONE, {}, {}),
+    "per class, region of half the size": (PER_CLASS, HALF, {}),
     "one class, half region, ℓ2 at 0.01": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.01}),
     "one class, half region, ℓ2 at 0.001": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.001}),
+    "per class, published region": (PER_CLASS, {}, {}),
 }
 IOU_LOSS = "one class, region of half the size"
 L2_LOSS = [name for name in VARIANTS if "ℓ2" in name]
