@@ -1,4 +1,4 @@
-"""VarifocalNet's first table on photographs: what FCOS with ATSS, and VFNet, would reach if an output were the truth."""
+"""The first table of VarifocalNet on photographs: what FCOS with ATSS, and VFNet, would reach if an output were true."""
 
 from __future__ import annotations
 
