@@ -1,4 +1,4 @@
-"""The first table of VarifocalNet on photographs: what FCOS with ATSS, and VFNet, would reach if an output were true."""
+"""The first table of VarifocalNet on photographs: what FCOS with ATSS would reach if one output were the truth."""
 
 from __future__ import annotations
 
