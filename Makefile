@@ -10,13 +10,17 @@ JOBS ?= 1
 TALLY ?=
 KILLS ?= 50
 
-.PHONY: demo test check fix docs lock test-lowest release-check fuzz faults memory clean
+.PHONY: demo test test-gpu check fix docs lock test-lowest release-check fuzz faults memory clean
 
 demo: .venv/ready
 	$(BIN)/tightbox demo
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What computes on a GPU: the tests of tensors again, and those of a GPU alone.
+test-gpu: .venv/ready
+	$(BIN)/python -m pytest -m gpu
 
 check: .venv/ready
 	$(BIN)/ruff check .

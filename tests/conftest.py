@@ -20,13 +20,14 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "complete: needs the folder that the slices of reference values were cut from")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without that folder such tests are not there, rather than skipped; the slices have tests of the same things."""
-    if SHARED.is_dir():
-        return
-    absent = [item for item in items if item.get_closest_marker("complete")]
+    """Without that folder, or a GPU, such tests are not there, rather than skipped; others test the same things."""
+    there = {"complete": SHARED.is_dir(), "gpu": torch.cuda.is_available()}
+    missing = [marker for marker, is_there in there.items() if not is_there]
+    absent = [item for item in items if any(map(item.get_closest_marker, missing))]
     config.hook.pytest_deselected(items=absent)
     items[:] = [item for item in items if item not in absent]
 
@@ -36,7 +37,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the tests of a module make their tensors: on the CPU, and again on a GPU, if there is one, in float32."""
     device = torch.device(request.param)

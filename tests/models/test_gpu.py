@@ -1,4 +1,4 @@
-"""Detectors on a GPU against the same on the CPU; without a GPU, skipped."""
+"""Detectors on a GPU against the same on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tests.helpers.models import image_batch, objects, tiny_iou_net, tiny_model, tiny_retinanet, tiny_unitbox
 from tightbox.models import Detector
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,6 @@ from tightbox.structures import ImageBatch, Targets
 from tightbox.training.optimizer import build_optimizer, moving_average
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique2"}
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 dense_detectors = pytest.mark.parametrize("make", [tiny_model, tiny_retinanet])
 
 
@@ -111,7 +110,7 @@ def test_losses_stay_on_a_gpu_and_wait_for_nothing(
             boxes[labels > 0].sum()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @dense_detectors
 def test_a_step_on_a_gpu_does_not_wait(make: Callable[[], Detector]) -> None:
     step = make_step(make().train().to("cuda"), "cuda")
@@ -126,7 +125,7 @@ def test_a_step_on_a_gpu_does_not_wait(make: Callable[[], Detector]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_loader_pins_batches() -> None:
     data: Any = [0]
     images, targets = next(iter(DataLoader(data, collate_fn=lambda _: batch(), pin_memory=True)))
