@@ -65,7 +65,13 @@ boxes_inside = st.lists(
 shapes = st.sampled_from(["ellipse", "box"])
 
 
-@given(boxes_inside, st.lists(st.integers(0, 1), min_size=5, max_size=5), boxes_inside, shapes, st.sampled_from([1.0, 0.5, 0.25]))
+@given(
+    boxes_inside,
+    st.lists(st.integers(0, 1), min_size=5, max_size=5),
+    boxes_inside,
+    shapes,
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
 def test_equals_the_reference(
     boxes: Sequence[tuple[float, ...]],
     labels: list[int],
