@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from tests.helpers.arithmetic import iou_of_two, random_boxes
 from tests.helpers.references import slice_of
 from tightbox.errors import UserError
 from tightbox.structures import Candidates
-from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
+from tightbox.suppress import greedy_nms, greedy_nms_together, iou_guided_nms, soft_nms
 
 pytestmark = pytest.mark.usefixtures("device")
+NAMES = "boxes", "class_scores", "ious"
 
 
 def reference(
@@ -60,6 +62,30 @@ def test_equals_the_reference(count: int, classes: int, origin: float, class_agn
     assert found.ious is not None
     assert candidates.ious is not None
     assert torch.equal(found.ious, candidates.ious[rows, labels])
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_several_images_together_are_each_by_itself(class_agnostic: bool) -> None:
+    images = [random_candidates(30, 2) for _ in range(3)]
+    images[1] = replace(images[1], class_scores=torch.zeros(30, 2))  # nothing is in this one
+    together = Candidates(*(torch.stack([getattr(image, name) for image in images]) for name in NAMES))
+    limits = 0.5, 0.1, 20, class_agnostic
+    found, counts = greedy_nms_together(together, together.class_scores, *limits)
+    assert found.boxes.shape == (3, 20, 4)
+    for ours, image in zip(found.of_images(counts), images, strict=True):
+        expected = greedy_nms(image, image.class_scores, *limits)
+        for name in ("boxes", "scores", "labels", "ious"):
+            assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+
+
+def test_ious_that_are_one_for_each_box_come_along() -> None:
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [9, 9, 10, 10]]])
+    scores, ious = torch.tensor([[[0.2, 0.0], [0.0, 0.9]]]), torch.tensor([[0.3, 0.8]])
+    found, counts = greedy_nms_together(Candidates(boxes, scores, ious), scores, 0.5, 0.1, 100)
+    (only,) = found.of_images(counts)
+    assert only.ious is not None
+    assert only.ious.tolist() == pytest.approx([0.8, 0.3])
+    assert only.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])

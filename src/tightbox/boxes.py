@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from torch import Tensor
 def at_least_float32(values: Tensor) -> Tensor:
     """The same values as float32, or as float64 if they are that already."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def constant(values: Any, like: Tensor) -> Tensor:
+    """Numbers as a tensor of the dtype of another and on its device, which, if it is a GPU, is not waited for."""
+    return torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -110,7 +116,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     tensor([ 0.,  5., 20., 30.])
     """
     boxes = at_least_float32(boxes)
-    height_width = torch.as_tensor(size, dtype=boxes.dtype).to(boxes.device, non_blocking=True)
+    height_width = size.to(boxes.dtype) if isinstance(size, Tensor) else constant(size, boxes)
     width_height = height_width.flip(-1)
     return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1))
 

@@ -20,7 +20,7 @@ def new_accelerator(device: torch.device | None = None, **options: Any) -> Accel
 
     # A second training of one Python session may want another precision, or another device, than the first.
     AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
-    if device is not None and device.type == "cuda":
+    if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     # Processes on CPUs find each other only if told that they are meant to be on CPUs.
     cpu = not torch.accelerator.is_available() if device is None else device.type == "cpu"

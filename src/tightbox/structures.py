@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -41,13 +42,13 @@ class _Tensors:
 
     def to(self, device: torch.device | str) -> Self:
         """The same values on another device; from pinned memory, a GPU fetches them while the CPU goes on."""
-        return self._each(lambda value: moved(value, device))
+        return self.each(lambda value: moved(value, device))
 
     def pin_memory(self) -> Self:
         """The same values in pinned memory; a DataLoader that pins calls it."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with `change` made to every tensor; two fields that share one share it still."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         changed = {id(value): change(value) for value in values.values() if isinstance(value, Tensor)}
@@ -147,11 +148,11 @@ class Candidates(_Tensors):
 
     def __getitem__(self, keep: Tensor | slice | int) -> Candidates:
         """The candidates selected by a boolean mask, an index tensor or a slice; of several images, those of one."""
-        return self._each(lambda value: value[keep])
+        return self.each(lambda value: value[keep])
 
     def take(self, rows: Tensor) -> Candidates:
         """Of B images together, of each the candidates `rows` (B, K)."""
-        return self._each(lambda value: take(value, rows))
+        return self.each(lambda value: take(value, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,12 @@ class Detections(_Tensors):
 
     def __getitem__(self, keep: Tensor | slice) -> Detections:
         """The detections selected by a boolean mask, an index tensor or a slice."""
-        return self._each(lambda value: value[keep])
+        return self.each(lambda value: value[keep])
+
+    def of_images(self, counts: Tensor) -> list[Detections]:
+        """Where the tensors have the images as their first axis: the first `counts` (B,) detections of each."""
+        images = [self.each(partial(torch.select, dim=0, index=i)) for i in range(len(counts))]
+        return [found[:count] for found, count in zip(images, counts.tolist(), strict=True)]
 
     def tighter_than(self, iou: float) -> Detections:
         """Those with at least this predicted IoU.

@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from tightbox import ops
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.structures import Candidates, Detections
+from tightbox.ops.greedy_nms import nms_in_groups
+from tightbox.structures import Candidates, Detections, take
 
 Suppress = Callable[[Candidates, Tensor], Detections]
 
@@ -45,11 +45,45 @@ def greedy_nms(
     >>> found.scores, found.labels
     (tensor([0.8000, 0.7000, 0.1000]), tensor([0, 1, 1]))
     """
-    found = _above(candidates, scores, score_threshold)
-    if len(found) == 0:
-        return found
-    group = torch.zeros_like(found.labels) if class_agnostic else found.labels
-    return found[_nms(found.boxes, found.scores, group, iou_threshold)[:max_detections]]
+    together = candidates.each(lambda value: value[None])
+    limits = iou_threshold, score_threshold, max_detections, class_agnostic
+    found, counts = greedy_nms_together(together, scores[None], *limits)
+    return found.of_images(counts)[0]
+
+
+def greedy_nms_together(
+    candidates: Candidates,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+    class_agnostic: bool = False,
+) -> tuple[Detections, Tensor]:
+    """The same for several images that have equally many candidates, without a loop over them.
+
+    Args:
+        candidates: those of B images together, K of each.
+        scores: (B, K, C) what to rank by.
+        iou_threshold: and the others are as for `greedy_nms`.
+        score_threshold: scores must be above this.
+        max_detections: at most this many detections of an image.
+        class_agnostic: let boxes suppress those of other classes too.
+
+    Returns:
+        Equally many rows for each image, and how many of them, the first ones, are detections (B,).
+    """
+    _fits(candidates, scores)
+    boxes, scores = at_least_float32(candidates.boxes), at_least_float32(scores)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1, keepdim=True)
+    scores = torch.where(has_area & (scores > score_threshold), scores, -torch.inf)
+    most = min(max_detections, scores.shape[1] * scores.shape[2])
+    places, counts = ops.greedy_nms(boxes, scores, iou_threshold, most, class_agnostic)
+    rows = places // max(1, scores.shape[2])
+    ious = candidates.ious
+    if ious is not None:
+        ious = take(ious, rows) if ious.dim() == 2 else ious.flatten(1).gather(1, places)
+    labels = places - rows * scores.shape[2]
+    return Detections(take(boxes, rows), scores.flatten(1).gather(1, places), labels, ious), counts
 
 
 def soft_nms(
@@ -158,10 +192,10 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshol
     """
     image, label, row = (scores > score_threshold).nonzero().unbind(1)
     kept = torch.full_like(scores, score_threshold)
-    if len(row):
-        keep = _nms(boxes[image, row], scores[image, label, row], image * scores.shape[1] + label, iou_threshold)
-        image, label, row = image[keep], label[keep], row[keep]
-        kept[image, label, row] = scores[image, label, row]
+    group = image * scores.shape[1] + label
+    keep = nms_in_groups(boxes[image, row], scores[image, label, row], group, iou_threshold)
+    image, label, row = image[keep], label[keep], row[keep]
+    kept[image, label, row] = scores[image, label, row]
     return kept
 
 
@@ -170,19 +204,9 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
     return torch.empty_like(scores)
 
 
-def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    """Which of the boxes (N, 4), at least one, greedy suppression keeps in each group (N,), best first."""
-    # To keep the groups apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
-    # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
-    wide = boxes if boxes.device.type == "mps" else boxes.double()
-    keep: Tensor = batched_nms(wide - wide.min(), scores.to(wide.dtype), group, iou_threshold)
-    return keep
-
-
 def _above(candidates: Candidates, scores: Tensor, score_threshold: float) -> Detections:
     """Every candidate once for each class whose score is above the threshold, without empty boxes and NaN."""
-    if len(scores) != len(candidates):
-        raise UserError(f"suppress: scores of {len(scores)} boxes for {len(candidates)} candidates; rank these first")
+    _fits(candidates, scores)
     boxes, scores = at_least_float32(candidates.boxes), at_least_float32(scores)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     row, label = ((scores > score_threshold) & has_area[:, None]).nonzero().unbind(1)
@@ -190,3 +214,9 @@ def _above(candidates: Candidates, scores: Tensor, score_threshold: float) -> De
     if ious is not None:
         ious = ious[row] if ious.dim() == 1 else ious[row, label]
     return Detections(boxes[row], scores[row, label], label, ious)
+
+
+def _fits(candidates: Candidates, scores: Tensor) -> None:
+    boxes, given = candidates.boxes.shape[-2], scores.shape[-2]
+    if given != boxes:
+        raise UserError(f"suppress: scores of {given} boxes for {boxes} candidates; rank these first")

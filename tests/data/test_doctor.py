@@ -247,7 +247,7 @@ def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("root", DATA_ROOTS)
 def test_real_set_is_healthy(root: Path, tmp_path: Path) -> None:
     findings = examine(real_data(root, "coco-mini", tmp_path)).findings
-    assert {finding.check for finding in findings} == {"class-missing", "class-rare", "empty-images"}
+    assert {finding.check for finding in findings} == {"class-missing", "class-rare", "empty-images", "small-objects"}
 
 
 def test_photographs_are_those_of_their_annotations(tmp_path: Path) -> None:

@@ -272,13 +272,13 @@ def test_batches_hold_images_of_one_padded_shape(monkeypatch: pytest.MonkeyPatch
     """Of 64 pixels each way after padding are the first, third and fourth image."""
     model = tiny_model().eval()
     shapes: list[tuple[int, ...]] = []
-    detect = model.detect
+    detect = model.detect_here
 
     def watched(images: Any) -> list[Detections]:
         shapes.append(tuple(images.pixels.shape))
         return detect(images)
 
-    monkeypatch.setattr(model, "detect", watched)
+    monkeypatch.setattr(model, "detect_here", watched)
     images = [torch.rand(3, height, 64) for height in (64, 20, 40, 63)]
     assert len(model.predict(images, batch_size=2)) == 4
     assert sorted(shapes) == [(1, 3, 32, 64), (1, 3, 64, 64), (2, 3, 64, 64)]

@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers.models import image_batch, objects, tiny_iou_net, tiny_model, tiny_retinanet, tiny_unitbox
 from tightbox.models import Detector
+from tightbox.models.captured import captured
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +44,35 @@ def test_losses_and_gradients_are_the_cpus(make: Callable[[], Detector]) -> None
     assert losses(model, "cuda") == pytest.approx(expected, rel=1e-3, abs=1e-5)
     # Three significant digits in each of a few dozen layers, whose errors are independent.
     assert losses(model, "cuda", half=True) == pytest.approx(expected, rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_retinanet])
+@pytest.mark.parametrize("half", [False, True])
+def test_replayed_detections_are_the_same(make: Callable[[], Detector], half: bool) -> None:
+    model = make().eval().to("cuda")
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        for number in range(6):
+            images = image_batch((64, 50), (40, 64) if number % 2 else (64, 64)).to("cuda")  # of one padded shape
+            if number == 3:  # the same graph with other weights
+                model.head.classes.bias.data += 0.5  # type: ignore[operator, union-attr]
+            expected = model.detect(images)
+            for found, right in zip(model.detect(images, replay=True), expected, strict=True):
+                assert abs(len(found) - len(right)) <= 2 * half
+                most = min(len(found), len(right), 10)
+                # cuDNN may choose other kernels for a graph.
+                torch.testing.assert_close(
+                    found.scores[:most], right.scores[:most], rtol=0, atol=0.02 if half else 1e-4
+                )
+
+
+def test_a_model_that_moves_forgets_its_graphs() -> None:
+    model, images = tiny_model().eval().to("cuda"), image_batch((64, 64)).to("cuda")
+    for _ in range(3):
+        model.detect(images, replay=True)
+    assert captured(model)._graphs
+    model.to("cpu")
+    assert not captured(model)._graphs
+    assert len(copy.deepcopy(model).to("cuda").detect(images, replay=True)) == 1
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_retinanet, tiny_iou_net, tiny_unitbox])

@@ -16,45 +16,46 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 ROOT = Path(__file__).parents[2]
 # Those that reach every kernel, on few and small maps: the interpreter takes a millisecond for a line.
 INTERPRETED = [
-    "test_csr.py",
-    "test_star_conv.py::test_box_of_one_step_is_the_plain_convolution",
-    "test_prroi_pool.py::test_fades_to_zero_outside_the_map",
-    "test_prroi_pool.py::test_plane_and_its_gradient_by_hand",
-    "test_prroi_pool.py::test_no_boxes",
-    "test_triton.py::test_equal_to_the_plain_operators",
-    "test_triton.py::test_star_and_its_gradients_equal_the_plain_ones",
+    "ops/test_csr.py",
+    "ops/test_star_conv.py::test_box_of_one_step_is_the_plain_convolution",
+    "ops/test_prroi_pool.py::test_fades_to_zero_outside_the_map",
+    "ops/test_prroi_pool.py::test_plane_and_its_gradient_by_hand",
+    "ops/test_prroi_pool.py::test_no_boxes",
+    "ops/test_triton.py::test_equal_to_the_plain_operators",
+    "ops/test_triton.py::test_star_and_its_gradients_equal_the_plain_ones",
+    "test_suppress.py",
 ]
-POINTERS = {
-    "_matmul": ["*i32", "*i32", "*fp32", "*bf16", "*bf16"],
-    "_add_transposed_matmul": ["*i32", "*i32", "*fp32", "*bf16", "*fp32"],
-    "_sampled_matmul": ["*i32", "*i32", "*bf16", "*bf16", "*fp32"],
-    "_pool": ["*fp32", "*i64", "*bf16", "*bf16"],
-    "_add_to_features": ["*fp32", "*i64", "*bf16", "*fp32"],
-    "_to_spans": ["*fp32", "*i64", "*bf16", "*bf16", "*fp32"],
+SIGNATURES = {
+    "csr._matmul": "*i32 *i32 *fp32 *bf16 *bf16 i32",
+    "csr._add_transposed_matmul": "*i32 *i32 *fp32 *bf16 *fp32 i32",
+    "csr._sampled_matmul": "*i32 *i32 *bf16 *bf16 *fp32 i32",
+    "greedy_nms._keep": "*fp32 *i64 *fp64 *i64 *i64 i32 i32 i32",
+    "prroi_pool._pool": "*fp32 *i64 *bf16 *bf16 i32 i32",
+    "prroi_pool._add_to_features": "*fp32 *i64 *bf16 *fp32 i32 i32",
+    "prroi_pool._to_spans": "*fp32 *i64 *bf16 *bf16 *fp32 i32 i32",
 }
 
 
-@pytest.mark.parametrize("name", POINTERS)
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_compiles_for_a_gpu(name: str) -> None:
+    import importlib
+
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from tightbox.ops import csr_triton, prroi_pool_triton
-
-    kernel: Any = getattr(csr_triton, name, None) or getattr(prroi_pool_triton, name)
-    types = POINTERS[name]
-    if not hasattr(csr_triton, name):
-        types = [*types, "i32"]
-    types = [*types, "i32", "constexpr", "constexpr"]
-    source = ASTSource(
-        kernel, dict(zip(kernel.arg_names, types, strict=True)), {"DTYPE": triton.language.float32, "BLOCK": 256}
-    )
+    module, _, function = name.partition(".")
+    kernel: Any = getattr(importlib.import_module(f"tightbox.ops.{module}_triton"), function)
+    types = SIGNATURES[name].split()
+    constants = {"DTYPE": triton.language.float32, "BLOCK": 256, "AGNOSTIC": False}
+    constants = {name: constants[name] for name in kernel.arg_names[len(types) :]}
+    types += ["constexpr"] * len(constants)
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), constants)
     assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm  # for an H100
 
 
 def test_interpreted_kernels_pass_the_tests_of_the_ops() -> None:
-    tests = [str(Path("tests/ops") / test) for test in INTERPRETED]
+    tests = [str(Path("tests") / test) for test in INTERPRETED]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,

@@ -17,7 +17,7 @@ from torchvision.ops import deform_conv2d
 
 from tests.helpers.models import image_batch, objects, tiny_model, tiny_retinanet
 from tightbox.models import Detector, vfnet
-from tightbox.ops import csr_triton
+from tightbox.ops import csr_triton, greedy_nms_triton
 from tightbox.ops.star_conv import StarSampling
 from tightbox.options import TrainOptions
 from tightbox.structures import ImageBatch, Targets
@@ -99,13 +99,15 @@ def pretended_gpu(model: Detector) -> Iterator[None]:
 def test_losses_stay_on_a_gpu_and_wait_for_nothing(
     make: Callable[[], Detector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csr_triton, "_launch", lambda *_: None)  # there is nothing to compute with
+    for module, name in ((csr_triton, "_launch"), (greedy_nms_triton, "keep")):  # there is nothing to compute with
+        monkeypatch.setattr(module, name, lambda *_: None)
     model = make().train()
     with pretended_gpu(model):
         boxes, labels = torch.empty(2, 4, device="cuda"), torch.empty(2, dtype=torch.int64, device="cuda")
         images = ImageBatch(torch.empty(2, 3, 64, 64, device="cuda"), ((64, 50), (40, 64)))
         losses = model.loss(images, [Targets(boxes, labels, boxes[:1]), Targets(boxes[:0], labels[:0], boxes)])
         assert {loss.device.type for loss in losses.values()} == {"cuda"}
+        assert all(found.is_cuda for found in model.eval()._found_together(images.pixels, labels[None].expand(2, -1)))
         with pytest.raises(RuntimeError):  # so that the above would have been noticed
             boxes[labels > 0].sum()
 
@@ -123,6 +125,20 @@ def test_a_step_on_a_gpu_does_not_wait(make: Callable[[], Detector]) -> None:
             step(pinned, pinned_targets)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@dense_detectors
+def test_a_detection_on_a_gpu_does_not_wait(make: Callable[[], Detector]) -> None:
+    model, images = make().eval().to("cuda"), batch()[0].to("cuda")
+    model.detect(images)
+    with torch.no_grad():
+        sizes = torch.tensor(images.sizes, device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model._found_together(images.pixels, sizes)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

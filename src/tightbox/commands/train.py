@@ -55,7 +55,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
     on_data.add_device(parser)
     parser.add_class_arguments(BackboneOptions, None, skip={"name"})
-    parser.add_class_arguments(Preprocess, None)
+    parser.add_argument(
+        "--long_side",
+        type=int | None,
+        help="images are resized, keeping their shape, so that the longer side has at most this many pixels ... (left "
+        "out: as the objects need, 320 to 640; tightbox doctor says why)",
+    )
+    parser.add_argument("--short_side", type=int | None, help="... and the shorter side at most this many (as many)")
     parser.add_class_arguments(TrainOptions, None)
     parser.add_class_arguments(AugmentOptions, None)
     for name, kind in MODEL_OPTIONS.items():
@@ -139,6 +145,7 @@ def run(args: Namespace) -> int:
     elif any((out / name).exists() for name in SAVED):
         raise UserError(f"{out} already holds a run; continue it with --resume, or choose another --out")
 
+    from tightbox.data.input_size import input_size_of
     from tightbox.data.layout import read_data, splits
 
     train = read_data(args.data, "train")
@@ -167,6 +174,11 @@ def run(args: Namespace) -> int:
         state.print("found no validation split: nothing will be evaluated; add one to see how good the boxes are")
     else:
         state.print(f"found {val.layout}: {len(val.records)} validation images")
+    if preprocess is None:
+        fitting = input_size_of(train)
+        state.print(f"images of {fitting.long_side} px: {fitting}; --long-side chooses another size")
+        preprocess = Preprocess(long_side=fitting.long_side, short_side=fitting.long_side)
+    args.long_side, args.short_side = preprocess.long_side, preprocess.short_side
     set_seed(options.seed)
     model = create_model(args.model, class_names=train.class_names, backbone=backbone, preprocess=preprocess, **chosen)
     if args.init and not args.resume:
@@ -198,8 +210,8 @@ def run(args: Namespace) -> int:
 
 def choices(
     args: Namespace,
-) -> tuple[BackboneOptions, Preprocess, TrainOptions, AugmentOptions, dict[str, Any]]:
-    """What was chosen, the model's own options last.
+) -> tuple[BackboneOptions, Preprocess | None, TrainOptions, AugmentOptions, dict[str, Any]]:
+    """What was chosen, the model's own options last; no size of images if it is to fit the data.
 
     Raises:
         UserError: if a choice makes no sense.
@@ -212,7 +224,9 @@ def choices(
     backbone = BackboneOptions(name=args.backbone, **_pick(BackboneOptions, args, skip="name"))
     if args.init or args.resume:
         backbone = replace(backbone, pretrained=False)  # nothing is downloaded only to be overwritten
-    preprocess, options = Preprocess(**_pick(Preprocess, args)), TrainOptions(**_pick(TrainOptions, args))
+    longer, shorter = args.long_side or args.short_side, args.short_side or args.long_side
+    preprocess = Preprocess(long_side=longer, short_side=shorter) if longer else None
+    options = TrainOptions(**_pick(TrainOptions, args))
     augment, chosen = AugmentOptions(**_pick(AugmentOptions, args)), vars(args[args.model])
     MODEL_OPTIONS[args.model](**chosen)
     return backbone, preprocess, options, augment, chosen

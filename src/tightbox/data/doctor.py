@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tightbox.data.input_size import NEEDED, input_size
 from tightbox.data.layout import parse_data, splits
 from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
@@ -62,7 +63,12 @@ def examine(root: Path | str, progress: Progress | None = None) -> Report:
     except UserError as error:
         return Report([Finding.from_error("layout", error)], [])
     findings = [finding for split in parsed for finding in (*split.all_findings(), *_boxes(split), *_empty(split))]
-    findings += [*_files(parsed, progress or (lambda task, done, total: None)), *_classes(parsed), *_unused(parsed)]
+    findings += [
+        *_files(parsed, progress or (lambda task, done, total: None)),
+        *_classes(parsed),
+        *_unused(parsed),
+        *_small_objects(parsed),
+    ]
     order = list(Severity)
     # dict.fromkeys: splits that share a broken file would report it once each.
     unique = sorted(dict.fromkeys(findings), key=lambda finding: (order.index(finding.severity), finding.check))
@@ -236,6 +242,19 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
                 message = f"class {name} has {count} boxes in {other.split} but train does not know it"
                 fix = "rename it as train does, or add it there"
                 yield Finding(Severity.ERROR, "class-unknown", "", message, fix)
+
+
+def _small_objects(parsed: Sequence[Parsed]) -> Iterator[Finding]:
+    """The size of images that `tightbox train` takes, if it is not the least because objects are small."""
+    for split in parsed:
+        table = split.columns()
+        sizes = np.array([(image.width, image.height) for image in split.images], dtype=np.float64).reshape(-1, 2)
+        counted = table.non_degenerate & ~table.crowd
+        if split.split == "train" and counted.any():
+            fitting = input_size(table.clipped[counted], sizes[table.image[counted]])
+            if fitting.at_first < NEEDED:
+                fix = f"tightbox train resizes images to {fitting.long_side} px, unless --long-side is given"
+                yield Finding(Severity.NOTE, "small-objects", "", f"in train, {fitting}", fix)
 
 
 def _unused(parsed: Sequence[Parsed]) -> Iterator[Finding]:

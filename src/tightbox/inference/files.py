@@ -14,7 +14,7 @@ from tightbox.errors import UserError
 from tightbox.images import UnreadableImage, open_image
 from tightbox.models import Detector
 from tightbox.models.prediction import Prepared, as_pixels, detect_prepared, prepare
-from tightbox.structures import Detections, ImageBatch
+from tightbox.structures import Detections
 
 DECODERS = 2  # threads that decode ahead
 
@@ -115,9 +115,6 @@ def detect_files(
         ready = prepare(as_pixels(image), model.preprocess)
         return _File(ready.pixels, ready.size, path, image if keep_images else None)
 
-    def detect(images: ImageBatch) -> list[Detections]:
-        return [found.to("cpu") for found in model.detect(images.to(model.device))]
-
     opened = in_background(open_file, paths, ahead=2 * batch_size, workers=workers)
-    for file, found in detect_prepared(detect, opened, batch_size):
+    for file, found in detect_prepared(model.detect_here, opened, batch_size):
         yield FileResult(file.path, found, file.size, file.image, file.error)

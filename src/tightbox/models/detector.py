@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,14 @@ from tightbox.calibration import Calibration
 from tightbox.checkpoint import save_checkpoint
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
+from tightbox.models.captured import captured, forget
 from tightbox.models.evaluation_mode import evaluation_mode
 from tightbox.models.prediction import ImageLike, predict_images
+from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
-from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets
-from tightbox.suppress import Suppress, greedy_nms
+from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -38,6 +40,7 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         class_layers: how the names of the weights begin that depend on the classes.
+        all_together: whether it detects by greedy NMS among `best_candidates`, which takes no loop over the images.
         metrics: figures of the run that made it, carried in its card.
         calibration: what `tightbox calibrate` learned, carried in its card too; None if it was not run.
     """
@@ -46,6 +49,7 @@ class Detector(nn.Module, ABC):
     default_backbone: ClassVar[str] = "resnet50"
     Options: ClassVar[type[Any]]
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.",)
+    all_together: ClassVar[bool] = False
     backbone: Backbone
     options: Any
 
@@ -132,17 +136,49 @@ class Detector(nn.Module, ABC):
         return (suppress or self.suppress)(*best_of_levels(candidates, scores, self.options.top_k))
 
     @torch.no_grad()
-    def detect(self, images: Images) -> list[Detections]:
+    def detect(self, images: Images, *, replay: bool = False) -> list[Detections]:
         """Detections of each image, best first, in pixels of the given images (which are not resized).
 
         Their predicted IoUs are calibrated, if the detector is. That comes last and changes no ranking.
+
+        Args:
+            images: the images.
+            replay: on a GPU, compute batches of a shape that came before by a CUDA graph, if the system allows it: a
+                single image takes a fraction of the time. Hooks of its modules are not called then, and its modules
+                must not be exchanged.
         """
-        found = self._detect(images)
+        found = self._detect_together(images, replay) if self.all_together else self._detect(images)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
         """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
+
+    def _detect_together(self, images: Images, replay: bool) -> list[Detections]:
+        """`_detect` where it takes no loop over the images."""
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
+        arguments = batch.pixels, moved(torch.tensor(batch.sizes), batch.pixels.device)
+        if replay and batch.pixels.is_cuda and uses_triton(batch.pixels):
+            key = self.options, self.training
+            boxes, scores, labels, counts, *ious = captured(self)(self._found_together, *arguments, key=key)
+        else:
+            boxes, scores, labels, counts, *ious = self._found_together(*arguments)
+        return Detections(boxes, scores, labels, *ious).of_images(counts)
+
+    def _found_together(self, pixels: Tensor, sizes: Tensor) -> Sequence[Tensor]:
+        """Equally many boxes, scores and labels of each image, how many of these are detections, and IoUs, if any.
+
+        By the system's own ranking and greedy NMS; a GPU is not waited for.
+        """
+        candidates, options = self.best_candidates(self.normalised(pixels, sizes), sizes), self.options
+        limits = options.nms_iou, options.score_threshold, options.max_detections
+        found, counts = greedy_nms_together(candidates, self.rank(candidates), *limits)
+        return found.boxes, found.scores, found.labels, counts, *([] if found.ious is None else [found.ious])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        forget(self)
+        itself: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return itself
 
     @overload
     def predict(self, images: ImageLike, *, batch_size: int = 8) -> Detections: ...
@@ -172,14 +208,14 @@ class Detector(nn.Module, ABC):
                 range; the sentence names it.
         """
         if isinstance(images, ImageLike) or not isinstance(images, Iterable):  # what is neither is refused there
-            return next(predict_images(self._detect_here, [images], self.preprocess, batch_size=1))
-        found = predict_images(self._detect_here, images, self.preprocess, batch_size)
+            return next(predict_images(self.detect_here, [images], self.preprocess, batch_size=1))
+        found = predict_images(self.detect_here, images, self.preprocess, batch_size)
         return list(found) if isinstance(images, (list, tuple)) else found
 
-    def _detect_here(self, images: ImageBatch) -> list[Detections]:
+    def detect_here(self, images: ImageBatch) -> list[Detections]:
         """`detect` on the model's device and in evaluation mode, which is left again; the detections are on the CPU."""
         with evaluation_mode(self):
-            return [found.to("cpu") for found in self.detect(images.to(self.device))]
+            return [found.to("cpu") for found in self.detect(images.to(self.device), replay=True)]
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +242,7 @@ class Detector(nn.Module, ABC):
     def _normalise(self, images: Images) -> tuple[Tensor, Tensor]:
         """What `normalised` makes of the images, and their sizes (B, 2)."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
-        sizes = torch.tensor(batch.sizes, device=batch.pixels.device)
+        sizes = moved(torch.tensor(batch.sizes), batch.pixels.device)
         return self.normalised(batch.pixels, sizes), sizes
 
     def normalised(self, images: Tensor, sizes: Tensor) -> Tensor:

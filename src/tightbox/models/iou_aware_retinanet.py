@@ -58,9 +58,15 @@ class IoUAwareRetinaNet(Detector):
 
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
+    all_together: ClassVar[bool] = True
+    half_sides: Tensor
 
     def make_layers(self) -> None:
         """Feature pyramid with P6 from C5, and head."""
+        scale, ratio = torch.cartesian_prod(torch.tensor(SCALES), torch.tensor(RATIOS)).unbind(1)
+        shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
+        half = shapes * (self.options.anchor_scale * torch.tensor(STRIDES))[:, None, None] / 2
+        self.register_buffer("half_sides", half, persistent=False)  # (levels, A, 2) of the anchors
         self.fpn = FPN(self.backbone.channels, self.options.channels, extra="c5")
         self.head = IoUAwareRetinaNetHead(len(self.class_names), self.options)
 
@@ -128,14 +134,8 @@ class IoUAwareRetinaNet(Detector):
 
     def _anchors(self, output: AnchorOutput) -> Tensor:
         """(N, 4) nine around the middle of every cell, in the order of the outputs."""
-        device = output.logits.device
-        scale, ratio = torch.cartesian_prod(
-            torch.tensor(SCALES, device=device), torch.tensor(RATIOS, device=device)
-        ).unbind(1)
-        shapes = torch.stack([scale / ratio.sqrt(), scale * ratio.sqrt()], dim=1)  # (A, 2) width and height
-        points = level_points(output.sizes, STRIDES, offset=0.5, device=device)
-        strides = per_point(points.new_tensor(STRIDES), output.sizes)
-        half = shapes * (self.options.anchor_scale * strides)[:, None, None] / 2  # (cells, A, 2)
+        points = level_points(output.sizes, STRIDES, offset=0.5, device=output.logits.device)
+        half = per_point(self.half_sides, output.sizes)  # (cells, A, 2)
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _inside(self, output: AnchorOutput, sizes: Tensor) -> Tensor:

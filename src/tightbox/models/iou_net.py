@@ -265,7 +265,7 @@ class IoUNet(Detector):
         class_target = torch.cat(class_targets)
         positive = (class_target < len(self.class_names)).nonzero().squeeze(1)
         off = deltas[positive, class_target[positive]] - encode(torch.cat(rois)[positive], torch.cat(box_targets))
-        total = mean_over_processes(logits.new_tensor(len(class_target))).clamp(min=1)
+        total = mean_over_processes(logits.new_full((), len(class_target))).clamp(min=1)
         box = F.smooth_l1_loss(off, torch.zeros_like(off), beta=BOX_BETA, reduction="sum") / total
         return F.cross_entropy(logits, class_target, reduction="sum") / total, box
 
@@ -282,7 +282,7 @@ class IoUNet(Detector):
             ious.append(overlaps)
             labels.append(target.labels[non_degenerate].repeat_interleave(each))
         outputs = head(pyramid.pool(boxes), torch.cat(labels))
-        total = mean_over_processes(outputs.new_tensor(len(outputs))).clamp(min=1)
+        total = mean_over_processes(outputs.new_full((), len(outputs))).clamp(min=1)
         loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
         return loss
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from tightbox.boxes import area, decode_deltas, encode_deltas
+from tightbox.boxes import area, constant, decode_deltas, encode_deltas
 from tightbox.ops.prroi_pool import prroi_pool
 from tightbox.ops.window_pool import window_pool
 
@@ -124,12 +124,12 @@ class BoxHead(nn.Module):
 def encode(rois: Tensor, boxes: Tensor) -> Tensor:
     """What `BoxHead` should say (..., 4) to turn `rois` (..., 4) into `boxes` (..., 4)."""
     deltas = encode_deltas(rois, boxes)
-    return deltas / deltas.new_tensor(DELTA_SCALE)
+    return deltas / constant(DELTA_SCALE, deltas)
 
 
 def decode(rois: Tensor, deltas: Tensor) -> Tensor:
     """Boxes (..., 4) from `rois` (..., 4) and what `BoxHead` said (..., 4)."""
-    return decode_deltas(rois, deltas * deltas.new_tensor(DELTA_SCALE))
+    return decode_deltas(rois, deltas * constant(DELTA_SCALE, deltas))
 
 
 class IoUHead(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightbox.assigners import BACKGROUND, level_points, max_iou, per_point
-from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas
+from tightbox.boxes import clip_boxes, constant, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
 from tightbox.models.dense import best_of_each, inside_images, rows
 from tightbox.structures import Targets, take
@@ -123,15 +123,15 @@ class RPN(nn.Module):
             encoded = encode_deltas(output.anchors[positive], target.boxes[matched[positive]])
             off.append(F.smooth_l1_loss(deltas[positive], encoded, beta=SMOOTH_L1_BETA, reduction="sum"))
             count += len(chosen)
-        total = mean_over_processes(output.logits.new_tensor(count)).clamp(min=1)
+        total = mean_over_processes(output.logits.new_full((), count)).clamp(min=1)
         return torch.stack(wrong).sum() / total, torch.stack(off).sum() / total
 
     def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """(N, 4) three of equal area around the middle of every cell, in the order of the outputs."""
         points = level_points(sizes, STRIDES, offset=0.5, device=device)
-        ratio = torch.tensor(RATIOS, device=device)
+        ratio = constant(RATIOS, points)
         shapes = torch.stack([1 / ratio.sqrt(), ratio.sqrt()], dim=1)  # (A, 2) width and height
-        half = shapes * self.anchor_scale * per_point(points.new_tensor(STRIDES), sizes)[:, None, None] / 2
+        half = shapes * self.anchor_scale * per_point(constant(STRIDES, points), sizes)[:, None, None] / 2
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _inside(self, output: RPNOutput, sizes: Tensor) -> Tensor:

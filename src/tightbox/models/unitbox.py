@@ -119,7 +119,7 @@ class UnitBox(Detector):
             box.append(self._box_loss(predicted, maps.distances[:, learns].T))
             known.append((maps.matched != IGNORED).sum())
             positive.append(learns.sum())
-        num_images = output.logits.new_tensor(len(sizes))
+        num_images = output.logits.new_full((), len(sizes))
         by_mean = self.options.reduction == "mean"
         over = (torch.stack(known).sum(), torch.stack(positive).sum()) if by_mean else (num_images, num_images)
         known_pixels, positives = (mean_over_processes(count.float()).clamp(min=1) for count in over)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
-from tightbox.boxes import centerness, clip_boxes, decode_distances, iou
+from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
@@ -65,6 +65,7 @@ class VFNet(Detector):
 
     name: ClassVar[str] = "vfnet"
     Options = VFNetOptions
+    all_together: ClassVar[bool] = True
 
     def make_layers(self) -> None:
         """Feature pyramid and head."""
@@ -170,13 +171,13 @@ class VFNet(Detector):
         return inside_images(output.sizes, STRIDES, sizes)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
-        strides = per_point(torch.tensor(STRIDES).to(points, non_blocking=True), output.sizes)
+        strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds = 0.5 if self.options.ignore_crowds else None
             return atss(atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
-        ranges = torch.tensor([(-1.0, *ends), (*ends, math.inf)]).to(points, non_blocking=True).T
+        ranges = constant([(-1.0, *ends), (*ends, math.inf)], points).T
         radius = 1.5 if self.options.center_sampling else None
         return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
 

@@ -1,6 +1,7 @@
 """Operations of the papers, as pure functions."""
 
 from tightbox.ops.floored_relu import floored_relu
+from tightbox.ops.greedy_nms import greedy_nms
 from tightbox.ops.iou_guided_nms import batched_iou_guided_nms, iou_guided_nms
 from tightbox.ops.prroi_pool import PrRoIPool, prroi_pool
 from tightbox.ops.regions import Regions, regions
@@ -13,6 +14,7 @@ __all__ = [
     "StarSampling",
     "batched_iou_guided_nms",
     "floored_relu",
+    "greedy_nms",
     "iou_guided_nms",
     "prroi_pool",
     "regions",

@@ -11,7 +11,7 @@ from PIL import Image
 from tightbox.models import Detector
 from tightbox.models.prediction import Detect, Prepared, as_pixels, detect_prepared, prepare
 from tightbox.options import Preprocess
-from tightbox.structures import Detections, ImageBatch
+from tightbox.structures import Detections
 
 
 class Predictor(Protocol):
@@ -68,13 +68,10 @@ def of_checkpoint(model: Detector) -> NetworkPredictor:
     """A detector of this package, on its device."""
     model.eval()
 
-    def detect(images: ImageBatch) -> list[Detections]:
-        return [found.to("cpu") for found in model.detect(images.to(model.device))]
-
     # Whether a system predicts IoUs depends on its options too, and so is asked of its own output.
     without = model.predict(Image.new("RGB", (64, 64))).ious is None
     return NetworkPredictor(
-        detect=detect,
+        detect=model.detect_here,
         preprocess=model.preprocess,
         system=model.name,
         class_names=model.class_names,
