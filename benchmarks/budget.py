@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -23,15 +24,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from tightbox.commands.train import small as small_defaults
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
+from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
 from tightbox.files import write_json
 from tightbox.inference.detect import evaluate_model
@@ -45,7 +48,7 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
 Record = dict[str, dict[str, float]]
-Peer = Literal["fcos", "retinanet", "retinanet_norm"]
+Peer = Literal["fcos", "retinanet", "retinanet_norm", "faster_rcnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,8 @@ class Training:
     """One training: what, on what, for how long.
 
     Attributes:
-        detector: one of ours by name, or of torchvision's: its FCOS, its RetinaNet, or that with norms in the head.
+        detector: one of ours by name, or of torchvision's: its FCOS, its Faster R-CNN, its RetinaNet, or that with
+            norms in the head.
         head: makes another head for torchvision's, of its width, anchors per location and number of classes.
         data: folder of the data set.
         seed: of weights, order and random changes.
@@ -65,6 +69,7 @@ class Training:
         schedule: of the training, where it differs from that of `tightbox train`.
         augment: random changes, where they differ.
         device: where to train; minutes are those of the CPU there, too.
+        prepare: what to make of the training split first, such as fewer images or other classes.
     """
 
     detector: str
@@ -79,6 +84,7 @@ class Training:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    prepare: Callable[[DetectionData], DetectionData] | None = None
 
 
 def train(job: Training) -> dict[str, float]:
@@ -95,6 +101,8 @@ def trained(job: Training) -> tuple[Detector, dict[str, float]]:
     torch.manual_seed(job.seed)
     device = torch.device(job.device)
     data = read_data(job.data, "train")
+    if job.prepare is not None:
+        data = job.prepare(data)
     preprocess = Preprocess(long_side=job.size, short_side=job.size)
     model = _build(job, data.class_names, preprocess).to(device)
     augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
@@ -130,14 +138,43 @@ def trained(job: Training) -> tuple[Detector, dict[str, float]]:
 
 def train_missing(jobs: Mapping[str, Training], path: Path, workers: int) -> Record:
     """The figures of these trainings and of all others in the record `path`, where each is kept as it ends."""
-    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return run_missing({path: {key: partial(train, job) for key, job in jobs.items()}}, workers)[path]
+
+
+def run_missing(
+    jobs: Mapping[Path, Mapping[str, Callable[[], Any]]], workers: int, minutes: float = math.inf
+) -> dict[Path, dict[str, Any]]:
+    """What the jobs of several records give, beside all else in these, where each is kept as it ends.
+
+    Args:
+        jobs: by the file of their record and their key in it; the records take turns, each in its own order.
+        workers: processes.
+        minutes: no job begins later than this.
+    """
+    records: dict[Path, dict[str, Any]] = {
+        path: json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in jobs
+    }
+    latest = time.time() + 60 * minutes
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(train, job): key for key, job in jobs.items() if key not in record}
+        missing = [
+            [(path, key, job) for key, job in of_record.items() if key not in records[path]]
+            for path, of_record in jobs.items()
+        ]
+        turns = (job for turn in zip_longest(*missing) for job in turn if job is not None)
+        running = {pool.submit(_begun_by, latest, job): (path, key) for path, key, job in turns}
         for done in as_completed(running):
-            record[running[done]] = done.result()
-            write_json(path, record)
-            print(running[done], json.dumps(record[running[done]]), flush=True)
-    return record
+            path, key = running[done]
+            if done.exception() is not None:
+                print(key, "failed:", repr(done.exception()), flush=True)
+            elif done.result() is not None:
+                records[path][key] = done.result()
+                write_json(path, records[path])
+                print(key, json.dumps(done.result())[:200], flush=True)
+    return records
+
+
+def _begun_by(latest: float, job: Callable[[], Any]) -> Any:
+    return job() if time.time() < latest else None
 
 
 def spread(values: Sequence[float]) -> str:
@@ -192,7 +229,7 @@ def _endless(dataset: DetectionDataset, batch_size: int, spent: _Spent) -> Itera
 
 
 class TorchvisionDetector(Detector):
-    """torchvision's FCOS or RetinaNet behind our surface, so that all are trained and evaluated by the same lines."""
+    """torchvision's detectors behind our surface, so that all are trained and evaluated by the same lines."""
 
     name: ClassVar[str] = "torchvision"
 
@@ -206,34 +243,33 @@ class TorchvisionDetector(Detector):
         backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
         backbone.requires_grad_(False)  # not used
         super().__init__(backbone=backbone, class_names=class_names, options=VFNetOptions(), preprocess=preprocess)
-        pyramid = BackboneWithFPN(
-            torchvision.models.resnet18(weights=None),
-            {"layer2": "0", "layer3": "1", "layer4": "2"},
-            [128, 256, 512],
-            CHANNELS,
-            extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
-        )
         classes = len(class_names)
-        if peer == "fcos":
+        self.first_label = 0
+        if peer == "faster_rcnn":
+            self.detector: nn.Module = _faster_rcnn(classes)
+            self.first_label = 1  # 0 is its background
+        elif peer == "fcos":
             head = make_head(CHANNELS, 1, classes) if make_head else None
-            self.detector: nn.Module = FCOS(pyramid, num_classes=classes, head=head)
+            self.detector = FCOS(_pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS)), num_classes=classes, head=head)
         else:
             anchors = _default_anchorgen()
             norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
             make_head = make_head or partial(RetinaNetHead, norm_layer=norm)
             head = make_head(CHANNELS, anchors.num_anchors_per_location()[0], classes)
+            pyramid = _pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS))
             self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
         self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.to(memory_format=torch.channels_last)
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Its own losses."""
-        objects = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        objects = [{"boxes": target.boxes, "labels": target.labels + self.first_label} for target in targets]
         return cast(dict[str, Tensor], self.detector(_unpadded(images), objects))
 
     def detect(self, images: Images) -> list[Detections]:
         """Its own detections."""
-        return [Detections(row["boxes"], row["scores"], row["labels"]) for row in self.detector(_unpadded(images))]
+        found = self.detector(_unpadded(images))
+        return [Detections(row["boxes"], row["scores"], row["labels"] - self.first_label) for row in found]
 
     def candidates(self, images: Images) -> list[Candidates]:
         """It does not give any out."""
@@ -246,6 +282,29 @@ class TorchvisionDetector(Detector):
     def rank(self, candidates: Candidates) -> Tensor:
         """It does not take any in."""
         raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
+
+
+def _pyramid(first: int, extra: ExtraFPNBlock) -> BackboneWithFPN:
+    """A pyramid on the stages of a ResNet-18 from the `first` to the last, the fourth."""
+    stages = range(first, 5)
+    layers = {f"layer{stage}": str(number) for number, stage in enumerate(stages)}
+    widths = [32 * 2**stage for stage in stages]
+    return BackboneWithFPN(torchvision.models.resnet18(weights=None), layers, widths, CHANNELS, extra_blocks=extra)
+
+
+def _faster_rcnn(classes: int) -> FasterRCNN:
+    """Faster R-CNN of torchvision with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
+    own = {name.removeprefix("iou_net."): value for name, value in small_defaults().items()}
+    return FasterRCNN(
+        _pyramid(1, LastLevelMaxPool()),
+        rpn_pre_nms_top_n_train=own["train_proposals"],
+        rpn_post_nms_top_n_train=own["train_proposals"],
+        rpn_pre_nms_top_n_test=own["proposals"],
+        rpn_post_nms_top_n_test=own["proposals"],
+        box_batch_size_per_image=own["rois"],
+        box_head=TwoMLPHead(CHANNELS * 7 * 7, own["fc_channels"]),
+        box_predictor=FastRCNNPredictor(own["fc_channels"], classes + 1),
+    )
 
 
 class _NoResize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types

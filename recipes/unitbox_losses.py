@@ -11,7 +11,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +35,7 @@ from tightbox.files import atomic_path, write_json
 from tightbox.inference.detect import detect_data
 from tightbox.models import UnitBox, load
 from tightbox.options import Preprocess
-from tightbox.structures import ImageBatch
+from tightbox.structures import Detections, ImageBatch
 
 LOSSES = {"iou": "IoU loss", "l2": "ℓ2 loss"}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -132,17 +132,21 @@ def measure_run(run: Path, data: Path) -> dict[str, Any]:
 
 
 def recalls_of(checkpoint: Path, data: DetectionData) -> dict[str, float]:
+    return recalls(detect_data(load(checkpoint), data), data, FALSE_POSITIVES)
+
+
+def recalls(detections: Mapping[int, Detections], data: DetectionData, false_positives: int) -> dict[str, float]:
     """Miss rate with all detections, and recall where there are no more than so many false positives; IoU 0.5."""
-    model = load(checkpoint)
     ground_truth = GroundTruth.from_data(data)
-    predictions = Predictions.from_detections(detect_data(model, data), data)
-    outcome = match(ground_truth, predictions).at(0.5)  # by falling score
-    objects = int((~ground_truth.crowd).sum())
-    allowed = outcome.wrong.cumsum() <= FALSE_POSITIVES
+    matches = match(ground_truth, Predictions.from_detections(detections, data))
+    outcome, order = matches.at(0.5), np.argsort(-matches.scores, kind="stable")
+    hit, wrong = outcome.hit[order], outcome.wrong[order]
+    objects = max(1, int((~ground_truth.crowd).sum()))
+    allowed = wrong.cumsum() <= false_positives
     return {
-        "miss": 1 - int(outcome.hit.sum()) / objects,
-        "recall": int(outcome.hit[allowed].sum()) / objects,
-        "false_positives": int(outcome.wrong.sum()),
+        "miss": 1 - int(hit.sum()) / objects,
+        "recall": int(hit[allowed].sum()) / objects,
+        "false_positives": int(wrong.sum()),
     }
 
 
@@ -153,8 +157,8 @@ def ious_at_centres(model: UnitBox, data: DetectionData, size: int) -> list[floa
     dataset = DetectionDataset(data, Preprocess(long_side=size, short_side=size))
     for index in range(len(dataset)):
         image, targets, _ = dataset[0, index]
-        pixels, _ = model._normalise(ImageBatch.of([image]))
-        distances = model(pixels).distances[0]
+        pixels, _ = model._normalise(ImageBatch.of([image]).to(model.device))
+        distances = model(pixels).distances[0].cpu()
         middle = (targets.boxes[:, :2] + targets.boxes[:, 2:]) / 2
         x, y = middle.long().unbind(1)
         points: Tensor = torch.stack([x, y], dim=1) + 0.5

@@ -29,7 +29,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "side_crop cutout first_drop second_drop"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "score_threshold threshold ema"),
-    ("in (0, 1]", lambda x: 0 < x <= 1, "nms_iou positive_fraction"),
+    ("in (0, 1]", lambda x: 0 < x <= 1, "nms_iou positive_fraction region_scale"),
     # No card asks for more than a machine has.
     ("at most 16384", lambda x: x <= 16384, "channels"),
     ("at most 65536", lambda x: x <= 65536, "fc_channels"),
@@ -296,6 +296,7 @@ class UnitBoxOptions(_Options):
     Args:
         loss: of the boxes: -ln IoU, or the squared differences of the four distances that the paper compares it with.
         region: which pixels of an object are positive: the ellipse inscribed in its box, or the whole box.
+        region_scale: of the confident part of that, around the same centre; below 1, objects that touch are told apart.
         pooled: the branches start after the pooling of stages 4 and 5, at strides 16 and 32, or before it, at 8 and 16
             (of a ResNet or another network that shrinks at the start of its stages: stages 3 and 4). After it by
             default, as that is where the stages of VGG end; before it, small objects are told apart better.
@@ -319,6 +320,7 @@ class UnitBoxOptions(_Options):
 
     loss: Literal["iou", "l2"] = "iou"
     region: Literal["ellipse", "box"] = "ellipse"
+    region_scale: float = 1.0
     pooled: bool = True
     shared: bool = True
     confidence_weight: float = 1.0

@@ -20,16 +20,16 @@ pytestmark = pytest.mark.usefixtures("device")
 SIZE = (12, 16)
 
 
-def lies_on(x: int, y: int, box: Sequence[float], shape: str) -> bool:
-    """Whether the pixel (x, y) lies on the object, one pixel at a time."""
+def lies_on(x: int, y: int, box: Sequence[float], shape: str, scale: float = 1.0) -> bool:
+    """Whether the pixel (x, y) lies on the object, or its middle part, one pixel at a time."""
     x1, y1, x2, y2 = box
+    w, h = scale * (x2 - x1), scale * (y2 - y1)
     dx, dy = x + 0.5 - (x1 + x2) / 2, y + 0.5 - (y1 + y2) / 2
     if x == (x1 + x2) / 2 // 1 and y == (y1 + y2) / 2 // 1:
         return True
     if shape == "box":
-        return abs(dx) <= (x2 - x1) / 2 and abs(dy) <= (y2 - y1) / 2
+        return abs(dx) <= w / 2 and abs(dy) <= h / 2
     # (dx / (w/2))² + (dy / (h/2))² ≤ 1 without a division by 0.
-    w, h = x2 - x1, y2 - y1
     return w * h > 0 and (2 * dx * h) ** 2 + (2 * dy * w) ** 2 <= (w * h) ** 2
 
 
@@ -38,7 +38,7 @@ def reference(
     labels: list[int],
     ignore: Sequence[tuple[float, ...]],
     shape: str,
-    box_shape: str,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     confidence = torch.zeros(2, *SIZE)
     matched = torch.full(SIZE, BACKGROUND)
@@ -48,11 +48,11 @@ def reference(
                 matched[y, x] = IGNORED
             least = float("inf")
             for g, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-                if lies_on(x, y, box, shape):
+                if lies_on(x, y, box, shape, scale):
                     confidence[label, y, x] = 1
                     matched[y, x] = max(int(matched[y, x]), BACKGROUND)
                 size = (box[2] - box[0]) * (box[3] - box[1])
-                if lies_on(x, y, box, box_shape) and size < least:
+                if lies_on(x, y, box, shape) and size < least:
                     least, matched[y, x] = size, g
     return confidence, matched
 
@@ -65,18 +65,24 @@ boxes_inside = st.lists(
 shapes = st.sampled_from(["ellipse", "box"])
 
 
-@given(boxes_inside, st.lists(st.integers(0, 1), min_size=5, max_size=5), boxes_inside, shapes, shapes)
+@given(
+    boxes_inside,
+    st.lists(st.integers(0, 1), min_size=5, max_size=5),
+    boxes_inside,
+    shapes,
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
 def test_equals_the_reference(
     boxes: Sequence[tuple[float, ...]],
     labels: list[int],
     ignore: Sequence[tuple[float, ...]],
     shape: Any,
-    box_shape: Any,
+    scale: float,
 ) -> None:
     labels = labels[: len(boxes)]
     targets = targets_of(*boxes, labels=labels, ignore=ignore)
-    maps = pixel_regions(SIZE, targets, classes=2, shape=shape, box_shape=box_shape)
-    confidence, matched = reference(boxes, labels, ignore, shape, box_shape)
+    maps = pixel_regions(SIZE, targets, classes=2, shape=shape, scale=scale)
+    confidence, matched = reference(boxes, labels, ignore, shape, scale)
     assert torch.equal(maps.confidence, confidence)
     assert torch.equal(maps.matched, matched)
     positive = maps.matched >= 0
@@ -144,11 +150,14 @@ def test_ignored_regions_give_way_to_objects() -> None:
     expected = torch.zeros(SIZE, dtype=torch.bool)
     expected[:, 6:] = True
     assert torch.equal(maps.matched == IGNORED, expected & ~on_object)
-    # A pixel that is confident but learns no box is not ignored.
-    inner = pixel_regions(SIZE, targets_of((4, 4, 8, 8), ignore=[(0, 0, 16, 12)]), shape="box", box_shape="ellipse")
-    assert inner.matched[4, 4] == BACKGROUND
-    assert inner.confidence[0, 4, 4] == 1
-    assert inner.matched[0, 0] == IGNORED
+
+
+def test_the_confident_region_may_be_the_middle_of_what_learns_the_box() -> None:
+    # Two boxes that touch: whole, their regions are one; halved, they are 2 wide around x = 4 and 8, with a gap.
+    maps = pixel_regions((6, 12), targets_of((2, 1, 6, 5), (6, 1, 10, 5)), shape="box", scale=0.5)
+    assert maps.confidence[0, 2].int().tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0]
+    assert maps.confidence.sum() == 8
+    assert maps.matched[1].tolist() == [-1, -1, 0, 0, 0, 0, 1, 1, 1, 1, -1, -1]
 
 
 def test_no_objects_and_objects_off_the_map() -> None:

@@ -42,7 +42,7 @@ def pixel_regions(
     targets: Targets,
     classes: int = 1,
     shape: Shape = "ellipse",
-    box_shape: Shape | None = None,
+    scale: float = 1.0,
 ) -> PixelTargets:
     """The confidence maps and the box map of one image.
 
@@ -58,8 +58,8 @@ def pixel_regions(
         size: (height, width) of the maps, which are as large as the input.
         targets: the objects, in pixels of the input.
         classes: number of confidence maps.
-        shape: of the confident region: the ellipse inscribed in the box, as the paper's figure has it, or all of it.
-        box_shape: of the region that learns the box; by default as `shape`.
+        shape: of an object: the ellipse inscribed in the box, as the paper's figure has it, or all of it.
+        scale: of the confident region, in sizes of that shape around the same centre; all of the shape learns the box.
 
     >>> targets = Targets.of(torch.tensor([[0.0, 0.0, 3.0, 2.0]]), torch.tensor([0]))
     >>> maps = pixel_regions((2, 4), targets, shape="box")
@@ -76,10 +76,10 @@ def pixel_regions(
     corners, areas, labels = boxes.tolist(), area(boxes).tolist(), targets.labels.tolist()
     # What is painted last stays.
     for index in sorted(range(len(boxes)), key=lambda i: (areas[i], i), reverse=True):
-        window, inside = _pixels(corners[index], shape, size, boxes.device)
+        window, inside = _pixels(corners[index], shape, size, boxes.device, scale)
         confidence[labels[index]][window][inside] = 1
         matched[window][inside & (matched[window] == IGNORED)] = BACKGROUND
-        window, inside = _pixels(corners[index], box_shape or shape, size, boxes.device)
+        window, inside = _pixels(corners[index], shape, size, boxes.device)
         matched[window][inside] = index
     y, x = (matched >= 0).nonzero().unbind(1)
     points = torch.stack([x, y], dim=1) + 0.5
@@ -88,17 +88,18 @@ def pixel_regions(
 
 
 def _pixels(
-    box: Sequence[float], shape: Shape, size: tuple[int, int], device: torch.device
+    box: Sequence[float], shape: Shape, size: tuple[int, int], device: torch.device, scale: float = 1.0
 ) -> tuple[tuple[slice, slice], Tensor]:
     """A window of the map around a box, and (h, w) bool which of its pixels are in the shape."""
     axes, window, middle = [], [], []
     for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
-        centre = (low + high) / 2
+        centre, half = (low + high) / 2, (high - low) / 2 * scale
+        low, high = centre - half, centre + half
         start, stop = min(max(floor(low), 0), side), min(max(floor(high) + 1, 0), side)
         window.append(slice(start, stop))
         middle.append(slice(max(floor(centre) - start, 0), max(floor(centre) - start + 1, 0)))
         pixels = torch.arange(start, stop, device=device) + 0.5
-        radius = max((high - low) / 2, torch.finfo(torch.float32).tiny)
+        radius = max(half, torch.finfo(torch.float32).tiny)
         axes.append(((pixels - centre) / radius) ** 2)
     y, x = axes[0][:, None], axes[1]
     inside = y + x <= 1 if shape == "ellipse" else torch.maximum(y, x) <= 1

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions
+from tightbox.assigners import BACKGROUND, IGNORED, PixelTargets, pixel_regions
 from tightbox.boxes import clip_boxes, decode_distances
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
@@ -109,7 +109,7 @@ class UnitBox(Detector):
         output = self(pixels)
         confidence, box, known, positive = [], [], [], []
         for i, ((height, width), target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
-            maps = pixel_regions((height, width), target, len(self.class_names), self.options.region)
+            maps = self._maps((height, width), target)
             entropy = F.binary_cross_entropy_with_logits(
                 output.logits[i, :, :height, :width], maps.confidence, reduction="none"
             )
@@ -165,7 +165,7 @@ class UnitBox(Detector):
         for i, (size, target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
             x, y = grid.points[i].long().unbind(1)
             matched = torch.full_like(x, BACKGROUND)
-            matched_map = pixel_regions(tuple(size), target, len(self.class_names), self.options.region).matched
+            matched_map = self._maps(tuple(size), target).matched
             matched[inside[i]] = matched_map[y[inside[i]], x[inside[i]]]
             keep = matched >= 0
             keep[best[i]] = True
@@ -176,6 +176,9 @@ class UnitBox(Detector):
     def rank(self, candidates: Candidates) -> Tensor:
         """The confidence."""
         return by_class_score(candidates)
+
+    def _maps(self, size: tuple[int, int], target: Targets) -> PixelTargets:
+        return pixel_regions(size, target, len(self.class_names), self.options.region, self.options.region_scale)
 
     def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""

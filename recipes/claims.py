@@ -1,0 +1,338 @@
+"""Writes docs/claims.md, what the four papers say and what was measured here, from the records of the studies.
+
+    python recipes/claims.py
+
+Every figure of ours comes from a record in `recipes/`, and every verdict from the one rule of `evidence.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import claims_measured as measured
+from claims_measured import (
+    BRANCH,
+    CHOSEN,
+    CLASS_SCORE,
+    DETACHED,
+    GREEDY,
+    GREEDY_REFINED,
+    GUIDED,
+    HALF,
+    REFINED,
+    RETINANET,
+)
+from evidence import FEWEST, SHOWS, Evidence, verdict
+from photographs_iou_net import FPN, HEAD, MORE_BOXES
+from photographs_unitbox import IOU_LOSS, ORACLES, PUBLISHED
+from training import HERE
+
+from tightbox.files import atomic_path
+
+PAGE = HERE.parent / "docs" / "claims.md"
+LONG = ", twice as long"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper.
+
+    Attributes:
+        paper: whose.
+        claim: in words.
+        published: the paper's figures.
+        figure: which figure of ours is compared.
+        evidence: gives what was measured.
+        cause: why it is not shown everywhere, as far as that was looked into; or why it cannot be tested here.
+    """
+
+    paper: str
+    claim: str
+    published: str
+    figure: str
+    evidence: Callable[[], Iterable[Evidence]]
+    cause: str
+
+    def verdict(self) -> str:
+        """Over all data sets."""
+        return "cannot be tested here" if self.evidence is measured.nothing else verdict(list(self.evidence()))
+
+
+CLAIMS = (
+    Claim(
+        "UnitBox",
+        "With the IoU loss it learns in fewer iterations, misses less and finds more than with ℓ2 (figure 4)",
+        "miss rate 0.08–0.10 against 0.18–0.25; recall 0.93 against 0.845 (read off)",
+        "miss rate, and recall with one false positive an image, in per cent: ℓ2 → IoU loss",
+        measured.unitbox_curves,
+        "",
+    ),
+    Claim(
+        "UnitBox",
+        "With the IoU loss the box at one pixel stays tight over six sizes of the image, with ℓ2 not (figure 5)",
+        "no figures, pictures of one image",
+        "mean IoU over the objects and the six sizes, in per cent: ℓ2 → IoU loss",
+        measured.unitbox_sizes,
+        "",
+    ),
+    Claim(
+        "UnitBox",
+        "It is the best on FDDB (figure 6)",
+        "true positive rate 0.951 at 880 false positives",
+        "",
+        measured.nothing,
+        "WIDER FACE and FDDB were not at hand; `tightbox fddb` draws the curves where they are.",
+    ),
+    Claim(
+        "IoU-aware RetinaNet",
+        "The IoU branch raises AP",
+        "COCO +1.7 to +1.9, VOC +2.9 to +4.4",
+        "AP: RetinaNet → with the branch",
+        lambda: measured.iou_aware_pair((RETINANET, CLASS_SCORE), (BRANCH, CHOSEN)),
+        "",
+    ),
+    Claim(
+        "IoU-aware RetinaNet",
+        "It raises AP more at a high IoU",
+        "AP75 +2.2 to +2.5; VOC AP80 and AP90 +4.6 to +10.2",
+        "AP75: RetinaNet → with the branch",
+        lambda: measured.iou_aware_pair((RETINANET, CLASS_SCORE), (BRANCH, CHOSEN), "ap75"),
+        "",
+    ),
+    Claim(
+        "IoU-aware RetinaNet",
+        "The gradient through the IoU target helps (table 4)",
+        "AP rises (the table could not be read)",
+        "AP at α = 0.5: detached → with gradient",
+        lambda: measured.iou_aware_pair((DETACHED, HALF), (BRANCH, HALF)),
+        "",
+    ),
+    Claim(
+        "IoU-aware RetinaNet",
+        "Ranking by p^α·u^(1−α) is better than by the class score (table 3)",
+        "AP rises (the table could not be read)",
+        "AP of the same detector: class score → chosen α, of scenes α = 0.5",
+        lambda: measured.iou_aware_pair((BRANCH, CLASS_SCORE), (BRANCH, CHOSEN)),
+        "",
+    ),
+    Claim(
+        "IoU-aware RetinaNet",
+        "With the true IoU in place of the predicted one AP would be far higher (table 6)",
+        "AP rises much (the table could not be read)",
+        "AP at α = 0.5: predicted → true IoU",
+        measured.iou_aware_bound,
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "The predicted IoU tells the true IoU, the class score does not (figure 2)",
+        "Pearson 0.617 against 0.217",
+        "Pearson: class score → predicted IoU",
+        measured.iou_net_correlation,
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "Training with the IoU head raises AP by itself (table 3)",
+        "36.4 → 37.0",
+        "AP: FPN → with the head, greedy",
+        lambda: measured.iou_net_steps(FPN, GREEDY),
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "IoU-guided suppression is better than greedy (table 3)",
+        "37.0 → 37.6",
+        "AP: greedy → IoU-guided",
+        lambda: measured.iou_net_steps(GREEDY, GUIDED),
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "Refinement by the gradient of the predicted IoU raises AP (table 3)",
+        "37.6 → 38.1",
+        "AP: IoU-guided → with refinement",
+        lambda: measured.iou_net_steps(GUIDED, REFINED),
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "More steps of refinement do no harm, more steps of regression do (figure 4)",
+        "after ten: 38.3 against 36.2 (read off)",
+        "AP after ten steps: regression → refinement",
+        measured.iou_net_many_steps,
+        "",
+    ),
+    Claim(
+        "IoU-Net",
+        "A head trained alone improves other detectors (tables 1 and 2)",
+        "FPN 36.4 → 37.3 → 38.0, Cascade R-CNN 40.6 → 41.4, Mask R-CNN 37.5 → 39.2",
+        "AP: its own results → IoU-guided suppression and refinement",
+        measured.standalone,
+        "",
+    ),
+    Claim(
+        "VarifocalNet",
+        "The true IoU as class score brings more than true boxes (table 1)",
+        "FCOS + ATSS 38.5; true boxes 56.1, true IoU as class score 74.7",
+        "AP of FCOS + ATSS: true boxes → true IoU as class score",
+        measured.vfnet_oracle,
+        "",
+    ),
+    Claim(
+        "VarifocalNet",
+        "Varifocal loss, star and refinement each raise AP (table 3)",
+        "39.0 → 40.1 → 40.7 → 41.6; FCOS + ATSS 39.2",
+        "AP",
+        measured.vfnet_parts,
+        "",
+    ),
+    Claim(
+        "VarifocalNet",
+        "γ 2 and α 0.75 are best, and weighing positives by their IoU helps (table 2)",
+        "41.6; without the weights 41.2",
+        "AP",
+        measured.vfnet_loss,
+        "",
+    ),
+    Claim(
+        "VarifocalNet",
+        "The loss helps other heads, too (table 5)",
+        "RetinaNet +0.9, FoveaBox +0.9, RepPoints +1.4, ATSS +0.9",
+        "AP",
+        measured.vfnet_heads,
+        "",
+    ),
+)
+
+
+# What the papers do not say: title, what the comparison tells, figure, evidence.
+BESIDE: tuple[tuple[str, str, str, Callable[[], Iterable[Evidence]]], ...] = (
+    (
+        "UnitBox: what touching objects cost",
+        "One box is read from each connected region, so objects that touch are one. With the true confidence map:",
+        "AP50, all of an object confident: regions → a box at each object's centre",
+        lambda: measured.unitbox_readings(PUBLISHED, ORACLES[0], ORACLES[2]),
+    ),
+    (
+        "UnitBox: regions of half the size",
+        "The remedy in training, `region_scale: 0.5`: the middle of an object is confident, all of it learns the box.",
+        "AP50: published region → half of it",
+        lambda: measured.unitbox_variants(PUBLISHED, IOU_LOSS, ("regions", "ap50")),
+    ),
+    (
+        "UnitBox: the dense reading",
+        "The remedy in use: the box of every fourth pixel, suppressed greedily.",
+        "AP50, all of an object confident: regions → dense",
+        lambda: measured.unitbox_readings(PUBLISHED, "regions", "dense"),
+    ),
+    (
+        "UnitBox: both",
+        "",
+        "AP50, half regions: regions → dense",
+        lambda: measured.unitbox_readings(IOU_LOSS, "regions", "dense"),
+    ),
+    (
+        "RetinaNet: does it still rise?",
+        "",
+        "AP: half as many images → as many as above",
+        measured.iou_aware_longer,
+    ),
+    (
+        "IoU-Net: all of it against FPN",
+        "As published, and with greedy suppression in the place of IoU-guided.",
+        "AP: FPN → IoU-Net",
+        lambda: (*measured.iou_net_steps(FPN, REFINED), *measured.iou_net_steps(FPN, GREEDY_REFINED)),
+    ),
+    (
+        "IoU-Net: too few jittered boxes, or too short a training?",
+        "",
+        "AP: FPN → IoU-Net with refinement",
+        lambda: measured.iou_net_gains(
+            [
+                ("128 jittered boxes", FPN, HEAD),
+                ("512 jittered boxes", FPN, MORE_BOXES),
+                ("both twice as long", FPN + LONG, HEAD + LONG),
+            ]
+        ),
+    ),
+    (
+        "IoU-Net: too few images?",
+        "Parts of the training images, equally many images seen.",
+        "AP: FPN → IoU-Net with refinement",
+        lambda: measured.iou_net_gains(
+            [
+                (f"{part} %", f"{FPN}, {part} % of the images", f"{HEAD}, {part} % of the images")
+                for part in (10, 30, 100)
+            ]
+        ),
+    ),
+    (
+        "IoU-Net: has the head learned its training images by heart?",
+        "It has, where the correlation with the true IoU is lower on other images.",
+        "Pearson: training images → validation images",
+        measured.iou_net_overfitting,
+    ),
+    (
+        "IoU-Net: why is IoU-guided suppression not better than greedy?",
+        "The same candidates: as they are; without those of low class score, or of a wrong class; with the true IoU.",
+        "AP: greedy → IoU-guided",
+        measured.iou_net_suppression,
+    ),
+)
+
+
+def main() -> None:
+    with atomic_path(PAGE) as temporary:
+        temporary.write_text("\n".join(page()) + "\n", encoding="utf-8")
+
+
+def page() -> Iterator[str]:
+    """The page."""
+    yield from ("# What the papers say, what we measured", "")
+    yield "Written by `python recipes/claims.py` from the records of the studies; typed by hand are the papers' figures"
+    yield "and the causes. The papers trained ResNet-50 from ImageNet's weights on COCO, or VGG-16 on WIDER FACE. Ours"
+    yield "are ResNet-18 from random weights on synthetic scenes and on three sets of photographs: BCCD (blood cells),"
+    yield "Vehicles and Aquarium. Compare directions, not figures."
+    yield ""
+    yield "The rule: a claim *shows* in a comparison if the mean of the differences, seed by seed, is in the paper's"
+    yield "direction and larger than twice its standard error; it is *the opposite* if that is so in the other"
+    yield f"direction; otherwise the difference lies *within the spread*. Fewer than {FEWEST} seeds are too few."
+    yield from ("", "| | claim | paper | here |", "|---|---|---|---|")
+    for number, claim in enumerate(CLAIMS, 1):
+        yield f"| {number} | {claim.paper}: {claim.claim} | {claim.published} | {_bold(claim.verdict())} |"
+    everything: list[Evidence] = []
+    for paper, of_paper in groupby(enumerate(CLAIMS, 1), key=lambda entry: entry[1].paper):
+        yield from ("", f"## {paper}")
+        for number, claim in of_paper:
+            found = list(claim.evidence())
+            everything += found
+            yield from ("", f"**{number}. {claim.claim}.** Paper: {claim.published}. Here: {_bold(claim.verdict())}.")
+            yield from _table(claim.figure, found)
+            if claim.cause and claim.verdict() != SHOWS:
+                yield from ("", f"Cause: {claim.cause}")
+    yield from ("", "## Beside the claims", "", "By the same rule.")
+    for title, text, figure, evidence in BESIDE:
+        if found := list(evidence()):
+            everything += found
+            yield from ("", f"**{title}** {text}".rstrip(), *_table(figure, found))
+    yield from ("", "## Commands", "")
+    pages = sorted({(e.page, e.command) for e in everything})
+    for name, of_page in groupby(pages, key=lambda pair: pair[0]):
+        yield f"* [{name}](../recipes/{name}.md): {', '.join(f'`{command}`' for _, command in of_page)}"
+
+
+def _table(figure: str, found: list[Evidence]) -> Iterator[str]:
+    if found:
+        yield from ("", f"| {figure} | ours | difference | seeds | verdict |", "|---|---|---|---|---|")
+        yield from (evidence.line() for evidence in found)
+
+
+def _bold(text: str) -> str:
+    return f"**{text}**"
+
+
+if __name__ == "__main__":
+    main()
