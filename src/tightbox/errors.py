@@ -1,7 +1,5 @@
 """The one exception for mistakes a user can fix."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
     """Something in the input is wrong: one sentence that says what, where, and what to do.

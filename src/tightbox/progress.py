@@ -1,7 +1,5 @@
 """A progress bar for work whose length is known; where there is no terminal to draw in, a plain line now and then."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Say what is wrong in a data set: every finding with its severity, image and fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace

@@ -1,7 +1,5 @@
 """Predicted IoUs for the boxes of any tool's COCO result file: rank, suppress and refine them by these."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace

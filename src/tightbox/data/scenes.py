@@ -4,8 +4,6 @@ A pixel belongs to a shape that covers at least half of it. A box is tight aroun
 visible when everything is painted: x2 and y2 are one past the last of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

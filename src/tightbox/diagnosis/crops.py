@@ -1,7 +1,5 @@
 """The images of the gallery: found on the disk, cut out around the boxes, and small enough to be embedded."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping

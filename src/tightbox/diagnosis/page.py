@@ -1,7 +1,5 @@
 """A diagnosis as one HTML file that needs nothing but a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial

@@ -1,7 +1,5 @@
 """COCO average precision: overall, at single IoU thresholds, by object size and by class."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

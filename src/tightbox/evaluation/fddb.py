@@ -4,8 +4,6 @@ FDDB: A Benchmark for Face Detection in Unconstrained Settings, technical report
 https://people.cs.umass.edu/~elm/papers/fddb.pdf, section 5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The ladder: what AP would be if one output at a time were the truth, and how well the numbers tell the true IoU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Which detection found which ground-truth box, by COCO's rules, for all images and IoU thresholds at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """How reliable a score or a predicted IoU is: what it predicts against what is actually there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

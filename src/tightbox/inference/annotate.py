@@ -1,7 +1,5 @@
 """Images and videos in; annotated copies, crops and results out."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import deque

@@ -1,7 +1,5 @@
 """A data set's images in batches, as every run of a network over one needs them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What only a detector's candidates can tell: which boxes were there, and what suppression made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Candidates of a whole data set, kept on disk, so that ranking and suppression can be studied without the network."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Any tool's detections of a data set, judged and improved by an IoU head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

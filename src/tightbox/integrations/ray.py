@@ -1,7 +1,5 @@
 """Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A file that `tightbox export --format onnx` wrote, run by ONNX Runtime; images are resized as for its checkpoint."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

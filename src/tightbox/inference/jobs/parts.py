@@ -1,7 +1,5 @@
 """Part files: one row for each image, with all of its boxes, in Parquet or as JSON lines."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable, Sequence
