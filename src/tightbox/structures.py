@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightbox.boxes import clip_boxes
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 
 if TYPE_CHECKING:
     import supervision
@@ -222,16 +222,12 @@ class Detections(_Tensors):
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """The same as `supervision.Detections`, the predicted IoUs in `data["iou"]` (needs the extra `viz`)."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise missing_extra("supervision", "viz") from error
         labels = self.labels.cpu().numpy()
         data: dict[str, Any] = {} if self.ious is None else {"iou": self.ious.detach().cpu().numpy()}
         data |= {name: boxes.detach().cpu().numpy() for name, boxes in self._kinds_of_boxes().items()}
         if class_names is not None:
             data["class_name"] = [class_names[i] for i in labels]
-        return supervision.Detections(
+        return import_extra("supervision", "viz").Detections(
             xyxy=data.pop("boxes").reshape(-1, 4),
             confidence=self.scores.detach().cpu().numpy(),
             class_id=labels,

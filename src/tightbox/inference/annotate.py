@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from tightbox.draw import draw_detections
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.files import atomic_path
 from tightbox.images import UnreadableImage, write_image
 from tightbox.inference.files import Selection, detect_files
@@ -75,10 +75,7 @@ class Annotator:
             UnreadableImage: if it is cut off or no video.
             UserError: if PyAV, which reads and writes videos, is not installed.
         """
-        try:
-            import av
-        except ImportError as error:
-            raise missing_extra("PyAV, which reads videos,", "video") from error
+        av = import_extra("av", "video", "PyAV, which reads videos,")
         before = len(self.results)
         try:
             with av.open(str(path)) as video:
