@@ -58,7 +58,7 @@ class _Tensors:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageBatch:
+class ImageBatch(_Tensors):
     """Images of different sizes as one tensor.
 
     Attributes:
@@ -88,14 +88,6 @@ class ImageBatch:
         for slot, image in zip(pixels, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = image if image.is_floating_point() else image / 255
         return cls(pixels, sizes)
-
-    def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device; from pinned memory, a GPU fetches it while the CPU goes on."""
-        return ImageBatch(moved(self.pixels, device), self.sizes)
-
-    def pin_memory(self) -> ImageBatch:
-        """The same batch in pinned memory; a DataLoader that pins calls it."""
-        return ImageBatch(self.pixels.pin_memory(), self.sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)

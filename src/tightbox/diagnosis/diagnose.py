@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from tightbox.evaluation.reliability import (
     reliability,
 )
 from tightbox.evaluation.tide import ClassErrors, tide
+from tightbox.progress import Progress, silent
 
 if TYPE_CHECKING:
     from tightbox.inference.before_suppression import BeforeSuppression
@@ -43,7 +44,7 @@ def diagnose_results(
     title: str,
     before: BeforeSuppression | None = None,
     notes: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Every figure of the page.
 
@@ -59,8 +60,7 @@ def diagnose_results(
     done = count(1)
 
     def step() -> None:
-        if progress is not None:
-            progress(next(done), steps)
+        progress(next(done), steps)
 
     matches = match(ground_truth, predictions, (LAECE_TAU, *IOUS))
     step()

@@ -17,6 +17,7 @@ from tightbox.images import UnreadableImage, write_image
 from tightbox.inference.files import Selection, detect_files
 from tightbox.inference.formats import ImageResult
 from tightbox.models import Detector
+from tightbox.progress import Progress
 from tightbox.structures import Detections
 
 
@@ -63,7 +64,7 @@ class Annotator:
                     self._write_crops(result.image, kept)
             yield result.error
 
-    def video(self, path: Path, name: Path, progress: Callable[[int, int], None]) -> None:
+    def video(self, path: Path, name: Path, progress: Progress) -> None:
         """Detect in a video, and write its annotated copy as H.264 in MP4, without sound.
 
         Args:

@@ -1,15 +1,14 @@
 """A data set's images in batches, as every run of a network over one needs them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypedDict, Unpack
 
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.records import DetectionData
 from tightbox.models import Detector
 from tightbox.models.evaluation_mode import evaluation_mode
+from tightbox.progress import Progress, silent
 from tightbox.structures import Detections, ImageBatch, Targets
-
-Progress = Callable[[int, int], None]
 
 
 class Loading(NamedTuple):
@@ -38,7 +37,7 @@ class How(TypedDict, total=False):
     """
 
     loading: Loading
-    progress: Progress | None
+    progress: Progress
 
 
 class Batch(NamedTuple):
@@ -68,7 +67,7 @@ def batches(
     Raises:
         UserError: if an image cannot be read.
     """
-    loading, progress = how.get("loading", LOADING), how.get("progress")
+    loading, progress = how.get("loading", LOADING), how.get("progress", silent)
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=loading.skip_unreadable)
     chosen = range(len(dataset)) if indices is None else indices
     device, done = model.device, 0
@@ -76,5 +75,4 @@ def batches(
         for images, targets, numbers in evaluation_loader(dataset, chosen, loading.batch_size, loading.workers):
             yield Batch(images.to(device), [target.to(device) for target in targets], numbers)
             done += len(numbers)
-            if progress is not None:
-                progress(done, len(chosen))
+            progress(done, len(chosen))
