@@ -22,14 +22,8 @@ if TYPE_CHECKING:
     from tightbox.structures import Targets as Targets
 
 # Loaded on first use, because torch takes seconds to import and `tightbox --help` must not.
-_HOMES = {
-    "create_model": "tightbox.models",
-    "load": "tightbox.models",
-    "Candidates": "tightbox.structures",
-    "Detections": "tightbox.structures",
-    "ImageBatch": "tightbox.structures",
-    "Targets": "tightbox.structures",
-}
+_HOMES = dict.fromkeys(("create_model", "load"), "tightbox.models")
+_HOMES |= dict.fromkeys(("Candidates", "Detections", "ImageBatch", "Targets"), "tightbox.structures")
 __all__ = ["Candidates", "Detections", "ImageBatch", "Targets", "create_model", "load"]
 
 

@@ -1,7 +1,5 @@
 """Work on a sequence that goes on in threads while the results before are being used."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Geometry of `xyxy` boxes: area, IoU, distance and delta coding, clipping, in float32 at least."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

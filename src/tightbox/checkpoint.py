@@ -1,7 +1,5 @@
 """Checkpoints: a folder with `weights.safetensors` and `card.json`; nothing is ever unpickled."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: `tightbox train`, `eval`, `predict`, `diagnose`, and whatever else is in `COMMANDS`."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Sequence

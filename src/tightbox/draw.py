@@ -1,7 +1,5 @@
 """Drawings of boxes that a person can read: on one image, and ground truth beside prediction for many."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

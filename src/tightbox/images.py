@@ -1,7 +1,5 @@
 """Opening any image a person may have as upright 8-bit RGB."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

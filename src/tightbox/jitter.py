@@ -1,7 +1,5 @@
 """Boxes around true ones whose IoU is known, to learn the prediction of IoU from."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

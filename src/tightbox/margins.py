@@ -3,8 +3,6 @@
 An outer box reaches at least as far as its object on all four sides, an inner box at most as far.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args

@@ -1,7 +1,5 @@
 """A score threshold that misses few objects, with a stated confidence: a value that the card keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self, get_type_hints

@@ -3,8 +3,6 @@
 Nothing here imports torch, so that `tightbox --help` answers at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf

@@ -1,19 +1,22 @@
 """A progress bar for work whose length is known; where there is no terminal to draw in, a plain line now and then."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
+Progress = Callable[[int, int], None]  # called with how many are done, and their total
 SECONDS = 9.0  # between two plain lines
 SHORT = 0.9  # seconds that something must take to be worth one
 
 
+def silent(done: int, total: int) -> None:
+    """The progress that nobody is told."""
+
+
 @contextmanager
-def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *, shown: bool = True) -> Iterator[Progress]:
     """A function to call with (done, total); draws a bar with the time left, from the first call on."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,7 +1,5 @@
 """Ways to rank candidates: each turns them into scores (K, C), best highest, for `suppress`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Refinement of boxes by gradient ascent on their predicted IoU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightbox.boxes import clip_boxes
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 
 if TYPE_CHECKING:
     import supervision
@@ -59,7 +59,7 @@ class _Tensors:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageBatch:
+class ImageBatch(_Tensors):
     """Images of different sizes as one tensor.
 
     Attributes:
@@ -89,14 +89,6 @@ class ImageBatch:
         for slot, image in zip(pixels, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = image if image.is_floating_point() else image / 255
         return cls(pixels, sizes)
-
-    def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device; from pinned memory, a GPU fetches it while the CPU goes on."""
-        return ImageBatch(moved(self.pixels, device), self.sizes)
-
-    def pin_memory(self) -> ImageBatch:
-        """The same batch in pinned memory; a DataLoader that pins calls it."""
-        return ImageBatch(self.pixels.pin_memory(), self.sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -228,16 +220,12 @@ class Detections(_Tensors):
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """The same as `supervision.Detections`, the predicted IoUs in `data["iou"]` (needs the extra `viz`)."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise missing_extra("supervision", "viz") from error
         labels = self.labels.cpu().numpy()
         data: dict[str, Any] = {} if self.ious is None else {"iou": self.ious.detach().cpu().numpy()}
         data |= {name: boxes.detach().cpu().numpy() for name, boxes in self._kinds_of_boxes().items()}
         if class_names is not None:
             data["class_name"] = [class_names[i] for i in labels]
-        return supervision.Detections(
+        return import_extra("supervision", "viz").Detections(
             xyxy=data.pop("boxes").reshape(-1, 4),
             confidence=self.scores.detach().cpu().numpy(),
             class_id=labels,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.helpers.data import plain_image
 
-NOT_NEEDED = ("accelerate", "av", "faster_coco_eval", "matplotlib", "scipy", "supervision", "tensorboard")
+NOT_NEEDED = ("accelerate", "av", "matplotlib", "scipy", "supervision", "tensorboard")
 
 
 def test_prediction_imports_only_what_it_needs(checkpoint: Path, tmp_path: Path) -> None:

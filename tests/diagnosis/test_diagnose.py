@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from tests.helpers.results import example, many
-from tightbox.calibration import IOUS
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.diagnosis.evidence import Evidence, gather_evidence
 from tightbox.diagnosis.gallery import pick_cards
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.sentences import sentences
 from tightbox.errors import UserError
-from tightbox.evaluation.average_precision import AveragePrecision, average_precisions
+from tightbox.evaluation.average_precision import AveragePrecision
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.matching import match
@@ -225,42 +224,6 @@ def _iou(a: list[float], b: list[float]) -> float:
     sides = [min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
     shared = max(sides[0], 0) * max(sides[1], 0)
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_average_precision_is_the_evaluators(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    images = [{"id": i} for i in range(6)]
-    categories = [{"id": i, "name": str(i)} for i in range(1, 4)]
-
-    def boxes(count: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": i + 1,
-                "image_id": int(rng.integers(6)),
-                "category_id": int(rng.integers(1, 4)),
-                "bbox": [*rng.uniform(0, 150, 2).round(1).tolist(), *rng.uniform(10, 150, 2).round(1).tolist()],
-                "score": float(rng.random()),
-                "iscrowd": int(rng.random() < 0.1),
-            }
-            for i in range(count)
-        ]
-
-    ground_truth: dict[str, Any] = {"images": images, "categories": categories, "annotations": boxes(60)}
-    results = [
-        row | {"bbox": [v + rng.normal() for v in row["bbox"]]} for row in ground_truth["annotations"] for _ in range(2)
-    ]
-    results = [row | {"score": float(rng.random())} for row in results] + boxes(60)
-    columns = from_coco(ground_truth, results)
-    ours = average_precisions(match(*columns, IOUS))
-    theirs = AveragePrecision.of_coco(evaluate(*columns))
-    assert ours.ap == pytest.approx(theirs.ap, abs=1e-9)
-    assert ours.by_iou == pytest.approx(theirs.by_iou, abs=1e-9)
-    assert ours.by_class == pytest.approx(theirs.by_class, abs=1e-9)
-    # By size they may differ a little: see the docstring.
-    assert {k: v for k, v in ours.by_size.items() if v is not None} == pytest.approx(
-        {k: v for k, v in theirs.by_size.items() if v is not None}, abs=0.02
-    )
 
 
 def test_json_is_plain(diagnosis: Diagnosis) -> None:

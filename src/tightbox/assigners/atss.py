@@ -3,8 +3,6 @@
 Bridging the Gap Between Anchor-based and Anchor-free Detection, https://arxiv.org/abs/1912.02424, algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 FCOS, https://arxiv.org/abs/1904.01355, sections 3.1 and 3.2; centre sampling is from https://arxiv.org/abs/2006.09214.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

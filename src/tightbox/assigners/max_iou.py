@@ -3,8 +3,6 @@
 Faster R-CNN (https://arxiv.org/abs/1506.01497) with RetinaNet's thresholds (https://arxiv.org/abs/1708.02002).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

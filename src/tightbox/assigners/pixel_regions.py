@@ -3,8 +3,6 @@
 UnitBox, https://arxiv.org/abs/1608.01471, section 3 and figure 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor

@@ -1,7 +1,5 @@
 """The points of a feature pyramid, level after level, row by row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Say what is wrong in a data set: every finding with its severity, image and fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -28,7 +26,7 @@ def run(args: Namespace) -> int:
     from tightbox.progress import progress_bar
 
     with progress_bar("reading images") as progress:
-        report = examine(folder, lambda _, done, total: progress(done, total))
+        report = examine(folder, progress)
     print_report(report.findings, report.splits)
     if args.json is not None:
         write_json(Path(args.json), [asdict(finding) for finding in report.findings])

@@ -1,7 +1,5 @@
 """FDDB's discrete and continuous ROC curves of a face detector, as numbers and as a plot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace

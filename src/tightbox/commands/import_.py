@@ -1,7 +1,5 @@
 """Turn a published VFNet file of mmdetection into a tightbox checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

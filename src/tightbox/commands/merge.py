@@ -1,7 +1,5 @@
 """Put the parts of a `tightbox predict` job together, and prove that no image is missing or there twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace

@@ -1,11 +1,9 @@
 """Predicted IoUs for the boxes of any tool's COCO result file: rank, suppress and refine them by these."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 
 from tightbox.commands import on_data, rules
 from tightbox.errors import UserError
@@ -24,11 +22,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dt", required=True, help="COCO result file; before its tool's suppression, for --suppress")
     parser.add_argument("--out", required=True, help="result file to write; its rows also have a predicted `iou`")
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
-    parser.add_argument("--alpha", type=ClosedUnitInterval, help="weight of p in --rank power; 0.5")
     parser.add_argument("--suppress", choices=["none", "greedy", "iou_guided"], default="none", help="how, if at all")
-    parser.add_argument("--nms_iou", type=ClosedUnitInterval, help="overlap of suppression; 0.5")
-    parser.add_argument("--score_threshold", type=ClosedUnitInterval, help="lowest score that --suppress sees; 0.05")
-    parser.add_argument("--max_detections", type=PositiveInt, help="most boxes per image after --suppress; 100")
+    rules.add_numbers(parser, *map(str, THRESHOLDS.values()))
     parser.add_argument(
         "--refine_steps",
         type=NonNegativeInt,

@@ -26,13 +26,18 @@ THRESHOLDS = {"nms_iou": "iou_threshold", "score_threshold": "score_threshold", 
 def add_arguments(parser: ArgumentParser) -> None:
     """How to rank, how to suppress, and the thresholds."""
     parser.add_argument("--rank", choices=RANKS, default="own", help="the detector's own, p, p^alpha u^(1-alpha), or u")
-    parser.add_argument("--alpha", type=ClosedUnitInterval, help="weight of p in --rank power; 0.5 if absent")
     parser.add_argument("--suppress", choices=RULES, default="own", help="how the ranked boxes are suppressed")
-    parser.add_argument("--nms_iou", type=ClosedUnitInterval, help="overlap; the detector's own if absent")
     parser.add_argument("--sigma", type=PositiveFloat, help="width of --suppress soft_gaussian; 0.5")
-    parser.add_argument("--score_threshold", type=ClosedUnitInterval, help="lowest score that is reported")
-    parser.add_argument("--max_detections", type=PositiveInt, help="most boxes reported per image")
     parser.add_argument("--class_agnostic", action="store_true", help="boxes suppress those of other classes too")
+    add_numbers(parser, "the detector's own", "the detector's own", "the detector's own")
+
+
+def add_numbers(parser: ArgumentParser, overlap: str, score: str, most: str) -> None:
+    """The numbers of ranking and suppression, and in words what the last three are if absent."""
+    parser.add_argument("--alpha", type=ClosedUnitInterval, help="weight of p in --rank power; 0.5")
+    parser.add_argument("--nms_iou", type=ClosedUnitInterval, help=f"overlap of suppression; {overlap}")
+    parser.add_argument("--score_threshold", type=ClosedUnitInterval, help=f"lowest score that counts; {score}")
+    parser.add_argument("--max_detections", type=PositiveInt, help=f"most boxes per image; {most}")
 
 
 def given(args: Namespace) -> bool:

@@ -1,7 +1,5 @@
 """Train a detector on your own images; COCO, Pascal VOC and YOLO folders are recognised."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """COCO JSON annotations."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

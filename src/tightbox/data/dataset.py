@@ -1,7 +1,5 @@
 """Records on disk to batches in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,13 +18,12 @@ from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
+from tightbox.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Finding", "Report", "Severity", "SplitSummary", "examine", "print_report"]
-
-Progress = Callable[[str, int, int], None]
 
 _FEW = 10  # examples of a class in training below which it is worth a note
 _ROWS = 20  # findings of one check that are printed
@@ -51,24 +50,19 @@ class Report:
     splits: list[SplitSummary]
 
 
-def examine(root: Path | str, progress: Progress | None = None) -> Report:
+def examine(root: Path | str, progress: Progress = silent) -> Report:
     """Everything wrong with, or worth knowing about, the data set in a folder, and the counts of every split.
 
     Args:
         root: the folder.
-        progress: called with what is being done, how many images are done, and how many there are.
+        progress: called with how many images are done, and how many there are.
     """
     try:
         parsed = [parse_data(root, split) for split in splits(root)]
     except UserError as error:
         return Report([Finding.from_error("layout", error)], [])
     findings = [finding for split in parsed for finding in (*split.all_findings(), *_boxes(split), *_empty(split))]
-    findings += [
-        *_files(parsed, progress or (lambda task, done, total: None)),
-        *_classes(parsed),
-        *_unused(parsed),
-        *_small_objects(parsed),
-    ]
+    findings += [*_files(parsed, progress), *_classes(parsed), *_unused(parsed), *_small_objects(parsed)]
     order = list(Severity)
     # dict.fromkeys: splits that share a broken file would report it once each.
     unique = sorted(dict.fromkeys(findings), key=lambda finding: (order.index(finding.severity), finding.check))
@@ -121,12 +115,7 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
     tiny = sized & ~empty & table.non_degenerate & (sides < 1).any(axis=1)
     checks = (
         ("box-degenerate", empty, "is {w:g} wide and {h:g} high, so it is left out", "draw it again or remove it"),
-        (
-            "box-outside",
-            outside,
-            "reaches {reach:g} px outside its image of {size}",
-            "check that its units are pixels",
-        ),
+        ("box-outside", outside, "reaches {reach:g} px outside its image of {size}", "check that its units are pixels"),
         ("box-tiny", tiny, "is {w:g} wide and {h:g} high, under 1 px", "remove it unless it is meant"),
     )
     for check, rows, what, fix in checks:
@@ -181,7 +170,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
             if len(images) > 1:
                 message = f"{path} has {len(images)} entries in the {name} split"
                 yield Finding(Severity.ERROR, "duplicate-file", str(path), message, "merge them into one")
-        progress("images", done, len(entries))
+        progress(done, len(entries))
         sizes = {(image.width, image.height) for images in per_split.values() for image in images}
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none

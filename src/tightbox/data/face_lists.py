@@ -1,7 +1,5 @@
 """The text files of the face data sets: an image's name, the number of its faces, then one row of numbers for each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ FDDB: A Benchmark for Face Detection in Unconstrained Settings, technical report
 https://people.cs.umass.edu/~elm/papers/fddb.pdf.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

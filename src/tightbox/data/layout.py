@@ -1,7 +1,5 @@
 """Reading a data set by its folder alone: which layout it has is found by looking."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

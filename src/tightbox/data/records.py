@@ -1,7 +1,5 @@
 """What every reader returns, `DetectionData`, and the raw rows and findings that the readers share with the doctor."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +8,7 @@ from enum import StrEnum
 from itertools import count, pairwise, starmap
 from pathlib import Path
 from struct import Struct
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +69,7 @@ class DetectionData:
     category_ids: tuple[int, ...]
     records: tuple[ImageRecord, ...]
 
-    def with_classes(self, names: Sequence[str]) -> DetectionData:
+    def with_classes(self, names: Sequence[str]) -> Self:
         """The same images with the labels of `names`, matched by name (a checkpoint's order, or the train split's).
 
         Names that this split lacks get ids that it does not use.
@@ -94,7 +92,7 @@ class DetectionData:
         records = tuple(replace(record, labels=table[record.labels]) for record in self.records)
         return replace(self, class_names=tuple(names), category_ids=ids, records=records)
 
-    def only_classes(self, names: Sequence[str]) -> DetectionData:
+    def only_classes(self, names: Sequence[str]) -> Self:
         """The same images with the objects of these classes only, labelled in this order.
 
         Raises:
@@ -171,7 +169,7 @@ class Finding:
     fix: str = ""
 
     @classmethod
-    def from_error(cls, check: str, error: UserError, image: str = "") -> Finding:
+    def from_error(cls, check: str, error: UserError, image: str = "") -> Self:
         """The error as a finding; its sentence reads "what is wrong; what to do"."""
         message, _, fix = str(error).partition("; ")
         return cls(Severity.ERROR, check, image, message, fix)

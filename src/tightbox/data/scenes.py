@@ -4,10 +4,8 @@ A pixel belongs to a shape that covers at least half of it. A box is tight aroun
 visible when everything is painted: x2 and y2 are one past the last of them.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.errors import UserError
 from tightbox.files import write_json
+from tightbox.progress import Progress, silent
 
 CLASS_NAMES = ("disc", "rectangle", "triangle", "star", "ring")
 SMALLEST, LARGEST = 10.0, 200.0  # longer side of an object in pixels
@@ -53,7 +52,7 @@ def write_scenes(
     splits: Mapping[str, int],
     seed: int = 0,
     size: tuple[int, int] = (256, 256),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Path]:
     """Writes scenes as a COCO data set: `root/<split>.json` and the images in `root/images`.
 
@@ -84,8 +83,7 @@ def write_scenes(
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
             records.append(ImageRecord(path, number, *size, boxes, labels, np.zeros(len(labels), np.bool_), areas))
             done += 1
-            if progress is not None:
-                progress(done, sum(splits.values()))
+            progress(done, sum(splits.values()))
         paths[split] = root / f"{split}.json"
         data = DetectionData("scenes", root, split, CLASS_NAMES, category_ids, tuple(records))
         write_json(paths[split], data.to_coco())

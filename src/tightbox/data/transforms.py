@@ -4,8 +4,6 @@ Every draw comes from torch's global generator, which the data set seeds per ima
 give the same pixels however many worker processes there are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

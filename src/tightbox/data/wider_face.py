@@ -3,8 +3,6 @@
 WIDER FACE: A Face Detection Benchmark, https://arxiv.org/abs/1511.06523.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """YOLO text labels, with boxes or polygons."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from functools import partial

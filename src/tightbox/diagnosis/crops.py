@@ -1,10 +1,8 @@
 """The images of the gallery: found on the disk, cut out around the boxes, and small enough to be embedded."""
 
-from __future__ import annotations
-
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 from tightbox.diagnosis.numbers import Card, CardImage
 from tightbox.errors import UserError
 from tightbox.images import open_image
+from tightbox.progress import Progress, silent
 
 MAX_SIZE = 480, 360  # pixels of a crop
 MARGIN = 0.35  # around the boxes, in parts of their extent
@@ -61,9 +60,7 @@ def find_images(ground_truth: Mapping[str, Any], file: Path, folder: Path | None
     return {}
 
 
-def crop_images(
-    cards: Iterable[Card], images: Mapping[int, Path], progress: Callable[[int, int], None] | None = None
-) -> list[Crop]:
+def crop_images(cards: Iterable[Card], images: Mapping[int, Path], progress: Progress = silent) -> list[Crop]:
     """The part of its image that each card needs, every image opened once."""
     cards = list(cards)
     crops: dict[int, Crop] = {}
@@ -78,8 +75,7 @@ def crop_images(
             source = _encode(image, view)
             spent += len(source)
         crops[i] = Crop(view, source)
-        if progress is not None:
-            progress(done, len(cards))
+        progress(done, len(cards))
     return [crops[i] for i in range(len(cards))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from tightbox.calibration import IOUS
 from tightbox.diagnosis.evidence import Evidence, gather_evidence
 from tightbox.diagnosis.gallery import pick_cards
 from tightbox.diagnosis.numbers import ClassRow, Diagnosis, Group, ScoreReliability, Tightness
-from tightbox.evaluation.average_precision import SIZES, AveragePrecision, average_precisions
+from tightbox.evaluation.average_precision import SIZES, AveragePrecision
 from tightbox.evaluation.calibration_measures import calibration_measures
 from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.figures import Bools, Floats, mean
@@ -28,6 +28,7 @@ from tightbox.evaluation.reliability import (
     reliability,
 )
 from tightbox.evaluation.tide import ClassErrors, tide
+from tightbox.progress import Progress, silent
 
 if TYPE_CHECKING:
     from tightbox.inference.before_suppression import BeforeSuppression
@@ -43,7 +44,7 @@ def diagnose_results(
     title: str,
     before: BeforeSuppression | None = None,
     notes: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Every figure of the page.
 
@@ -59,8 +60,7 @@ def diagnose_results(
     done = count(1)
 
     def step() -> None:
-        if progress is not None:
-            progress(next(done), steps)
+        progress(next(done), steps)
 
     matches = match(ground_truth, predictions, (LAECE_TAU, *IOUS))
     step()
@@ -68,7 +68,8 @@ def diagnose_results(
     step()
     evidence = gather_evidence(matches, None if before is None else before.best)
     ladder = results_ladder(ground_truth, predictions, step) if before is None else before.ladder
-    lost = _lost(evidence, ladder, before)
+    without_misses = evaluate(ground_truth[~evidence.missed], predictions)
+    aps, better_aps = (AveragePrecision.of_coco(metrics) for metrics in (coco, without_misses))
     errors, optimum, calibration = tide(matches), optimal_lrp(matches), laece(matches, LAECE_TAU)
     step()
 
@@ -94,7 +95,7 @@ def diagnose_results(
         detections=len(predictions.scores),
         notes=(*notes, *_notes(ground_truth, predictions, before)),
         coco=coco,
-        aps=AveragePrecision.of_coco(coco),
+        aps=aps,
         all=_group(evidence, everything),
         tightness=_tightness(evidence),
         lrp=optimum.mean,
@@ -108,7 +109,7 @@ def diagnose_results(
         predicted_iou=_reliability(reliability(ious, true_ious), ious, true_ious) if has_iou else None,
         before_suppression={} if before is None else dict(before.ladder.correlations),
         ladder=ladder.variants,
-        lost=lost,
+        lost=_lost(ladder, before, aps, better_aps),
         miss_breakdown=None if before is None else _miss_breakdown(evidence),
         per_class=per_class,
         per_size={size: _group(evidence, evidence.object_sizes == i) for i, size in enumerate(SIZES)},
@@ -136,16 +137,17 @@ def _tightness(evidence: Evidence) -> Tightness:
     return Tightness(*(tuple(np.histogram(ious, bins=20, range=(0, 1))[0].tolist()) for ious in columns))
 
 
-def _lost(evidence: Evidence, ladder: Ladder, before: BeforeSuppression | None) -> dict[str, AveragePrecision | None]:
+def _lost(
+    ladder: Ladder, before: BeforeSuppression | None, aps: AveragePrecision, without_misses: AveragePrecision
+) -> dict[str, AveragePrecision | None]:
     """AP lost to each stage; where candidates are known, against the detector's own rules on these candidates."""
-    base = average_precisions(evidence.matches)
-    now = base if before is None else before.as_it_is
+    now = aps if before is None else before.as_it_is
     ranking, boxes = ladder[TRUE_IOU_SCORE].alone, ladder[TRUE_BOX].own
     return {
         "ranking": None if ranking is None else ranking.minus(now),
         "suppression": None if before is None else before.well_suppressed.minus(now),
         "localisation": None if boxes is None else boxes.minus(now),
-        "misses": average_precisions(evidence.matches, ~evidence.missed).minus(base),
+        "misses": without_misses.minus(aps),
     }
 
 

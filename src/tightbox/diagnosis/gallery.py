@@ -1,7 +1,5 @@
 """Which boxes to look at: where a tighter one was there, what was missed, and what was reported on nothing."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

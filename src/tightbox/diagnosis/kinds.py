@@ -1,7 +1,5 @@
 """TIDE's kinds of error in words."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

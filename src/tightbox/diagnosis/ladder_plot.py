@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.evaluation.figures import percent
 from tightbox.evaluation.ladder import Ladder, OracleVariant
 from tightbox.files import atomic_path
@@ -23,13 +23,9 @@ def draw_ladder(ladder: Ladder, path: Path) -> None:
     Raises:
         UserError: if the extra `viz` is missing, or the disk refuses.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "viz") from error
+    matplotlib, figures = (import_extra(name, "viz") for name in ("matplotlib", "matplotlib.figure"))
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
-        figure = Figure(figsize=(6.5, ladder_height(ladder.variants)), layout="constrained")
+        figure = figures.Figure(figsize=(6.5, ladder_height(ladder.variants)), layout="constrained")
         draw_variants(figure.add_subplot(), ladder.variants, COLOURS)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

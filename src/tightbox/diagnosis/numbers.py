@@ -1,7 +1,5 @@
 """The figures of a diagnosis: what the page shows and the JSON file holds."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 

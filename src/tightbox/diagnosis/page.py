@@ -1,8 +1,6 @@
 """A diagnosis as one HTML file that needs nothing but a browser."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,17 +15,13 @@ from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import draw_plots
 from tightbox.diagnosis.sentences import sentences
 from tightbox.files import write_text
+from tightbox.progress import Progress, silent
 from tightbox.version import __version__
 
 NONE = "–"  # in place of a figure that no box could tell
 
 
-def write_page(
-    diagnosis: Diagnosis,
-    images: Mapping[int, Path],
-    path: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
+def write_page(diagnosis: Diagnosis, images: Mapping[int, Path], path: Path, progress: Progress = silent) -> None:
     """Write the page, whole or not at all.
 
     Args:

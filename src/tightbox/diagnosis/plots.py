@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.ladder_plot import draw_variants, label_bar, ladder_height
 from tightbox.diagnosis.numbers import Diagnosis
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.evaluation.average_precision import CURVE, AveragePrecision
 from tightbox.evaluation.ladder import TRUE_BOX, TRUE_IOU_SCORE
 from tightbox.evaluation.reliability import Reliability
@@ -44,14 +44,10 @@ class Plot:
         Raises:
             UserError: if the extra `viz` is missing.
         """
-        try:
-            import matplotlib
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("matplotlib", "viz") from error
+        matplotlib, figures = (import_extra(name, "viz") for name in ("matplotlib", "matplotlib.figure"))
         file = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": name}, STYLE):
-            figure = Figure(figsize=(WIDTH, height), layout="constrained")
+            figure = figures.Figure(figsize=(WIDTH, height), layout="constrained")
             fill(figure.add_subplot())
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return cls(name, caption, _for_page(file.getvalue(), name, caption))

@@ -1,7 +1,5 @@
 """What the figures say, in one plain sentence for each part of the page."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tightbox.diagnosis.kinds import KINDS

@@ -1,7 +1,5 @@
 """Anybody's COCO results with calibrated scores, the IoU to expect, and boxes that hold their object."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ Each says in one number how far the scores are from what they should mean; what 
   "Quantifying the Reliability of Predictions in Detection Transformers", 2024, arXiv 2412.01782).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a calibration reaches, in the lines that `tightbox calibrate` prints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

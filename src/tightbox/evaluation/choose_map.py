@@ -1,7 +1,5 @@
 """Which calibration map held-out detections can support: judged on images that the map did not learn from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

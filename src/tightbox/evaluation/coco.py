@@ -1,18 +1,18 @@
 """COCO average precision: overall, at single IoU thresholds, by object size and by class."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-from numpy.typing import NDArray
 
-from tightbox.evaluation.figures import Floats, Ints, mean, percent, percents
+from tightbox.calibration import IOUS
+from tightbox.evaluation.figures import Bools, Floats, Ints, mean, number, percent, percents
 from tightbox.evaluation.inputs import GroundTruth, Predictions
+from tightbox.evaluation.matching import Matches, match
 
-AREAS = ("all", "small", "medium", "large")  # COCO's sizes: up to 32², 96² and 1e5² pixels of object area
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}  # COCO's sizes, in pixels
+RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -75,60 +75,50 @@ def evaluate(ground_truth: GroundTruth, predictions: Predictions, max_detections
         predictions: what was found there.
         max_detections: how many boxes of one class count in an image, best scores first.
     """
-    precision, recall = _precision_and_recall(ground_truth, predictions, max_detections)
-    per_class: dict[str, ClassMetrics] = {}
-    for k, (name, boxes) in enumerate(zip(ground_truth.class_names, ground_truth.positives.tolist(), strict=True)):
-        p = precision[:, :, k, 0]  # [T, R]
-        per_class[name] = ClassMetrics(mean(p), mean(p[0]), mean(p[5]), boxes)
+    matches = match(ground_truth, predictions, IOUS, max_detections)
+    ap, there = _average_precisions(matches), matches.positives > 0
+    found = [np.bincount(matches.labels[outcome.hit], minlength=len(there)) for outcome in matches.outcomes]
+    of_size = {
+        f"ap_{size}": mean(_average_precisions(match(ground_truth, predictions, IOUS, max_detections, areas)))
+        for size, areas in AREAS.items()
+    }
+    rows = zip(ground_truth.class_names, ap.T, matches.positives.tolist(), strict=True)
     return CocoMetrics(
-        ap=mean(precision[..., 0]),
-        **{f"ap{50 + 5 * t}": mean(precision[t, ..., 0]) for t in (0, 2, 4, 5, 6, 8)},
-        **{f"ap_{area}": mean(precision[..., a]) for a, area in enumerate(AREAS) if a > 0},
-        ar=mean(recall[..., 0]),
-        per_class=per_class,
+        ap=mean(ap),
+        **{f"ap{50 + 5 * t}": mean(ap[t]) for t in (0, 2, 4, 5, 6, 8)},
+        **of_size,
+        ar=mean(np.array(found)[:, there] / matches.positives[there]),
+        per_class={name: ClassMetrics(mean(aps), number(aps[0]), number(aps[5]), boxes) for name, aps, boxes in rows},
     )
 
 
-def _precision_and_recall(
-    ground_truth: GroundTruth, predictions: Predictions, max_detections: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """faster-coco-eval's precision (T, R, K, A) and recall (T, K, A); NaN where there is no ground-truth box.
+def _average_precisions(matches: Matches) -> Floats:
+    """(T, K) that of each IoU threshold and class; NaN where there is no ground-truth box."""
+    table = []
+    for outcome in matches.outcomes:
+        kept = ~outcome.ignored
+        table.append(class_average_precisions(matches.labels[kept], outcome.hit[kept], matches.positives))
+    return np.array(table)
 
-    T = 10 IoU thresholds, R = 101 recalls, K = categories, A = `AREAS`.
+
+def class_average_precisions(labels: Ints, hit: Bools, positives: Ints) -> Floats:
+    """(K,) COCO's AP at 101 recalls of each class; NaN where there is no ground-truth box.
+
+    Args:
+        labels: (N,) classes of detections in the order of class and falling score.
+        hit: (N,) which are true positives.
+        positives: (K,) how many boxes of each class there are to find.
     """
-    count = len(ground_truth.category_ids)
-    precision, recall = np.full((10, 101, count, len(AREAS)), np.nan), np.full((10, count, len(AREAS)), np.nan)
-    # The evaluator holds a table of all images by all classes; class by class, there are only images that have it.
-    for label in np.flatnonzero(ground_truth.positives):
-        objects, found = ground_truth.labels == label, predictions.labels == label
-        images, position = np.unique(
-            np.concatenate([ground_truth.images[objects], predictions.images[found]]), return_inverse=True
-        )
-        # It holds ids as float64, which has no place for all integers above 2^53: it gets positions instead. They
-        # count from 1, as it takes a match with id 0 for no match.
-        content = {"images": [{"id": i} for i in range(1, len(images) + 1)], "categories": [{"id": 1}]}
-        at, xywh = np.split(position + 1, [objects.sum()]), predictions.boxes[found]
-        areas, crowd = ground_truth.areas[objects], ground_truth.crowd[objects].astype(int)
-        rows = _rows(at[0], ground_truth.boxes[objects], area=areas, iscrowd=crowd)
-        results = _rows(at[1], xywh, area=xywh[:, 2:].prod(axis=1), score=predictions.scores[found])
-        sets = [COCO(content | {"annotations": annotations}) for annotations in (rows, results)]
-        evaluation = COCOeval_faster(*sets, "bbox", print_function=lambda *_: None)
-        evaluation.params.maxDets = [max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        precision[:, :, label] = evaluation.eval["precision"][:, :, 0, :, 0]
-        recall[:, label] = evaluation.eval["recall"][:, 0, :, 0]
-    return np.where(precision > -1, precision, np.nan), np.where(recall > -1, recall, np.nan)
+    starts = np.searchsorted(labels, np.arange(len(positives) + 1))
+    parts = (hit[start:stop] for start, stop in pairwise(starts))
+    return np.array([_average_precision(part, n) for part, n in zip(parts, positives.tolist(), strict=True)])
 
 
-def _rows(images: Ints, boxes: Floats, **columns: NDArray[Any]) -> list[dict[str, Any]]:
-    """The evaluator's own annotations, which it writes its marks into."""
-    table = {
-        "id": range(1, len(images) + 1),
-        "image_id": images.tolist(),
-        "category_id": [1] * len(images),
-        "bbox": boxes.tolist(),
-        "iscrowd": [0] * len(images),
-    }
-    table |= {name: column.tolist() for name, column in columns.items()}
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+def _average_precision(hit: Bools, positives: int) -> float:
+    """That of one class, its detections by falling score."""
+    if not positives:
+        return float("nan")
+    hits = np.cumsum(hit)
+    precision = hits / np.arange(1, len(hit) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(hits / positives, RECALLS)].mean())

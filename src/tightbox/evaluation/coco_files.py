@@ -1,7 +1,5 @@
 """Anyone's COCO ground truth and results: checked row by row, once, and turned into `GroundTruth` and `Predictions`."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path

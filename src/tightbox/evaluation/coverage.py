@@ -1,7 +1,5 @@
 """How many outer boxes hold the whole of their object."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tightbox.evaluation.figures import Floats

@@ -4,8 +4,6 @@ FDDB: A Benchmark for Face Detection in Unconstrained Settings, technical report
 https://people.cs.umass.edu/~elm/papers/fddb.pdf, section 5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.files import atomic_path
 
 Array = NDArray[np.float64]
@@ -139,11 +137,7 @@ def region_ious(a: Array, b: Array, size: tuple[int, int]) -> Array:
 
 def plot_fddb(curves: Mapping[str, FddbCurves], path: Path, false_positives: int = 2000) -> None:
     """Draws both curves of one or more detectors, by name, up to so many false positives (needs the extra `viz`)."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "viz") from error
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = import_extra("matplotlib.figure", "viz", "matplotlib").Figure(figsize=(10, 4.5), layout="constrained")
     for number, (axes, kind) in enumerate(zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True)):
         for name, curve in curves.items():
             label = f"{name} ({curve.at(false_positives)[number]:.3f})"

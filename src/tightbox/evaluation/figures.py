@@ -1,7 +1,5 @@
 """Means over what is known, and figures as text: None stands for "no box could tell", a dash shows it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Learning a calibration from held-out detections: isotonic regression or temperature scaling, and score thresholds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

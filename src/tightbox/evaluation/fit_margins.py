@@ -13,12 +13,10 @@ Timans et al., "Adaptive Bounding Box Uncertainties via Two-Step Conformal Predi
 "Conformal Object Detection by Sequential Risk Control", 2025, have the scores of the sides; the factor is our own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -59,7 +57,7 @@ class MatchedBoxes(Columns):
     labels: Ints
     images: Ints
 
-    def of(self, inner: bool) -> MatchedBoxes:
+    def of(self, inner: bool) -> Self:
         """For inner boxes the same with errors inwards, so that margins of both kinds are learned alike."""
         return replace(self, errors=-self.errors) if inner else self
 

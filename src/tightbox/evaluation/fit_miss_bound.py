@@ -8,8 +8,6 @@ an image that is hard is hard for all of its objects. So a second bound must hol
 over images, which takes only images to be independent and is right for many of them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from tightbox.errors import UserError

@@ -4,8 +4,6 @@ Kuzucu et al., "On Calibration of Object Detectors: Pitfalls, Evaluation and Bas
 the IoU of each box with its object, 0 for a wrong one, and beat calibration at training time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,6 +14,8 @@ from tightbox.evaluation.figures import Bools, Columns, Floats, Ints
 
 if TYPE_CHECKING:
     from tightbox.structures import Detections
+
+_OF_BOXES = ("images", "labels", "boxes", "areas", "crowd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,10 @@ class GroundTruth:
     def positives(self) -> Ints:
         """(K,) how many boxes of each class there are to find, crowds not counted."""
         return np.bincount(self.labels[~self.crowd], minlength=len(self.category_ids))
+
+    def __getitem__(self, which: Bools) -> Self:
+        """The same images with some of the boxes, by a mask."""
+        return replace(self, **{name: getattr(self, name)[which] for name in _OF_BOXES})
 
     @classmethod
     def from_data(cls, data: DetectionData) -> Self:

@@ -1,7 +1,5 @@
 """What the maps by isotonic regression share: groups of like values, and the middle of each step."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tightbox.evaluation.figures import Floats, Ints

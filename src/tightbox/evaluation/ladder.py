@@ -1,15 +1,13 @@
 """The ladder: what AP would be if one output at a time were the truth, and how well the numbers tell the true IoU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tightbox.calibration import IOUS
-from tightbox.evaluation.average_precision import AveragePrecision, average_precisions
+from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.coco import evaluate
 from tightbox.evaluation.figures import difference
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import match
@@ -100,7 +98,7 @@ def results_ladder(
     }
     variants = []
     for name, changed in replaced.items():
-        variants.append(OracleVariant(name, average_precisions(match(ground_truth, changed, IOUS)), None))
+        variants.append(OracleVariant(name, AveragePrecision.of_coco(evaluate(ground_truth, changed)), None))
         done()
     pairs = {"score": (predictions.scores, best)} if len(predictions) else {}
     if len(predictions) and not np.isnan(predictions.ious).any():

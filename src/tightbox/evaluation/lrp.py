@@ -4,8 +4,6 @@ Oksuz et al., "Localization Recall Precision (LRP): A New Performance Metric for
 Metric to Measure them All", TPAMI 2021.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which detection found which ground-truth box, by COCO's rules, for all images and IoU thresholds at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +10,8 @@ from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.overlaps import overlapping_pairs
 
+ALL_AREAS = (0.0, np.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -20,7 +20,7 @@ class Outcome:
     Attributes:
         matched: (N,) the ground-truth box it was matched to, -1 for none.
         ious: (N,) its IoU with that box, 0 for none.
-        ignored: (N,) matched to a crowd, hence neither right nor wrong.
+        ignored: (N,) neither right nor wrong: matched to a crowd, or, like its object, of a size that does not count.
     """
 
     matched: Ints
@@ -40,7 +40,7 @@ class Outcome:
     @property
     def wrong(self) -> Bools:
         """(N,) the false positives."""
-        return self.matched < 0
+        return (self.matched < 0) & ~self.ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class Matches:
         best_gt: (N,) the ground-truth box of its own class it overlaps most, crowds aside; -1 if it overlaps none.
         best_iou: (N,) its IoU with that; 0 if none.
         other_gt: (N,) the same among the ground-truth boxes of all other classes; likewise `other_iou`.
+        positives: (K,) how many boxes of each class there are to find.
         thresholds: the T IoU thresholds of the matching.
         outcomes: what became of each detection at each of them.
     """
@@ -72,6 +73,7 @@ class Matches:
     best_iou: Floats
     other_gt: Ints
     other_iou: Floats
+    positives: Ints
     thresholds: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
 
@@ -97,7 +99,7 @@ class Matches:
     def counted(self, threshold: float) -> Iterator[tuple[int, Ints]]:
         """For each class how many boxes there are to find, and where its detections stand that are not ignored."""
         ignored = self.at(threshold).ignored
-        for label, positives in enumerate(self.ground_truth.positives.tolist()):
+        for label, positives in enumerate(self.positives.tolist()):
             part = self.of_class(label)
             yield positives, part.start + np.flatnonzero(~ignored[part])
 
@@ -107,6 +109,7 @@ def match(
     predictions: Predictions,
     thresholds: Sequence[float] = (0.5,),
     max_detections: int | None = 100,
+    areas: tuple[float, float] = ALL_AREAS,
 ) -> Matches:
     """Give each detection, best score first, the free ground-truth box of its class that it overlaps most.
 
@@ -119,6 +122,8 @@ def match(
         predictions: the detections.
         thresholds: IoU thresholds, each matched for itself.
         max_detections: how many detections of one class count in an image, best scores first; None for all.
+        areas: least and largest area of the objects that count, in pixels. Others, and detections of other areas that
+            find none of these, are ignored.
     """
     rows = np.lexsort((predictions.images, -predictions.scores, predictions.labels))
     if max_detections is not None:
@@ -136,8 +141,10 @@ def match(
         enough = same & (overlap >= lowest)
         close.append((detection[enough], target[enough], overlap[enough]))
     detection, target, overlap = (np.concatenate(parts) for parts in zip(*close, strict=True))
-    groups = _groups(found.images, found.labels)
-    matched = _match_greedily(np.array(thresholds), groups, ground_truth.crowd, detection, target, overlap)
+    groups, crowd = _groups(found.images, found.labels), ground_truth.crowd
+    ignored = crowd | _outside(ground_truth.areas, areas)
+    matched = _match_greedily(np.array(thresholds), groups, crowd, ignored, detection, target, overlap)
+    of_other_area = _outside(found.boxes[:, 2:].prod(axis=1), areas)
     return Matches(
         **vars(found),
         ground_truth=ground_truth,
@@ -146,9 +153,10 @@ def match(
         best_iou=best_iou[0],
         other_gt=best[1],
         other_iou=best_iou[1],
+        positives=np.bincount(ground_truth.labels[~ignored], minlength=len(ground_truth.category_ids)),
         thresholds=tuple(thresholds),
         outcomes=tuple(
-            Outcome(to, iou, (to >= 0) & np.append(ground_truth.crowd, False)[to])
+            Outcome(to, iou, np.where(to >= 0, np.append(ignored, False)[to], of_other_area))
             for to, iou in zip(*matched, strict=True)
         ),
     )
@@ -166,7 +174,7 @@ def _largest_of_each(groups: Ints, values: Floats) -> tuple[Ints, Ints]:
 
 
 def _match_greedily(
-    thresholds: Floats, groups: Ints, crowd: Bools, detection: Ints, target: Ints, overlap: Floats
+    thresholds: Floats, groups: Ints, crowd: Bools, ignored: Bools, detection: Ints, target: Ints, overlap: Floats
 ) -> tuple[Ints, Floats]:
     """(T, N) the ground-truth box of each detection, -1 for none, and (T, N) their IoU.
 
@@ -176,7 +184,8 @@ def _match_greedily(
     Args:
         thresholds: (T,) IoU thresholds.
         groups: (N,) image and class of each detection, the detections by falling score.
-        crowd: (G,) which of the ground-truth boxes are crowds.
+        crowd: (G,) which of the ground-truth boxes are crowds, which any number of detections may have.
+        ignored: (G,) which do not count; these are matched only where no other is free.
         detection: (P,) the pairs of one group that may match, in any order.
         target: (P,) their ground-truth boxes.
         overlap: (P,) their IoUs.
@@ -184,8 +193,8 @@ def _match_greedily(
     competing = np.unique(detection)
     step_of = np.zeros(len(groups), dtype=np.int64)
     step_of[competing] = rank_in_group(groups[competing])
-    # Within a detection the preferred box comes first: no crowd, then the largest overlap, then COCO's last of equals.
-    order = np.lexsort((-target, -overlap, crowd[target], detection, step_of[detection]))
+    # A detection's preferred box comes first: one that counts, then the largest overlap, then COCO's last of equals.
+    order = np.lexsort((-target, -overlap, ignored[target], detection, step_of[detection]))
     detection, target, overlap = detection[order], target[order], overlap[order]
     matched, matched_iou = np.full((len(thresholds), len(groups)), -1), np.zeros((len(thresholds), len(groups)))
     taken = np.zeros((len(thresholds), len(crowd)), dtype=bool)
@@ -201,6 +210,10 @@ def _match_greedily(
         matched[level, d[pair]], matched_iou[level, d[pair]] = g[pair], iou[pair]
         taken[level, g[pair]] = True
     return matched, matched_iou
+
+
+def _outside(values: Floats, limits: tuple[float, float]) -> Bools:
+    return (values < limits[0]) | (values > limits[1])
 
 
 def _groups(images: Ints, labels: Ints) -> Ints:

@@ -1,7 +1,5 @@
 """Which boxes overlap, by COCO's rules, for all images at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How reliable a score or a predicted IoU is: what it predicts against what is actually there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,21 +120,16 @@ class Correlation:
 
 def correlation(predicted: ArrayLike, true_ious: ArrayLike, above: float = 0.5) -> Correlation:
     """How well predictions track true IoUs greater than `above`; a pair is left out unless both are finite."""
+    from scipy.stats import rankdata
+
     predicted, true_ious = finite_pairs(predicted, true_ious)
     predicted, true_ious = predicted[true_ious > above], true_ious[true_ious > above]
     if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(true_ious) == 0:
         return Correlation(None, None, len(predicted))
     pearson, spearman = (
-        float(np.corrcoef(*pair)[0, 1]) for pair in ((predicted, true_ious), (_ranks(predicted), _ranks(true_ious)))
+        float(np.corrcoef(*pair)[0, 1]) for pair in ((predicted, true_ious), (rankdata(predicted), rankdata(true_ious)))
     )
     return Correlation(pearson, spearman, len(predicted))
-
-
-def _ranks(values: Floats) -> Floats:
-    """(N,) rank of each value, equal ones sharing the mean of theirs (scipy.stats takes a second to import)."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[group]
-    return ranks
 
 
 def finite_pairs(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:

@@ -3,13 +3,11 @@
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 2.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tightbox.evaluation.average_precision import class_average_precisions
+from tightbox.evaluation.coco import class_average_precisions
 from tightbox.evaluation.figures import Bools, Floats, Ints, difference, mean
 from tightbox.evaluation.matching import Matches
 
@@ -101,7 +99,7 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
     repairable = _best_for_object(object_of, matches, used)
 
     classes = len(ground_truth.category_ids)
-    positives = ground_truth.positives
+    positives = matches.positives
     base = _average_precisions(matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives)
     misses = np.bincount(ground_truth.labels[missed], minlength=classes)
     better, counts = [], []

@@ -1,7 +1,5 @@
 """Images and videos in; annotated copies, crops and results out."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import deque
@@ -13,12 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from tightbox.draw import draw_detections
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.files import atomic_path
 from tightbox.images import UnreadableImage, write_image
 from tightbox.inference.files import Selection, detect_files
 from tightbox.inference.formats import ImageResult
 from tightbox.models import Detector
+from tightbox.progress import Progress
 from tightbox.structures import Detections
 
 
@@ -65,7 +64,7 @@ class Annotator:
                     self._write_crops(result.image, kept)
             yield result.error
 
-    def video(self, path: Path, name: Path, progress: Callable[[int, int], None]) -> None:
+    def video(self, path: Path, name: Path, progress: Progress) -> None:
         """Detect in a video, and write its annotated copy as H.264 in MP4, without sound.
 
         Args:
@@ -77,10 +76,7 @@ class Annotator:
             UnreadableImage: if it is cut off or no video.
             UserError: if PyAV, which reads and writes videos, is not installed.
         """
-        try:
-            import av
-        except ImportError as error:
-            raise missing_extra("PyAV, which reads videos,", "video") from error
+        av = import_extra("av", "video", "PyAV, which reads videos,")
         before = len(self.results)
         try:
             with av.open(str(path)) as video:

@@ -1,17 +1,14 @@
 """A data set's images in batches, as every run of a network over one needs them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypedDict, Unpack
 
 from tightbox.data.dataset import DetectionDataset, evaluation_loader
 from tightbox.data.records import DetectionData
 from tightbox.models import Detector
 from tightbox.models.evaluation_mode import evaluation_mode
-from tightbox.structures import ImageBatch, Targets
-
-Progress = Callable[[int, int], None]
+from tightbox.progress import Progress, silent
+from tightbox.structures import Detections, ImageBatch, Targets
 
 
 class Loading(NamedTuple):
@@ -31,6 +28,18 @@ class Loading(NamedTuple):
 LOADING = Loading()
 
 
+class How(TypedDict, total=False):
+    """The choices that every run of a network over a data set leaves to its caller.
+
+    Attributes:
+        loading: how the images are loaded; nothing is found in unreadable ones that are skipped.
+        progress: called with the number of images done and their total.
+    """
+
+    loading: Loading
+    progress: Progress
+
+
 class Batch(NamedTuple):
     """Resized images on the model's device, their targets, and the indices of their records."""
 
@@ -38,14 +47,14 @@ class Batch(NamedTuple):
     targets: list[Targets]
     indices: list[int]
 
+    def in_original(self, found: Iterable[Detections], data: DetectionData) -> Iterator[tuple[int, Detections]]:
+        """What was found in each image, on the CPU and in pixels of the original, with the index of its record."""
+        for index, size, detections in zip(self.indices, self.images.sizes, found, strict=True):
+            yield index, detections.to("cpu").resized(size, data.records[index].size)
+
 
 def batches(
-    model: Detector,
-    data: DetectionData,
-    *,
-    indices: Sequence[int] | None = None,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, indices: Sequence[int] | None = None, **how: Unpack[How]
 ) -> Iterator[Batch]:
     """The images of a data set, resized for a model, which is in evaluation mode between them.
 
@@ -53,12 +62,12 @@ def batches(
         model: whose preprocessing and device; its mode is restored at the end.
         data: the records.
         indices: which of them; all by default. Images of like shape come together, whatever their order here.
-        loading: how.
-        progress: called with the number of images done and their total.
+        how: `loading` and `progress`.
 
     Raises:
         UserError: if an image cannot be read.
     """
+    loading, progress = how.get("loading", LOADING), how.get("progress", silent)
     dataset = DetectionDataset(data, model.preprocess, skip_unreadable=loading.skip_unreadable)
     chosen = range(len(dataset)) if indices is None else indices
     device, done = model.device, 0
@@ -66,5 +75,4 @@ def batches(
         for images, targets, numbers in evaluation_loader(dataset, chosen, loading.batch_size, loading.workers):
             yield Batch(images.to(device), [target.to(device) for target in targets], numbers)
             done += len(numbers)
-            if progress is not None:
-                progress(done, len(chosen))
+            progress(done, len(chosen))

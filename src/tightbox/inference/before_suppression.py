@@ -1,9 +1,8 @@
 """What only a detector's candidates can tell: which boxes were there, and what suppression made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.evaluation.average_precision import AveragePrecision
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.ladder import ON_OBJECT, Ladder
-from tightbox.inference.batches import LOADING, Loading, Progress
+from tightbox.inference.batches import How
 from tightbox.inference.candidates import ImageCandidates, iterate_detected
 from tightbox.inference.detect import evaluate_detections
 from tightbox.inference.oracle import OracleStudy, predicted_ious
@@ -63,23 +62,20 @@ class BeforeSuppression:
 
 
 @torch.inference_mode()
-def look_before_suppression(
-    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
-) -> BeforeSuppression:
+def look_before_suppression(model: Detector, data: DetectionData, **how: Unpack[How]) -> BeforeSuppression:
     """What `tightbox.diagnosis` cannot see in the detections of the records.
 
     Args:
         model: the detector.
         data: the records, with its classes.
-        loading: how the images are loaded.
-        progress: called with the number of images done and their total.
+        how: as for `batches`.
     """
     study = OracleStudy(model, data)
     best: dict[int, Tensor] = {}
     detections: dict[int, Detections] = {}
     own: dict[int, Detections] = {}
     better: dict[int, Detections] = {}
-    for image, found in iterate_detected(model, data, loading=loading, progress=progress):
+    for image, found in iterate_detected(model, data, **how):
         study.add(image)
         detections[image.index] = found
         record = data.records[image.index]

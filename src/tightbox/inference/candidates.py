@@ -1,7 +1,5 @@
 """Candidates of a whole data set, kept on disk, so that ranking and suppression can be studied without the network."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -10,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import safetensors
 import safetensors.torch
@@ -21,7 +19,7 @@ from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, digest_of, write_json
-from tightbox.inference.batches import LOADING, Batch, Loading, Progress, batches
+from tightbox.inference.batches import Batch, How, batches
 from tightbox.models import Detector
 from tightbox.reading import read_json
 from tightbox.structures import Candidates, Detections, Targets
@@ -60,35 +58,31 @@ class AssignedCandidates(ImageCandidates):
 
 
 @torch.inference_mode()
-def iterate_candidates(
-    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
-) -> Iterator[ImageCandidates]:
+def iterate_candidates(model: Detector, data: DetectionData, **how: Unpack[How]) -> Iterator[ImageCandidates]:
     """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
-    for images, _, indices in batches(model, data, loading=loading, progress=progress):
+    for images, _, indices in batches(model, data, **how):
         for index, size, candidates in zip(indices, images.sizes, model.candidates(images), strict=True):
             yield ImageCandidates(index, candidates.to("cpu"), size)
 
 
 @torch.inference_mode()
-def iterate_assigned(
-    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
-) -> Iterator[AssignedCandidates]:
+def iterate_assigned(model: Detector, data: DetectionData, **how: Unpack[How]) -> Iterator[AssignedCandidates]:
     """The same with the objects that candidates learn."""
-    for batch in batches(model, data, loading=loading, progress=progress):
+    for batch in batches(model, data, **how):
         yield from _assigned(model, batch)
 
 
 @torch.inference_mode()
 def iterate_detected(
-    model: Detector, data: DetectionData, *, loading: Loading = LOADING, progress: Progress | None = None
+    model: Detector, data: DetectionData, **how: Unpack[How]
 ) -> Iterator[tuple[AssignedCandidates, Detections]]:
     """Those of `iterate_assigned`, each with the detections of `detect_data`, from one run of the network."""
-    for batch in batches(model, data, loading=loading, progress=progress):
+    for batch in batches(model, data, **how):
         with _one_forward_pass(model):
-            found = model.detect(batch.images)
+            found = batch.in_original(model.detect(batch.images), data)
             assigned = _assigned(model, batch)
-        for image, detections in zip(assigned, found, strict=True):
-            yield image, detections.to("cpu").resized(image.size, data.records[image.index].size)
+        for image, (_, detections) in zip(assigned, found, strict=True):
+            yield image, detections
 
 
 def _assigned(model: Detector, batch: Batch) -> list[AssignedCandidates]:
@@ -118,14 +112,7 @@ def _one_forward_pass(model: Detector) -> Iterator[None]:
         del model.forward
 
 
-def cache_candidates(
-    model: Detector,
-    checkpoint: Path,
-    data: DetectionData,
-    *,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
-) -> Path:
+def cache_candidates(model: Detector, checkpoint: Path, data: DetectionData, **how: Unpack[How]) -> Path:
     """The folder in `checkpoint/candidates` with the candidates of every record, for `read_candidates`.
 
     The network runs only if they are not there yet for the same weights, options and images. Those of other weights,
@@ -140,7 +127,7 @@ def cache_candidates(
         others = [path for path in folder.parent.glob("*") if not path.name.startswith(f"{weights}-")]
         for path in (folder, *others):  # the folder itself is there if a run was cut off
             shutil.rmtree(path, ignore_errors=True)
-        _write(folder, iterate_candidates(model, data, loading=loading, progress=progress))
+        _write(folder, iterate_candidates(model, data, **how))
     return folder
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from tightbox.data.records import DetectionData
 from tightbox.evaluation.coco import CocoMetrics, evaluate
 from tightbox.evaluation.inputs import GroundTruth, Predictions
-from tightbox.inference.batches import LOADING, Loading, Progress, batches
+from tightbox.inference.batches import How, batches
 from tightbox.models import Detector
 from tightbox.structures import Detections
 
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def detect_data(
-    model: Detector,
-    data: DetectionData,
-    *,
-    accelerator: Accelerator | None = None,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, accelerator: Accelerator | None = None, **how: Unpack[How]
 ) -> dict[int, Detections]:
     """Detections of every record, by its index, in pixels of the original images; all processes get all of them.
 
@@ -33,16 +28,14 @@ def detect_data(
         model: used in evaluation mode; its mode is restored.
         data: the records.
         accelerator: spreads the work over its processes; without it, one process does it all.
-        loading: how; nothing is found in unreadable images that are skipped.
-        progress: called with the number of images done and their total.
+        how: as for `batches`.
     """
     indices = range(len(data.records))
     if accelerator is not None:
         indices = indices[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, Detections]] = []
-    for batch in batches(model, data, indices=indices, loading=loading, progress=progress):
-        for index, size, detections in zip(batch.indices, batch.images.sizes, model.detect(batch.images), strict=True):
-            found.append((index, detections.to("cpu").resized(size, data.records[index].size)))
+    for batch in batches(model, data, indices=indices, **how):
+        found += batch.in_original(model.detect(batch.images), data)
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -64,13 +57,7 @@ def evaluate_detections(detections: Mapping[int, Detections], data: DetectionDat
 
 
 def evaluate_model(
-    model: Detector,
-    data: DetectionData,
-    *,
-    accelerator: Accelerator | None = None,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    model: Detector, data: DetectionData, *, accelerator: Accelerator | None = None, **how: Unpack[How]
 ) -> CocoMetrics:
     """COCO metrics of a detector on records with its classes; the arguments are those of `detect_data`."""
-    found = detect_data(model, data, accelerator=accelerator, loading=loading, progress=progress)
-    return evaluate_detections(found, data)
+    return evaluate_detections(detect_data(model, data, accelerator=accelerator, **how), data)

@@ -1,7 +1,5 @@
 """A detector over any number of image files, a few at a time; what cannot be read is a result like any other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,12 +1,10 @@
 """What was found in images, written as the files that other tools read: one small writer for each format."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from torchvision.ops import box_convert
@@ -57,7 +55,7 @@ class ImageResult:
         rows: list[list[float]] = box_convert(corners, "xyxy", form).tolist()
         return rows
 
-    def loosest_first(self) -> ImageResult:
+    def loosest_first(self) -> Self:
         """The same with the lowest predicted IoU first.
 
         Raises:

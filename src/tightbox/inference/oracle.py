@@ -4,8 +4,6 @@ One output at a time is replaced by the truth, on the candidates that learn an o
 rises most, most is lost: replacing the class score by the true IoU has it soar, so a good ranking is what is missing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

@@ -1,8 +1,7 @@
 """Any tool's detections of a data set, judged and improved by an IoU head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ import torch
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.inputs import GroundTruth, Predictions
-from tightbox.inference.batches import LOADING, Loading, Progress, batches
+from tightbox.inference.batches import How, batches
 from tightbox.models.iou_net import IoUNet
 from tightbox.rank import Rank
 from tightbox.structures import Detections
@@ -57,8 +56,7 @@ def rescore_data(
     rank: Rank | None = None,
     suppress: Suppress | None = None,
     refine_steps: int | None = None,
-    loading: Loading = LOADING,
-    progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> dict[int, Detections]:
     """`IoUNet.rescore` for the detections of every record, by its index, in pixels of the original images.
 
@@ -69,16 +67,14 @@ def rescore_data(
         rank: as for `IoUNet.rescore`, like the next two.
         suppress: likewise.
         refine_steps: likewise.
-        loading: how.
-        progress: called with the number of images done and their total.
+        how: as for `batches`.
     """
     better: dict[int, Detections] = {}
-    for images, _, indices in batches(model, data, loading=loading, progress=progress):
+    for batch in batches(model, data, **how):
         given = [
             detections[index].resized(data.records[index].size, size).to(model.device)
-            for index, size in zip(indices, images.sizes, strict=True)
+            for index, size in zip(batch.indices, batch.images.sizes, strict=True)
         ]
-        rescored = model.rescore(images, given, rank=rank, suppress=suppress, refine_steps=refine_steps)
-        for index, size, found in zip(indices, images.sizes, rescored, strict=True):
-            better[index] = found.to("cpu").resized(size, data.records[index].size)
+        rescored = model.rescore(batch.images, given, rank=rank, suppress=suppress, refine_steps=refine_steps)
+        better.update(batch.in_original(rescored, data))
     return dict(sorted(better.items()))

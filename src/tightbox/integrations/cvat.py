@@ -6,8 +6,6 @@
         -p checkpoint=str:runs/first/best --allow-unmatched-labels
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Detectors for programs that name a checkpoint, a score threshold and a device."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,13 +1,12 @@
 """Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
 
-from __future__ import annotations
-
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files, labels_of
 from tightbox.inference.jobs.job import Job, Part
 from tightbox.inference.jobs.parts import COLUMNS, Row, row_of
@@ -155,12 +154,8 @@ def import_ray() -> Any:
     Raises:
         UserError: if it is not installed.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise missing_extra("Ray", "ray") from error
-    return ray
+    import_extra("ray.data", "ray", "Ray")
+    return import_module("ray")
 
 
 def _lines(error: BaseException) -> list[str]:

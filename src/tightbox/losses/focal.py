@@ -3,8 +3,6 @@
 RetinaNet, https://arxiv.org/abs/1708.02002.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 

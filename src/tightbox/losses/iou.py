@@ -6,8 +6,6 @@ UnitBox, https://arxiv.org/abs/1608.01471; GIoU, https://arxiv.org/abs/1902.0963
 DIoU and CIoU, https://arxiv.org/abs/1911.08287; CIoU's gate, https://arxiv.org/abs/2005.03572.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

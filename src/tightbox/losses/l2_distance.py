@@ -3,8 +3,6 @@
 UnitBox, https://arxiv.org/abs/1608.01471, section 2; DenseBox, https://arxiv.org/abs/1509.04874.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from tightbox.boxes import at_least_float32

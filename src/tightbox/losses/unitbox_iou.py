@@ -3,8 +3,6 @@
 UnitBox, https://arxiv.org/abs/1608.01471, algorithm 1 and equations 3 to 7.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 VarifocalNet, https://arxiv.org/abs/2008.13367.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The ASGI application: routes, and what guards them."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import io

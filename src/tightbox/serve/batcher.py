@@ -1,7 +1,5 @@
 """Single images from many requests become batches for one network, which runs in one thread."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """From the bytes that a stranger sent to an image, within limits that are checked before anything is decoded."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

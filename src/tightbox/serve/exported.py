@@ -1,7 +1,5 @@
 """A file that `tightbox export --format onnx` wrote, run by ONNX Runtime; images are resized as for its checkpoint."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.export.onnx_file import FORMAT, METADATA
 from tightbox.export.tensors import PaddedDetections
 from tightbox.options import Preprocess
@@ -59,10 +57,7 @@ def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
 
 def _open(path: Path, device: str) -> Any:
     """The session of ONNX Runtime."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_extra("ONNX Runtime, which runs exported files,", "serve") from error
+    onnxruntime = import_extra("onnxruntime", "serve", "ONNX Runtime, which runs exported files,")
     kind, _, index = device.partition(":")
     on_gpu = kind != "cpu" and CUDA in onnxruntime.get_available_providers()
     if not on_gpu and kind not in ("auto", "cpu"):

@@ -1,7 +1,5 @@
 """Tensors in and out by the Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol)."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """What `/metrics` shows, in a registry of its own so that two servers in one process do not mix."""
 
-from __future__ import annotations
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -14,21 +14,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "tightbox_requests", "Answers, by route and status.", ("route", "status"), registry=self.registry
-        )
-        self.seconds = Histogram(
-            "tightbox_request_seconds", "From a request's head to its answer.", buckets=SECONDS, registry=self.registry
-        )
-        self.images = Counter("tightbox_images", "Images that the network has seen.", registry=self.registry)
-        self.boxes = Counter("tightbox_boxes", "Boxes that were answered.", registry=self.registry)
-        self.batch_size = Histogram(
-            "tightbox_batch_size", "Images that the network saw together.", buckets=SIZES, registry=self.registry
-        )
-        self.batch_seconds = Histogram(
-            "tightbox_batch_seconds", "Time of the network for a batch.", buckets=SECONDS, registry=self.registry
-        )
-        self.accepted = Counter("tightbox_images_accepted", "Images that were accepted.", registry=self.registry)
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        self.requests = counter("tightbox_requests", "Answers, by route and status.", ("route", "status"))
+        self.seconds = histogram("tightbox_request_seconds", "From a request's head to its answer.", buckets=SECONDS)
+        self.images = counter("tightbox_images", "Images that the network has seen.")
+        self.boxes = counter("tightbox_boxes", "Boxes that were answered.")
+        self.batch_size = histogram("tightbox_batch_size", "Images that the network saw together.", buckets=SIZES)
+        self.batch_seconds = histogram("tightbox_batch_seconds", "Time of the network for a batch.", buckets=SECONDS)
+        self.accepted = counter("tightbox_images_accepted", "Images that were accepted.")
         self.waiting = Gauge("tightbox_images_waiting", "Images accepted and not yet answered.", registry=self.registry)
 
     def note_batch(self, size: int, seconds: float) -> None:

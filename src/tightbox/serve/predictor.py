@@ -1,7 +1,5 @@
 """What the server needs of a detector, so that anything which finds boxes can be served; and checkpoints as such."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

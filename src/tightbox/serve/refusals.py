@@ -1,7 +1,5 @@
 """Requests that are refused, each with its status and one sentence that holds nothing of the server's own."""
 
-from __future__ import annotations
-
 from starlette.exceptions import HTTPException
 
 

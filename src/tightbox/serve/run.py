@@ -1,7 +1,5 @@
 """Serving an application until a signal ends it."""
 
-from __future__ import annotations
-
 import math
 import signal
 import socket

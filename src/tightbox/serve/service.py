@@ -1,7 +1,5 @@
 """What happens to an image between its arrival and its boxes, whatever protocol it came by."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -1,13 +1,11 @@
 """A job: what it is about, kept in `job.json`, and which of its parts are to be done by whom."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tightbox.checkpoint import CARD, WEIGHTS
 from tightbox.errors import UserError
@@ -35,7 +33,7 @@ class Shard:
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str) -> Self:
         """`2/8` is the second of eight.
 
         Raises:
@@ -94,7 +92,7 @@ class JobCard:
         return folder / f"part-{number:06d}.{self.kind}"
 
     @classmethod
-    def read(cls, folder: Path) -> JobCard | None:
+    def read(cls, folder: Path) -> Self | None:
         """The card in a folder; None if there is none.
 
         Raises:
@@ -111,7 +109,7 @@ class JobCard:
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged; start the job anew in another folder") from error
 
-    def difference(self, other: JobCard) -> str:
+    def difference(self, other: Self) -> str:
         """In which way another card is of another job; "" if it is the same."""
         differing = (name for name in _MEANING if getattr(self, name) != getattr(other, name))
         return next((_MEANING[name] for name in differing), "")

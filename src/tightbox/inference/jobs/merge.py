@@ -1,7 +1,5 @@
 """All parts of a job as one file, and the proof that no image is missing or there twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

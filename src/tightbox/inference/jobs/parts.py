@@ -1,14 +1,13 @@
 """Part files: one row for each image, with all of its boxes, in Parquet or as JSON lines."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.files import atomic_path
 from tightbox.inference.files import FileResult
 
@@ -105,9 +104,5 @@ def import_pyarrow() -> Any:
     Raises:
         UserError: if it is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise missing_extra("pyarrow, which writes Parquet files,", "parquet") from error
-    return pyarrow
+    import_extra("pyarrow.parquet", "parquet", "pyarrow, which writes Parquet files,")
+    return import_module("pyarrow")
