@@ -8,10 +8,9 @@ import pytest
 
 from tests.helpers.data import three_images
 from tests.helpers.exported import SIZES, Exported, assert_same
-from tests.helpers.models import image_batch, tiny_iou_net
-from tightbox.errors import UserError
+from tests.helpers.models import image_batch
 from tightbox.export.int8 import LAYERS, kept_in_float, quantised
-from tightbox.export.openvino_file import to_openvino, write_openvino
+from tightbox.export.openvino_file import to_openvino
 from tightbox.structures import ImageBatch
 
 openvino = pytest.importorskip("openvino", reason="the extra `export` is not installed")
@@ -36,10 +35,11 @@ def test_detects_the_same(exported_vfnet: Exported, tmp_path: Path) -> None:
         assert_same(found(network, batch), exported_vfnet.model.detect(batch))
 
 
-def test_an_iou_net_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="an IoU-Net in OpenVINO does not yet find the boxes that PyTorch finds"):
-        write_openvino(tiny_iou_net(), tmp_path / "model.xml")
-    assert not any(tmp_path.iterdir())
+def test_an_iou_net_detects_the_same(exported_iou_net: Exported) -> None:
+    network = compiled(to_openvino(exported_iou_net.path))
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        assert_same(found(network, batch), exported_iou_net.model.detect(batch))
 
 
 def test_the_last_layers_and_what_predicts_coordinates_stay_in_float(exported_vfnet: Exported) -> None:

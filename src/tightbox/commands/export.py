@@ -26,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=list(SUFFIXES),
         required=True,
         help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
-        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net is of onnx only, and its boxes "
-        "are not refined, as that takes gradients); "
+        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net's boxes are not refined, as "
+        "that takes gradients); "
         "mmdet: a .pth file for mmdetection's VFNet",
     )
     parser.add_argument("--out", required=True, help="the file to write")

@@ -11,7 +11,7 @@ from tightbox.data.records import DetectionData
 from tightbox.errors import UserError, missing_extra
 from tightbox.export.onnx_file import METADATA, description, to_onnx
 from tightbox.files import atomic_paths
-from tightbox.models import Detector, IoUNet
+from tightbox.models import Detector
 
 
 def to_openvino(onnx_file: Path) -> Any:
@@ -55,8 +55,6 @@ def write_openvino(model: Detector, path: Path, *, int8_from: DetectionData | No
         UserError: if the extra `export` is missing, the detector cannot be expressed, or the disk refuses.
     """
     openvino = import_openvino()
-    if isinstance(model, IoUNet):
-        raise UserError("an IoU-Net in OpenVINO does not yet find the boxes that PyTorch finds; use --format onnx")
     weights = path.with_suffix(".bin")
     with atomic_paths(path, weights) as (network_file, weights_file), TemporaryDirectory() as folder:
         for file in (network_file, weights_file):
