@@ -12,6 +12,7 @@ from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
+    from tightbox.export.int8 import Int8
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE [--int8 --data DIR]"
@@ -26,14 +27,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=list(SUFFIXES),
         required=True,
         help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
-        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net is of onnx only, and its boxes "
-        "are not refined, as that takes gradients); "
+        "(UnitBox is read densely, as connected regions are no operation there; IoU-Net's boxes are not refined, as "
+        "that takes gradients); "
         "mmdet: a .pth file for mmdetection's VFNet",
     )
     parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument("--int8", action="store_true", help="with 8-bit integers, of openvino: smaller and faster")
-    parser.add_argument("--data", help="of --int8: folder of a data set with the checkpoint's classes, for the ranges")
-    parser.add_argument("--split", default="train", help="which split of it")
+    parser.add_argument(
+        "--int8", action="store_true", help="with 8-bit integers, of onnx and openvino: smaller, faster"
+    )
+    parser.add_argument("--data", help="of --int8: folder of a data set with the checkpoint's classes")
+    parser.add_argument("--split", default="train", help="which split of it shows the ranges of activations")
+    parser.add_argument("--val_split", default="val", help="the split on which the AP lost to --int8 is measured")
+    parser.add_argument(
+        "--max_drop",
+        type=float,
+        default=0.005,
+        help="AP in [0, 1] that --int8 may lose there; layers go back to floats until it loses no more",
+    )
 
 
 def run(args: Namespace) -> int:
@@ -46,45 +56,53 @@ def run(args: Namespace) -> int:
         raise UserError(f"--out is {out}, but OpenVINO's files end in {suffix}; name it {out.with_suffix(suffix)}")
     if args.int8 != (args.data is not None):
         raise UserError("--int8 and --data belong together: give both, or leave out both")
-    if args.int8 and args.format != "openvino":
-        raise UserError(f"--int8 is of --format openvino, not of {args.format}; leave it out, or choose openvino")
+    if args.int8 and args.format == "mmdet":
+        raise UserError("--int8 is of --format onnx and openvino, not of mmdet; leave it out, or choose one of these")
+    if not 0 <= args.max_drop <= 1:
+        raise UserError(f"--max_drop is {args.max_drop:g}; give the AP that may be lost, from 0 to 1, such as 0.005")
 
     from tightbox.models import load
 
     model = load(args.checkpoint)
-    if args.format == "openvino":
-        _openvino(model, out, _ranges(args, model) if args.int8 else None)
+    if args.format == "mmdet":
+        _mmdet(model, out)
     else:
-        {"onnx": _onnx, "mmdet": _mmdet}[args.format](model, out)
+        {"onnx": _onnx, "openvino": _openvino}[args.format](model, out, _int8(args, model) if args.int8 else None)
     return 0
 
 
-def _onnx(model: Detector, out: Path) -> None:
+def _onnx(model: Detector, out: Path, int8: Int8 | None) -> None:
     from tightbox.export.onnx_file import write_onnx
 
-    write_onnx(model, out)
+    write_onnx(model, out, int8=int8)
     print(f"written: {out}, {_megabytes(out)}")
     print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
 
 
-def _ranges(args: Namespace, model: Detector) -> DetectionData:
-    """The images that show the ranges of activations."""
+def _openvino(model: Detector, out: Path, int8: Int8 | None) -> None:
+    from tightbox.export.openvino_file import write_openvino
+
+    weights = write_openvino(model, out, int8=int8)
+    print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
+
+
+def _int8(args: Namespace, model: Detector) -> Int8:
+    """The images that show the ranges of activations, and those that AP is measured on."""
+    from tightbox.export.int8 import Int8
+
+    return Int8(_with_classes(args, args.split, model), _with_classes(args, args.val_split, model), args.max_drop)
+
+
+def _with_classes(args: Namespace, split: str, model: Detector) -> DetectionData:
     from tightbox.data.layout import read_data
 
-    data = read_data(args.data, args.split)
+    data = read_data(args.data, split)
     if set(data.class_names) != set(model.class_names):
         theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
         raise UserError(
             f"{args.data} has the classes {theirs}, and the checkpoint {own}; give images that it was made for"
         )
-    return data
-
-
-def _openvino(model: Detector, out: Path, data: DetectionData | None) -> None:
-    from tightbox.export.openvino_file import write_openvino
-
-    weights = write_openvino(model, out, int8_from=data)
-    print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
+    return data.with_classes(model.class_names)
 
 
 def _mmdet(model: Detector, out: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,42 @@ import numpy as np
 from tightbox.data.dataset import DetectionDataset
 from tightbox.data.records import DetectionData
 from tightbox.errors import missing_extra
+from tightbox.export.running import Run, detect_with, inputs, onnx_run, openvino_run
+from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector
+from tightbox.structures import Detections
 
 MOST_IMAGES = 300  # whose activations give the ranges
-LAYERS = ("Convolution", "GroupConvolution", "MatMul", "DeformableConvolution")
-COORDINATES = (1, 3)  # of OpenVINO's deformable convolution: its offsets, and the mask predicted with them
+# Of OpenVINO, then of ONNX.
+LAYERS = ("Convolution", "GroupConvolution", "MatMul", "DeformableConvolution", "Conv", "Gemm", "DeformConv")
+COORDINATES = {"DeformableConvolution": (1, 3), "DeformConv": (2, 4)}  # offsets, and the mask predicted with them
 
 
-def quantised(network: Any, model: Detector, data: DetectionData) -> Any:
-    """The `openvino.Model` of a detector with int8 weights and activations.
+@dataclass(frozen=True)
+class Int8:
+    """What makes and judges a detector of 8-bit integers.
+
+    Attributes:
+        data: images like those to come, which show the ranges of activations.
+        val: images with ground truth, on which AP is measured.
+        max_drop: AP that it may lose there; layers go back to floats, the worst ones first, until it loses no more.
+    """
+
+    data: DetectionData
+    val: DetectionData
+    max_drop: float = 0.005
+
+    def __str__(self) -> str:
+        return f"int8, by {len(self.data.records)} images; at most {self.max_drop:g} AP lost on {len(self.val.records)}"
+
+
+def quantised(network: Any, model: Detector, how: Int8) -> Any:
+    """A detector's `openvino.Model` or `onnx.ModelProto` with int8 weights and activations.
 
     Args:
-        network: from `to_openvino`.
+        network: from `to_openvino` or `to_onnx`.
         model: the detector, whose preprocessing is used.
-        data: with images like those to come.
+        how: the images.
 
     Raises:
         UserError: if the extra `export` is missing, or an image cannot be read.
@@ -34,39 +58,85 @@ def quantised(network: Any, model: Detector, data: DetectionData) -> Any:
         raise missing_extra("nncf", "export") from error
 
     nncf.set_log_level(logging.ERROR)
-    dataset = DetectionDataset(data, model.preprocess)
+    ranges, val = (DetectionDataset(data, model.preprocess) for data in (how.data, how.val))
+    count = min(len(ranges), MOST_IMAGES)
+    indices = np.linspace(0, len(ranges) - 1, count).astype(int).tolist()  # from everywhere in the data set
 
-    def inputs(index: int) -> dict[str, Any]:
-        pixels, _, _ = dataset[0, index]
-        size = np.array([pixels.shape[-2:]], dtype=np.int64)
-        return {"images": (pixels[None] / 255).numpy(), "sizes": size}
+    def ap(runnable: Any, items: Iterable[int]) -> tuple[float, list[float]]:
+        """AP of all these images, and of each by itself."""
+        run: Run = openvino_run(runnable) if callable(runnable) else onnx_run(runnable.SerializeToString())
+        found = detect_with(run, val, items)
+        alone = [_ap({index: detections}, how.val) for index, detections in found.items()]
+        return _ap(found, how.val), alone
 
-    count = min(len(dataset), MOST_IMAGES)
-    indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()  # from everywhere in the data set
-    return nncf.quantize(
+    return nncf.quantize_with_accuracy_control(
         network,
-        nncf.Dataset(indices, inputs),
+        nncf.Dataset(indices, lambda index: inputs(ranges, index)),
+        nncf.Dataset(range(len(val)), lambda index: inputs(val, index)),
+        ap,
+        max_drop=how.max_drop,
         subset_size=count,
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=sorted(kept_in_float(network)), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=sorted(kept_in_float(graph_of(network))), validate=False),
     )
 
 
-def kept_in_float(network: Any) -> set[str]:
+def _ap(found: dict[int, Detections], data: DetectionData) -> float:
+    """AP of the detections of some records, by their index, on these alone."""
+    records = tuple(data.records[index] for index in found)
+    return evaluate_detections(dict(enumerate(found.values())), replace(data, records=records)).ap or 0.0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a network by their names.
+
+    Attributes:
+        types: of each node its operator.
+        inputs: of each node the names of what gives its inputs; "" for none.
+        last: nodes that give the network's outputs.
+    """
+
+    types: dict[str, str]
+    inputs: dict[str, list[str]]
+    last: list[str]
+
+
+def graph_of(network: Any) -> Graph:
+    """The graph of an `openvino.Model` or an `onnx.ModelProto`."""
+    if hasattr(network, "get_ops"):
+        nodes = {node.get_friendly_name(): node for node in network.get_ops()}
+        return Graph(
+            types={name: node.get_type_name() for name, node in nodes.items()},
+            inputs={
+                name: [node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())]
+                for name, node in nodes.items()
+            },
+            last=[result.get_friendly_name() for result in network.get_results()],
+        )
+    giver = {output: node.name for node in network.graph.node for output in node.output}
+    return Graph(
+        types={node.name: node.op_type for node in network.graph.node},
+        inputs={node.name: [giver.get(value, "") for value in node.input] for node in network.graph.node},
+        last=[giver[output.name] for output in network.graph.output],
+    )
+
+
+def kept_in_float(graph: Graph) -> set[str]:
     """Names of the nodes from which only arithmetic leads to an output, or to the coordinates that a layer samples at.
 
     These are the last layers of the head and what follows them: exp() of an int8 number is a coarse box.
     """
-    waiting = [result.input_value(0).get_node() for result in network.get_results()]
-    for node in network.get_ops():
-        if node.get_type_name() == "DeformableConvolution":
-            waiting += [node.input_value(i).get_node() for i in COORDINATES if i < node.get_input_size()]
-    found: set[str] = set()
+    waiting = list(graph.last)
+    for name, kind in graph.types.items():
+        given = graph.inputs[name]
+        waiting += [given[i] for i in COORDINATES.get(kind, ()) if i < len(given)]
+    found = {""}
     while waiting:
-        node = waiting.pop()
-        if node.get_friendly_name() in found:
+        name = waiting.pop()
+        if name in found:
             continue
-        found.add(node.get_friendly_name())
-        if node.get_type_name() not in (*LAYERS, "ShapeOf"):  # the shape of what a layer gives is no number it gives
-            waiting += [node.input_value(i).get_node() for i in range(node.get_input_size())]
-    return found
+        found.add(name)
+        if graph.types[name] not in (*LAYERS, "ShapeOf", "Shape"):  # the shape of what a layer gives is none it gives
+            waiting += graph.inputs[name]
+    return found - {""}

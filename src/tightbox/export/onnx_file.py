@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tightbox.errors import UserError, missing_extra
+from tightbox.export.int8 import Int8, quantised
 from tightbox.export.tensors import PaddedDetections, TensorDetector
 from tightbox.files import atomic_path
 from tightbox.models import Detector, IoUNet, UnitBox
@@ -65,10 +66,15 @@ def to_onnx(model: Detector) -> Any:
     proto = _exported(_Part(detector, detector.detect), (pixels, sizes), whole_cells, ("normalised", *outputs))
     _put_before(first, proto)
     _name_axes(proto)
-    proto.producer_name, proto.producer_version = "tightbox", __version__
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(description(model))
+    _describe(proto, model)
     return proto
+
+
+def _describe(proto: Any, model: Detector, int8: Int8 | None = None) -> None:
+    proto.producer_name, proto.producer_version = "tightbox", __version__
+    del proto.metadata_props[:]
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, described(model, int8)
 
 
 class _Part(nn.Module):
@@ -115,17 +121,21 @@ def _put_before(first: Any, proto: Any) -> None:
     proto.graph.initializer.extend(graph.initializer)
 
 
-def write_onnx(model: Detector, path: Path) -> None:
-    """Write `to_onnx(model)` to a file, whole or not at all."""
+def write_onnx(model: Detector, path: Path, *, int8: Int8 | None = None) -> None:
+    """Write `to_onnx(model)`, quantised by the images of `int8` if there are any, to a file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.touch()  # a path that cannot be written is found out before the long work
-        temporary.write_bytes(to_onnx(model).SerializeToString())
+        proto = to_onnx(model)
+        if int8 is not None:
+            proto = quantised(proto, model, int8)
+            _describe(proto, model, int8)
+        temporary.write_bytes(proto.SerializeToString())
 
 
-def description(model: Detector) -> dict[str, Any]:
-    """What a program that has only the file needs to know to run it right."""
+def described(model: Detector, int8: Int8 | None = None) -> str:
+    """What a program that has only the file needs to know to run it right, as JSON."""
     options = model.options
-    return {
+    about = {
         "format": FORMAT,
         "tightbox": __version__,
         "licence": LICENCE,
@@ -147,7 +157,9 @@ def description(model: Detector) -> dict[str, Any]:
         "predicts_iou": predicts_iou(model),
         "calibrated": model.calibration is not None,  # within the network: the file's IoUs are those to expect
         "calibration": None if model.calibration is None else model.calibration.to_json(),
+        "precision": "float32" if int8 is None else str(int8),
     }
+    return json.dumps(about)
 
 
 def predicts_iou(model: Detector) -> bool:

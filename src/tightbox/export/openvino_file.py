@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tightbox.data.records import DetectionData
 from tightbox.errors import UserError, missing_extra
-from tightbox.export.onnx_file import METADATA, description, to_onnx
+from tightbox.export.int8 import Int8, quantised
+from tightbox.export.onnx_file import METADATA, described, to_onnx
 from tightbox.files import atomic_paths
-from tightbox.models import Detector, IoUNet
+from tightbox.models import Detector
 
 
 def to_openvino(onnx_file: Path) -> Any:
@@ -43,20 +42,18 @@ def import_openvino() -> Any:
     return openvino
 
 
-def write_openvino(model: Detector, path: Path, *, int8_from: DetectionData | None = None) -> Path:
+def write_openvino(model: Detector, path: Path, *, int8: Int8 | None = None) -> Path:
     """Write the network to `path`, which ends in .xml, and the weights beside it; returns the weights' path.
 
     Args:
         model: the detector.
         path: of the network.
-        int8_from: quantise it (`tightbox.export.int8`) by these images.
+        int8: quantise it by these images.
 
     Raises:
         UserError: if the extra `export` is missing, the detector cannot be expressed, or the disk refuses.
     """
     openvino = import_openvino()
-    if isinstance(model, IoUNet):
-        raise UserError("an IoU-Net in OpenVINO does not yet find the boxes that PyTorch finds; use --format onnx")
     weights = path.with_suffix(".bin")
     with atomic_paths(path, weights) as (network_file, weights_file), TemporaryDirectory() as folder:
         for file in (network_file, weights_file):
@@ -64,12 +61,9 @@ def write_openvino(model: Detector, path: Path, *, int8_from: DetectionData | No
         onnx_file = Path(folder, "model.onnx")
         onnx_file.write_bytes(to_onnx(model).SerializeToString())
         converted = to_openvino(onnx_file)
-        if int8_from is not None:
-            from tightbox.export.int8 import quantised
-
-            converted = quantised(converted, model, int8_from)
-            about = description(model) | {"precision": f"int8, by {len(int8_from.records)} images"}
-            converted.set_rt_info(json.dumps(about), [METADATA])
+        if int8 is not None:
+            converted = quantised(converted, model, int8)
+            converted.set_rt_info(described(model, int8), [METADATA])
         try:
             openvino.serialize(converted, Path(folder, "model.xml"), Path(folder, "model.bin"))
         except RuntimeError as error:

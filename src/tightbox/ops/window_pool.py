@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tightbox.boxes import area
+
 
 def window_pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, images: Tensor, bins: int) -> Tensor:
     """(K, C, bins, bins): `prroi_pool` of each box from a level of its own.
@@ -36,9 +38,8 @@ def window_pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, images: 
     last = torch.maximum(torch.minimum(far.ceil().long() + 1, limits), first + 1)  # a pixel at least; exclusive
     windows = torch.cat([torch.stack([first, last], dim=2).flatten(1), starts[:, None], widths[:, None]], dim=1)
 
-    area = ((far - near) / bins).prod(dim=1)
-    non_degenerate = (far > near).all(dim=1)
-    scale = torch.where(non_degenerate, 1 / area, 0)
+    of_bin = area(boxes) / bins**2  # not .prod(), by which OpenVINO 2026.4 would multiply instead of dividing
+    scale = torch.where(of_bin > 0, 1 / of_bin, 0)
     integrals = cast(Tensor, integrate_windows(table, edges, windows))
     return (integrals * scale[:, None, None, None]).permute(0, 3, 1, 2)
 
