@@ -266,7 +266,7 @@ class TorchvisionDetector(Detector):
         objects = [{"boxes": target.boxes, "labels": target.labels + self.first_label} for target in targets]
         return cast(dict[str, Tensor], self.detector(_unpadded(images), objects))
 
-    def detect(self, images: Images) -> list[Detections]:
+    def detect(self, images: Images, *, replay: bool = False) -> list[Detections]:
         """Its own detections."""
         found = self.detector(_unpadded(images))
         return [Detections(row["boxes"], row["scores"], row["labels"] - self.first_label) for row in found]

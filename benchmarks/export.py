@@ -163,10 +163,10 @@ def trained_rows(model: Detector, folder: Path, options: argparse.Namespace) -> 
             runs[title + addition] = file.with_suffix(".bin"), compiled(converted, precision)
     title = f"{model.name} of {options.checkpoint.name} on {len(val.records)} images of {options.data.name}"
     lines, eager = [TRAINED[0].format(title), TRAINED[1]], 0.0
-    for name, (file, run) in runs.items():
+    for name, (path, run) in runs.items():
         seconds, ap = on_data(run, model, val)
         eager = eager or seconds
-        size = "-" if file is None else f"{megabytes(file):.1f}"
+        size = "-" if path is None else f"{megabytes(path):.1f}"
         lines.append(f"| {name} | {size} | {1000 * seconds:.1f} | {eager / seconds:.2f}x | {100 * ap:.2f} |")
         print(lines[-1], flush=True)
     return lines

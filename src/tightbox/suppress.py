@@ -193,7 +193,7 @@ def box_voting(found: Detections, weights: Tensor, iou_threshold: float = 0.5) -
     """
     if len(found) == 0:
         return found
-    keep = _nms(found.boxes, found.scores, found.labels, iou_threshold)
+    keep = nms_in_groups(found.boxes, found.scores, found.labels, iou_threshold)
     best, numbers = found[keep], torch.arange(len(keep), device=keep.device)
     joins = (pairwise_iou(best.boxes, found.boxes) > iou_threshold) & (best.labels[:, None] == found.labels)
     joins[:, keep] = numbers[:, None] == numbers  # also where rounding says otherwise

@@ -266,6 +266,7 @@ def test_vfnet_x_is_the_published_one() -> None:
     drops = [epoch for epoch in range(1, 41) if factor(1000 * epoch - 1) > factor(1000 * epoch)]
     assert drops == [36, 40]
     assert (augment.side_crop, augment.cutout) == (0.5, 0.5)
+    assert preprocess is not None
     # Shorter sides of 500 to 1400 pixels.
     assert augment.scale_min * preprocess.short_side == pytest.approx(500, abs=1)
     assert augment.scale_max * preprocess.short_side == pytest.approx(1400, abs=1)
