@@ -157,10 +157,10 @@ def trained_rows(model: Detector, folder: Path, options: argparse.Namespace) -> 
         "ONNX Runtime, int8": (small_onnx, onnx_session(small_onnx)),
     }
     for title, converted in networks.items():
-        file = folder / f"{len(runs)}.xml"
-        openvino.save_model(converted, file, compress_to_fp16=False)
+        written = folder / f"{len(runs)}.xml"
+        openvino.save_model(converted, written, compress_to_fp16=False)
         for precision, addition in (("f32", ""), ("bf16", ", bfloat16")):
-            runs[title + addition] = file.with_suffix(".bin"), compiled(converted, precision)
+            runs[title + addition] = written.with_suffix(".bin"), compiled(converted, precision)
     title = f"{model.name} of {options.checkpoint.name} on {len(val.records)} images of {options.data.name}"
     lines, eager = [TRAINED[0].format(title), TRAINED[1]], 0.0
     for name, (path, run) in runs.items():

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from tests.helpers.commands import status
-from tests.helpers.exported import CALIBRATION, SIZES, Exported, assert_same, disturb, run, write
+from tests.helpers.exported import (
+    CALIBRATION,
+    SIZES,
+    Exported,
+    assert_same,
+    disturb,
+    export_published_res2net,
+    run,
+    write,
+)
 from tests.helpers.models import image_batch, tiny_iou_net, tiny_retinanet, tiny_unitbox
 from tightbox.errors import UserError
 from tightbox.export.onnx_file import write_onnx
@@ -20,6 +29,13 @@ def test_a_published_vfnet_detects_the_same(exported_vfnet: Exported) -> None:
     for sizes in SIZES:
         batch = image_batch(*sizes)
         assert_same(run(exported_vfnet.path, batch), exported_vfnet.model.detect(batch))
+
+
+def test_another_published_vfnet_detects_the_same(tmp_path: Path) -> None:
+    exported = export_published_res2net(tmp_path)
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        assert_same(run(exported.path, batch), exported.model.detect(batch))
 
 
 def test_an_image_need_not_be_padded(exported_vfnet: Exported) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tests.helpers.models import small_vfnet, tiny_iou_net
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.export.onnx_file import write_onnx
-from tightbox.models import Detector, load
+from tightbox.models import Detector, VFNet, load
 from tightbox.models.mmdet import export_state, import_checkpoint
-from tightbox.options import Preprocess
+from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import Detections, ImageBatch
 
 # Two steep steps and flat ends: a mistake in any knot shows.
@@ -71,12 +71,21 @@ def assert_same(outputs: list[NDArray[np.generic]], expected: list[Detections]) 
 
 def export_published_vfnet(folder: Path) -> Exported:
     """A VFNet with deformable towers that came from a file of mmdetection, ranks pairs, and is calibrated."""
-    source = disturb(small_vfnet(classes=2, deformable=True))
-    torch.save({"meta": {"CLASSES": ("cat", "dog")}, "state_dict": export_state(source)}, folder / "vfnet.pth")
+    return _published(small_vfnet(classes=2, deformable=True), folder, CALIBRATION)
+
+
+def export_published_res2net(folder: Path) -> Exported:
+    """The same on the largest published backbone, Res2Net-101 with deformable stages; it is not calibrated."""
+    backbone = BackboneOptions(name="res2net101d", pretrained=False, deformable=True, res2net_pool=False)
+    return _published(small_vfnet(classes=2, deformable=True, backbone=backbone), folder, None)
+
+
+def _published(source: VFNet, folder: Path, calibration: Calibration | None) -> Exported:
+    torch.save({"meta": {"CLASSES": ("cat", "dog")}, "state_dict": export_state(disturb(source))}, folder / "vfnet.pth")
     model = import_checkpoint(folder / "vfnet.pth", top_k_of="pairs")
     model.preprocess = Preprocess(long_side=96, short_side=64)
     model.options = replace(model.options, score_threshold=0.0, max_detections=20, top_k=50)
-    model.calibration = CALIBRATION
+    model.calibration = calibration
     return write(model.eval(), folder)
 
 

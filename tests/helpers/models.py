@@ -84,10 +84,10 @@ def frozen_norm_vfnet(class_names: tuple[str, ...], seed: int = 0) -> Detector:
 
 
 def small_vfnet(classes: int = 3, **options: Any) -> VFNet:
-    """A VFNet on ResNet-18 with a narrow head."""
+    """A VFNet on ResNet-18, if nothing else is asked for, with a narrow head."""
     names = [f"class {i}" for i in range(classes)]
-    small = {"channels": 64, "tower_depth": 1}
-    model = create_model("vfnet", class_names=names, backbone="resnet18", pretrained_backbone=False, **small | options)
+    small: dict[str, Any] = {"channels": 64, "tower_depth": 1, "backbone": "resnet18", "pretrained_backbone": False}
+    model = create_model("vfnet", class_names=names, **small | options)
     assert isinstance(model, VFNet)
     return model
 
