@@ -337,8 +337,8 @@ def test_a_kept_box_moves_to_the_mean_of_those_around_it() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [30, 0, 40, 10], [0, 0, 10, 5]])
     scores = torch.tensor([[0.8, 0.0], [0.5, 0.0], [0.0, 0.9], [0.7, 0.0], [0.04, 0.0]])
     found = voting_nms(Candidates(boxes, scores), scores)
-    # Of class 0, the second box (IoU 0.8) counts 0.25 · exp(−0.2²/0.025) = 0.05047 against the first's 0.64; the last
-    # is below the threshold: (0.64 · 10 + 0.05047 · 8) / 0.69047 = 9.8538. Class 1 and the far box have none around them.
+    # Of class 0, the second box (IoU 0.8) counts 0.25 · exp(−0.2²/0.025) = 0.05047, the first 0.64, and the last is
+    # below the threshold: (0.64 · 10 + 0.05047 · 8) / 0.69047 = 9.8538. Class 1 and the far box have none around them.
     expected = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.8538], [30, 0, 40, 10]])
     torch.testing.assert_close(found.boxes, expected, atol=1e-4, rtol=0)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
