@@ -1,6 +1,5 @@
 """Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
 
-from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ Batch = dict[str, Any]
 RETRIES = 2  # of a part whose actor died; Ray itself would go on for ever with one that kills every actor
 
 
-@dataclass(eq=False)
 class Predictor:
     """Adds what is found in each image to a batch of rows that name images, for `Dataset.map_batches`.
 
@@ -37,26 +35,31 @@ class Predictor:
         device: `auto` takes the GPU that Ray gave to the actor.
     """
 
-    checkpoint: str
-    _: KW_ONLY
-    root: str = ""
-    path_column: str = "path"
-    threshold: float = 0.3
-    min_iou: float | None = None
-    classes: list[str] | None = None
-    batch_size: int = 8
-    workers: int = DECODERS
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        self.model = load_on(self.checkpoint, self.threshold, self.device)
-        labels = labels_of(self.classes, self.model.class_names) if self.classes else None
-        self.select = Selection(self.threshold, self.min_iou, labels)
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        root: str = "",
+        path_column: str = "path",
+        threshold: float = 0.3,
+        min_iou: float | None = None,
+        classes: list[str] | None = None,
+        batch_size: int = 8,
+        workers: int = DECODERS,
+        device: str = "auto",
+    ) -> None:
+        self.model = load_on(checkpoint, threshold, device)
+        labels = labels_of(classes, self.model.class_names) if classes else None
+        self.select = Selection(threshold, min_iou, labels)
+        self.root = Path(root)
+        self.path_column = path_column
+        self.batch_size = batch_size
+        self.workers = workers
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with `width`, `height`, `error`, `boxes`, `scores`, `classes` and `ious` of each image."""
         names = [str(name) for name in batch[self.path_column]]
-        paths = (Path(self.root, name) for name in names)
+        paths = (self.root / name for name in names)
         results = detect_files(self.model, paths, batch_size=self.batch_size, workers=self.workers)
         rows = []
         for name, result in zip(names, results, strict=True):
