@@ -87,8 +87,33 @@ class IouCalibration:
         return cls(*map(tuple, lists))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Promises:
+    """What can be promised of images like those that it was learned from; each part is None if it was not asked for.
+
+    Attributes:
+        outer: margins of the boxes that hold their object.
+        inner: margins of the boxes that lie in their object.
+        misses: the score threshold that misses few objects.
+    """
+
+    outer: Margins | None = None
+    inner: Margins | None = None
+    misses: MissBound | None = None
+
+    def moved(self, boxes: ArrayLike, raw: ArrayLike | None, labels: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """The "outer" and the "inner" boxes (N, 4), those that there are, of boxes with raw predicted IoUs."""
+        ways = {"outer": (self.outer, 1.0), "inner": (self.inner, -1.0)}
+        return {n: grown(boxes, way * m.distances(boxes, raw, labels)) for n, (m, way) in ways.items() if m is not None}
+
+    def promises_to_json(self) -> dict[str, Any]:
+        """Those that there are, by name."""
+        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
+        return {name: part.to_json() for name, part in parts.items() if part is not None}
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Promises):
     """A map from raw predicted IoUs to those to expect, and the score thresholds that reach a precision.
 
     Attributes:
@@ -96,30 +121,23 @@ class Calibration:
         thresholds: lowest score from which on at least each of `PRECISIONS` is reached, in a row for each of `IOUS`;
             None where nothing reaches it. A second box on an object is wrong.
         about: how it was made, for whoever reads the card.
-        outer: margins of the boxes that hold their object; None if no coverage was asked for.
-        inner: margins of the boxes that lie in their object; likewise.
-        misses: the score threshold that misses few objects; None if it was not asked for.
         weights: digest of the weights that it was learned from; None in cards from before there was one.
     """
 
     ious: IouCalibration
     thresholds: tuple[tuple[float | None, ...], ...]
     about: Mapping[str, Any]
-    outer: Margins | None = None
-    inner: Margins | None = None
-    misses: MissBound | None = None
     weights: str | None = None
 
     def __call__(self, detections: Detections) -> Detections:
         """The same detections, in the same order, with the IoUs to expect and their outer and inner boxes."""
         if detections.ious is None:
             return detections
-        return replace(
-            detections,
-            ious=self.ious.of_tensor(detections.ious),
-            outer=None if self.outer is None else _moved(detections, self.outer, 1.0),
-            inner=None if self.inner is None else _moved(detections, self.inner, -1.0),
-        )
+        columns = (detections.boxes, detections.ious, detections.labels)
+        moved = self.moved(*(column.detach().cpu().double().numpy() for column in columns))
+        tensors = {name: detections.boxes.new_tensor(boxes) for name, boxes in moved.items()}
+        calibrated = replace(detections, ious=self.ious.of_tensor(detections.ious), outer=None, inner=None)
+        return replace(calibrated, **tensors)
 
     def margins_for(self, coverage: float) -> Margins:
         """The margins of the outer boxes, which must have been learned for this coverage.
@@ -170,12 +188,11 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for a checkpoint's card."""
-        later = {"outer": self.outer, "inner": self.inner, "misses": self.misses}  # which cards had not always
         return {
             "about": dict(self.about),
             "ious": self.ious.to_json(),
             "thresholds": {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)},
-            **{name: part.to_json() for name, part in later.items() if part is not None},
+            **self.promises_to_json(),  # which cards had not always
             **({} if self.weights is None else {"weights": self.weights}),
         }
 
@@ -198,13 +215,6 @@ class Calibration:
         kinds: dict[str, type[Margins | MissBound]] = {"outer": Margins, "inner": Margins, "misses": MissBound}
         parts: dict[str, Any] = {name: kinds[name].from_json(part) for name, part in later.items() if part is not None}
         return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about, weights=weights, **parts)
-
-
-def _moved(detections: Detections, margins: Margins, way: float) -> Tensor:
-    """(N, 4) the boxes grown (1) or shrunk (-1) by their margins, of raw predicted IoUs."""
-    boxes, labels = (value.detach().cpu().double().numpy() for value in (detections.boxes, detections.labels))
-    raw = None if detections.ious is None else detections.ious.detach().cpu().double().numpy()
-    return detections.boxes.new_tensor(grown(boxes, way * margins.distances(boxes, raw, labels)))
 
 
 def _first_at_least(values: tuple[float, ...], wanted: float, what: str) -> int:

@@ -4,8 +4,6 @@ What is bounded: the size of a file, how deep its content is nested, the digits 
 and entities of XML, which a few hundred bytes expand to gigabytes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,12 +12,10 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
 
 from tightbox.errors import UserError
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
 
 MB = 2**20
 TEXT_BYTES, JSON_BYTES, YAML_BYTES, XML_BYTES = 256 * MB, 4096 * MB, MB, 16 * MB
@@ -129,8 +125,6 @@ def read_xml(path: Path) -> Element:
         UserError: if it cannot be opened, is larger than `XML_BYTES`, is no XML, is nested deeper than `DEPTH`, or
             declares entities.
     """
-    from xml.etree.ElementTree import ParseError
-
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 

@@ -26,7 +26,7 @@ def run(args: Namespace) -> int:
     from tightbox.progress import progress_bar
 
     with progress_bar("reading images") as progress:
-        report = examine(folder, progress)
+        report = examine(folder, lambda _, done, total: progress(done, total))
     print_report(report.findings, report.splits)
     if args.json is not None:
         write_json(Path(args.json), [asdict(finding) for finding in report.findings])

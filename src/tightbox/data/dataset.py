@@ -1,6 +1,7 @@
 """Records on disk to batches in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ Item = tuple[Tensor, Targets, int]
 Key = tuple[int, int] | tuple[int, int, float]
 
 
+@dataclass(eq=False)
 class DetectionDataset(Dataset[Item]):
     """Images with their targets, resized for a model; with a transform, changed at random first.
 
@@ -33,26 +35,19 @@ class DetectionDataset(Dataset[Item]):
             one that can be read takes its place; in evaluation a grey one, so that its objects count as missed.
     """
 
-    def __init__(
-        self,
-        data: DetectionData,
-        preprocess: Preprocess,
-        *,
-        transform: TrainTransform | None = None,
-        seed: int = 0,
-        epochs: int = 1,
-        cache_mb: int = 0,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.data = data
-        self.preprocess = preprocess
-        self.transform = transform
-        self.seed = seed
-        self.epochs = epochs
-        self.skip_unreadable = skip_unreadable
+    data: DetectionData
+    preprocess: Preprocess
+    _: KW_ONLY
+    transform: TrainTransform | None = None
+    seed: int = 0
+    epochs: int = 1
+    cache_mb: int = 0
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
         self.skipped: set[int] = set()
         self._cache: dict[int, Tensor] = {}
-        self._free = cache_mb * 2**20
+        self._free = self.cache_mb * 2**20
 
     def __len__(self) -> int:
         return len(self.data.records)
@@ -103,6 +98,7 @@ class DetectionDataset(Dataset[Item]):
         return pixels
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
     """Batches of keys in an order that is a function of seed and epoch alone.
 
@@ -117,15 +113,15 @@ class EpochBatches(Sampler[list[Key]]):
         start: how many batches of it to pass over, when a training is resumed in the middle of an epoch.
     """
 
+    count: int
+    batch_size: int
+    seed: int
+    fraction: Callable[[], float] | None = None
     drop_last = True
 
-    def __init__(self, count: int, batch_size: int, seed: int, fraction: Callable[[], float] | None = None) -> None:
-        self.count = count
-        self.fraction = fraction
-        self.batch_size = min(batch_size, count)
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
+    def __post_init__(self) -> None:
+        self.batch_size = min(self.batch_size, self.count)
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return self.count // self.batch_size

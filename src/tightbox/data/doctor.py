@@ -1,16 +1,15 @@
 """What is wrong with a data set, all of it at once: the readers stop at the first error, this does not."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from tightbox.data.input_size import NEEDED, input_size
 from tightbox.data.layout import parse_data, splits
@@ -18,12 +17,10 @@ from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
-from tightbox.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = ["Finding", "Report", "Severity", "SplitSummary", "examine", "print_report"]
+
+Progress = Callable[[str, int, int], None]
 
 _FEW = 10  # examples of a class in training below which it is worth a note
 _ROWS = 20  # findings of one check that are printed
@@ -50,19 +47,20 @@ class Report:
     splits: list[SplitSummary]
 
 
-def examine(root: Path | str, progress: Progress = silent) -> Report:
+def examine(root: Path | str, progress: Progress | None = None) -> Report:
     """Everything wrong with, or worth knowing about, the data set in a folder, and the counts of every split.
 
     Args:
         root: the folder.
-        progress: called with how many images are done, and how many there are.
+        progress: called with what is being done, how many images are done, and how many there are.
     """
     try:
         parsed = [parse_data(root, split) for split in splits(root)]
     except UserError as error:
         return Report([Finding.from_error("layout", error)], [])
     findings = [finding for split in parsed for finding in (*split.all_findings(), *_boxes(split), *_empty(split))]
-    findings += [*_files(parsed, progress), *_classes(parsed), *_unused(parsed), *_small_objects(parsed)]
+    findings += [*_files(parsed, progress or (lambda task, done, total: None)), *_classes(parsed), *_unused(parsed)]
+    findings += _small_objects(parsed)
     order = list(Severity)
     # dict.fromkeys: splits that share a broken file would report it once each.
     unique = sorted(dict.fromkeys(findings), key=lambda finding: (order.index(finding.severity), finding.check))
@@ -73,9 +71,6 @@ def print_report(
     findings: Sequence[Finding], summaries: Sequence[SplitSummary] = (), console: Console | None = None
 ) -> None:
     """Prints the counts and the findings, the first 20 of each check."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = console or Console()
     for summary in summaries:
         line = f"{summary.split}: {summary.images} images, {summary.boxes} boxes ({summary.crowd} crowd)"
@@ -135,14 +130,10 @@ def _boxes(parsed: Parsed) -> Iterator[Finding]:
 
 def _repeated(rows: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
     """Where each of the (N, K) rows that are there more than once is first, and how often it is there."""
-    order = np.lexsort(rows.T)
-    new = np.ones(len(rows), dtype=np.bool_)
-    new[1:] = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
-    starts = np.flatnonzero(new)
-    times = np.diff(starts, append=len(rows))
-    firsts = order[starts[times > 1]]  # the sort is stable
+    _, firsts, times = np.unique(rows, axis=0, return_index=True, return_counts=True)
     for at in np.argsort(firsts):
-        yield int(firsts[at]), int(times[times > 1][at])
+        if times[at] > 1:
+            yield int(firsts[at]), int(times[at])
 
 
 def _empty(parsed: Parsed) -> Iterator[Finding]:
@@ -170,7 +161,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
             if len(images) > 1:
                 message = f"{path} has {len(images)} entries in the {name} split"
                 yield Finding(Severity.ERROR, "duplicate-file", str(path), message, "merge them into one")
-        progress(done, len(entries))
+        progress("images", done, len(entries))
         sizes = {(image.width, image.height) for images in per_split.values() for image in images}
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none

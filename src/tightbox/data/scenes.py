@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.errors import UserError
 from tightbox.files import write_json
+from tightbox.images import write_image
 from tightbox.progress import Progress, silent
 
 CLASS_NAMES = ("disc", "rectangle", "triangle", "star", "ring")
@@ -79,7 +80,7 @@ def write_scenes(
         for number, scene_seed in enumerate(scene_seeds, 1):
             image, boxes, labels = render_scene(scene_seed, size)
             path = root / "images" / f"{split}_{number:05d}.jpg"
-            _save_jpeg(image, path)
+            write_image(path, image)
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
             records.append(ImageRecord(path, number, *size, boxes, labels, np.zeros(len(labels), np.bool_), areas))
             done += 1
@@ -88,14 +89,6 @@ def write_scenes(
         data = DetectionData("scenes", root, split, CLASS_NAMES, category_ids, tuple(records))
         write_json(paths[split], data.to_coco())
     return paths
-
-
-def _save_jpeg(image: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=92)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; free some space or choose another folder") from error
 
 
 def _render(seed: int, size: tuple[int, int]) -> tuple[Image.Image, Floats, NDArray[np.int64], NDArray[np.bool_]]:

@@ -1,18 +1,13 @@
 """Pascal VOC folders, as downloaded or in that shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
 
 from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import is_file, numbers, read_lines, read_xml, shown
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
 
 LARGEST_DIGITS = 6  # of a width; what claims to be wider is asked for its header
 

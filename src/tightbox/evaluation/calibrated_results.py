@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from tightbox.calibration import IOUS, IouCalibration
+from tightbox.calibration import IOUS, IouCalibration, Promises
 from tightbox.errors import UserError
 from tightbox.evaluation.choose_map import choose_of_pairs
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.fit_calibration import FITS
 from tightbox.evaluation.matching import Matches
-from tightbox.margins import Margins, grown
-from tightbox.miss_bound import MissBound
 
 
 @dataclass(frozen=True)
-class ResultCalibration:
+class ResultCalibration(Promises):
     """What the results of held-out images taught about a tool's numbers.
 
     Attributes:
@@ -25,18 +23,12 @@ class ResultCalibration:
         scores: from the score to the IoU that counts: that of a right box, 0 of a wrong one.
         ious: from the raw predicted IoU to the IoU to expect with the nearest object of the class.
         class_ids: category id of each label of the margins.
-        outer: margins of the boxes that hold their object, `inner` of those that lie in it; None if not asked for.
-        inner: see `outer`.
-        misses: the score threshold, of raw scores, that misses few objects; None if not asked for.
     """
 
     by_score: bool
     scores: IouCalibration
     ious: IouCalibration
     class_ids: tuple[int, ...]
-    outer: Margins | None = None
-    inner: Margins | None = None
-    misses: MissBound | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a COCO result file of the same tool with calibrated numbers, the raw ones beside them.
@@ -68,22 +60,17 @@ class ResultCalibration:
             labels = np.array([label_of[row["category_id"]] for row in rows])
         except KeyError as error:
             raise UserError(f"a row to calibrate has the category_id {error}, which the ground truth lacks") from error
-        boxes = {}
-        for name, margins, way in (("outer_bbox", self.outer, 1), ("inner_bbox", self.inner, -1)):
-            if margins is not None:
-                boxes[name] = grown(corners, way * margins.distances(corners, raw, labels))
-                boxes[name][:, 2:] -= boxes[name][:, :2]
-        return boxes
+        moved = self.moved(corners, raw, labels)
+        return {f"{name}_bbox": np.hstack([b[:, :2], b[:, 2:] - b[:, :2]]) for name, b in moved.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
         return {
             "by_score": self.by_score,
             "scores": self.scores.to_json(),
             "ious": self.ious.to_json(),
             "class_ids": list(self.class_ids),
-        } | {name: part.to_json() for name, part in parts.items() if part is not None}
+        } | self.promises_to_json()
 
 
 def fit_maps(matches: Matches) -> tuple[bool, IouCalibration, IouCalibration]:

@@ -78,7 +78,7 @@ def laace(matches: Matches, iou_threshold: float = 0.0) -> float | None:
     """
     off = np.abs(matches.scores - matches.at(iou_threshold).earned)
     classes = matches.counted(iou_threshold)
-    return mean(float(off[counted].mean()) for positives, counted in classes if positives and len(counted))
+    return mean(float(off[counted].mean()) for _, positives, counted in classes if positives and len(counted))
 
 
 def oce(

@@ -1,6 +1,7 @@
 """Anyone's COCO ground truth and results: checked row by row, once, and turned into `GroundTruth` and `Predictions`."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,12 @@ def _class_names(categories: Sequence[Json]) -> tuple[str, ...]:
     return tuple(unique)
 
 
+@dataclass(frozen=True)
 class _Rows:
     """The rows of one list in a file as columns; a sentence about a row names it, counted from 1."""
 
-    def __init__(self, kind: str, rows: Sequence[Any]) -> None:
-        self.kind = kind
-        self.rows = rows
+    kind: str
+    rows: Sequence[Any]
 
     def refuse(self, bad: ArrayLike, values: Sequence[Any], before: str, after: str = "") -> None:
         """Raise about the first of the bad rows, with its value between both parts of the sentence."""

@@ -9,6 +9,7 @@ over images, which takes only images to be independent and is right for many of 
 """
 
 import numpy as np
+from scipy.stats import binom, t
 
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Floats, Ints
@@ -72,8 +73,6 @@ def misses_allowed(objects: int, miss: float, delta: float) -> int:
 
     That is the largest k with P(Binomial(objects, miss) ≤ k) ≤ delta.
     """
-    from scipy.stats import binom
-
     k = int(binom.ppf(delta, objects, miss)) if objects else -1
     while k >= 0 and binom.cdf(k, objects, miss) > delta:
         k -= 1
@@ -85,8 +84,6 @@ def _bounds_by_image(images: Ints, delta: float) -> Floats:
 
     With m of n objects missed in an image and r = Σm / Σn: r + t · √(K / (K - 1) · Σ(m - r n)²) / Σn over K images.
     """
-    from scipy.stats import t
-
     names, of_image, counts = np.unique(images, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return np.zeros(len(images))

@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import isotonic_regression, minimize
+from scipy.special import expit, logit
 
 from tightbox.calibration import IouCalibration
 from tightbox.evaluation.figures import Floats
@@ -27,8 +29,6 @@ class PlattScaling:
 
     def __call__(self, scores: ArrayLike) -> Floats:
         """The calibrated scores."""
-        from scipy.special import expit
-
         return np.asarray(expit(self.scale * _logits(scores) + self.shift))
 
 
@@ -57,16 +57,13 @@ def fit_scores(matches: Matches, baseline: Baseline, iou_threshold: float = 0.0)
     return ScoreMaps(
         tuple(
             fit(matches.scores[counted], earned[counted]) if positives and len(counted) else None
-            for positives, counted in matches.counted(iou_threshold)
+            for _, positives, counted in matches.counted(iou_threshold)
         )
     )
 
 
 def fit_platt(scores: ArrayLike, wanted: ArrayLike) -> PlattScaling:
     """The scale and shift of the least cross-entropy with targets in [0, 1]."""
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
     logits, targets = _logits(scores), np.asarray(wanted, dtype=np.float64)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
@@ -81,8 +78,6 @@ def fit_platt(scores: ArrayLike, wanted: ArrayLike) -> PlattScaling:
 
 def fit_steps(scores: ArrayLike, wanted: ArrayLike) -> IouCalibration:
     """Isotonic regression with all its steps: the rising ones of least squares; equal scores count as one."""
-    from scipy.optimize import isotonic_regression
-
     at, which, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
     means = np.bincount(which, weights=np.asarray(wanted, dtype=np.float64)) / counts
     values = isotonic_regression(means, weights=counts).x
@@ -90,7 +85,5 @@ def fit_steps(scores: ArrayLike, wanted: ArrayLike) -> IouCalibration:
 
 
 def _logits(scores: ArrayLike) -> Floats:
-    from scipy.special import logit
-
     edge = float(np.finfo(np.float64).eps)
     return np.asarray(logit(np.clip(np.asarray(scores, dtype=np.float64), edge, 1 - edge)))

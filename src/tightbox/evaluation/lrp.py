@@ -64,9 +64,7 @@ def lrp(matches: Matches, score_threshold: float = 0.0, iou_threshold: float = 0
 def _report(matches: Matches, iou_threshold: float, score_threshold: float | None) -> LrpReport:
     outcome = matches.at(iou_threshold)
     per_class = {}
-    for category, (positives, counted) in zip(
-        matches.ground_truth.category_ids, matches.counted(iou_threshold), strict=True
-    ):
+    for category, positives, counted in matches.counted(iou_threshold):
         scores, hit = matches.scores[counted], outcome.hit[counted]
         hits = np.cumsum(hit)
         loose = np.cumsum(np.where(hit, 1 - outcome.ious[counted], 0.0))

@@ -96,12 +96,13 @@ class Matches:
         start, stop = np.searchsorted(self.labels, (label, label + 1))
         return slice(int(start), int(stop))
 
-    def counted(self, threshold: float) -> Iterator[tuple[int, Ints]]:
-        """For each class how many boxes there are to find, and where its detections stand that are not ignored."""
+    def counted(self, threshold: float) -> Iterator[tuple[int, int, Ints]]:
+        """Of each class the id, how many boxes there are to find, and where its detections that count stand."""
         ignored = self.at(threshold).ignored
-        for label, positives in enumerate(self.positives.tolist()):
+        categories = self.ground_truth.category_ids
+        for label, (category, positives) in enumerate(zip(categories, self.positives.tolist(), strict=True)):
             part = self.of_class(label)
-            yield positives, part.start + np.flatnonzero(~ignored[part])
+            yield category, positives, part.start + np.flatnonzero(~ignored[part])
 
 
 def match(

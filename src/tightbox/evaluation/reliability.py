@@ -100,10 +100,9 @@ def laece(matches: Matches, iou_threshold: float = 0.1, bins: int = 25) -> LaEce
         bins: bins of equal width, of each class for itself.
     """
     earned = matches.at(iou_threshold).earned
-    classes = zip(matches.ground_truth.category_ids, matches.counted(iou_threshold), strict=True)
     per_class = {
         category: reliability(matches.scores[counted], earned[counted], bins)
-        for category, (positives, counted) in classes
+        for category, positives, counted in matches.counted(iou_threshold)
         if positives and len(counted)
     }
     return LaEce(mean(table.error for table in per_class.values()), per_class)

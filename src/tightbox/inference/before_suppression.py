@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from tightbox.boxes import pairwise_iou
 from tightbox.data.records import DetectionData, ImageRecord
@@ -162,22 +162,16 @@ def _all_boxes(record: ImageRecord, size: tuple[int, int]) -> Targets:
 
 def _best_candidates(model: Detector, image: ImageCandidates, targets: Targets, record: ImageRecord) -> Tensor:
     """(G, 8) the row of each object in the columns of `BestCandidates`: IoU, box, score, predicted IoU, any IoU."""
-    rows = torch.zeros(len(targets), 8)
     if len(image.candidates) == 0:
-        return rows
-    anything = pairwise_iou(image.candidates.boxes, targets.boxes)
+        return torch.zeros(len(targets), 8)
+    any_ious = pairwise_iou(image.candidates.boxes, targets.boxes).amax(dim=0)
     kept, scores = best_of_levels(image.candidates, model.rank(image.candidates), model.options.top_k)
-    overlaps = pairwise_iou(kept.boxes, targets.boxes)
+    above = scores[:, targets.labels] > model.options.score_threshold  # (K, G)
+    ious, tightest = torch.where(above, pairwise_iou(kept.boxes, targets.boxes), -1).max(dim=0)
     scale = torch.tensor([record.width / image.size[1], record.height / image.size[0]] * 2)
-    for number, label in enumerate(targets.labels):
-        rows[number, 7] = anything[:, number].max()
-        above = (scores[:, label] > model.options.score_threshold).nonzero().squeeze(1)
-        if len(above) == 0:
-            continue
-        tightest = above[overlaps[above, number].argmax()]
-        box = kept.boxes[tightest] * scale
-        rows[number, 0] = overlaps[tightest, number]
-        rows[number, 1:5] = torch.cat([box[:2], box[2:] - box[:2]])
-        rows[number, 5] = scores[tightest, label]
-        rows[number, 6] = np.nan if kept.ious is None else predicted_ious(kept, tightest, label)
-    return rows
+    boxes = box_convert(kept.boxes[tightest] * scale, "xyxy", "xywh")
+    predicted = torch.full_like(ious, torch.nan)
+    if kept.ious is not None:
+        predicted = predicted_ious(kept, tightest, targets.labels)
+    rows = torch.column_stack([ious, boxes, scores[tightest, targets.labels], predicted])
+    return torch.column_stack([torch.where(ious[:, None] >= 0, rows, 0), any_ious])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ class _Waiting(NamedTuple, Generic[T, R]):
     future: asyncio.Future[R]
 
 
+@dataclass(eq=False)
 class Batcher(Generic[T, R]):
     """Collects items and works on them together.
 
@@ -31,18 +33,13 @@ class Batcher(Generic[T, R]):
         on_batch: told the size of each batch and the seconds it took.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Sequence[T]], Sequence[R]],
-        *,
-        max_batch: int,
-        max_wait_s: float,
-        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
-    ) -> None:
-        self._work = work
-        self._max_batch = max_batch
-        self._max_wait_s = max_wait_s
-        self._on_batch = on_batch
+    work: Callable[[Sequence[T]], Sequence[R]]
+    _: KW_ONLY
+    max_batch: int
+    max_wait_s: float
+    on_batch: Callable[[int, float], None] = lambda size, seconds: None
+
+    def __post_init__(self) -> None:
         self._queue: asyncio.Queue[_Waiting[T, R]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._loop: asyncio.Task[None] | None = None
@@ -80,8 +77,8 @@ class Batcher(Generic[T, R]):
     async def _collect(self) -> list[_Waiting[T, R]]:
         batch = [await self._queue.get()]
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._max_wait_s):
-                while len(batch) < self._max_batch and (self.announced or not self._queue.empty()):
+            async with asyncio.timeout(self.max_wait_s):
+                while len(batch) < self.max_batch and (self.announced or not self._queue.empty()):
                     batch.append(await self._queue.get())
         return batch
 
@@ -89,7 +86,7 @@ class Batcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
-            results = await loop.run_in_executor(self._thread, self._work, [waiting.item for waiting in batch])
+            results = await loop.run_in_executor(self._thread, self.work, [waiting.item for waiting in batch])
         except Exception as error:
             if len(batch) > 1:  # one bad item does not spoil the others
                 LOG.warning("a batch of %d failed (%s); its images are tried one by one", len(batch), error)
@@ -98,7 +95,7 @@ class Batcher(Generic[T, R]):
             elif not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
-        self._on_batch(len(batch), loop.time() - start)
+        self.on_batch(len(batch), loop.time() - start)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)
