@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="run every line once, on small inputs")
     parser.add_argument("--checkpoint", type=Path, help="whose AP is compared; left out, a small one is trained first")
     parser.add_argument("--data", type=Path, help="the data set for --checkpoint, whose val it is")
-    parser.add_argument("--train_minutes", type=float, default=0.75, help="for that small one")
+    parser.add_argument("--train_minutes", type=float, default=0.4, help="for that small one")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write where the time goes, and no table")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     parser.add_argument("--skip", type=int, default=0, help="rows to leave out at the beginning")
@@ -194,26 +194,25 @@ def rows(bench: Bench) -> Iterator[Row]:
     wide, square = ((64, 96), (64, 64)) if bench.smoke else ((800, 1344), (640, 640))
     many, one = 1 if bench.smoke else 16, 1
     detectors = ("VFNet", "FCOS", "RetinaNet")
-    for name in detectors:
-        yield images_row(name, "training", many, wide, "bf16")
+    for size in (wide, square):
+        for name in detectors:
+            yield images_row(name, "training", many, size, "bf16")
+    yield Row("AP, VFNet in fp32 and in bf16", "", "both", ap_of_both)
+    yield from operations(bench, "bf16")
     for batch in (many, one):
         for name in ("VFNet replayed", *detectors):
             yield images_row(name, "prediction", batch, wide, "bf16")
-    yield from operations(bench, "bf16")
-    yield Row("AP, VFNet in fp32 and in bf16", "", "both", ap_of_both)
     yield Row("JPEG decoding, torchvision on the GPU", "800×1333", "", partial(decoding, on_gpu=True))
     yield Row("JPEG decoding, Pillow, one thread", "800×1333", "", partial(decoding, on_gpu=False))
     yield Row("bf16 matrix product", "8192³", "bf16", matrix_product)
-    for name in detectors:
-        yield images_row(name, "training", many, square, "bf16")
-    for name in detectors:
-        yield images_row(name, "training", many, wide, "fp32")
     for batch in (2, 8, 32, 4):
         if not bench.smoke:
             yield images_row("VFNet", "training", batch, wide, "bf16")
             yield images_row("VFNet", "training", batch, square, "bf16")
+    for name in detectors:
+        yield images_row(name, "training", many, wide, "fp32")
     for batch in (one, many):
-        for name in detectors:
+        for name in ("VFNet replayed", *detectors):
             yield images_row(name, "prediction", batch, wide, "fp32")
     yield from operations(bench, "fp32")
     for batch in (2, 8):
@@ -409,7 +408,7 @@ def ap_of_both(bench: Bench) -> str:
 
 def _trained(bench: Bench, folder: Path) -> tuple[Detector, DetectionData]:
     """A VFNet on ResNet-18 that learned from rendered scenes for a moment, and others of them."""
-    counts = {"train": 16, "val": 4} if bench.smoke else {"train": 600, "val": 400}
+    counts = {"train": 16, "val": 4} if bench.smoke else {"train": 400, "val": 300}
     write_scenes(folder / "scenes", counts)
     train, val = (read_data(folder / "scenes", split) for split in counts)
     model = create_model(

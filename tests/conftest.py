@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from tests.helpers.exported import Exported, export_iou_net, export_published_vfnet, read_exported
 from tests.helpers.references import SHARED
+from tightbox.structures import Targets
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # as nothing is timed in tests
 hypothesis.settings.load_profile("untimed")
@@ -46,9 +48,20 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         return
     # Products of fewer digits, which PyTorch allows convolutions, would need other tolerances.
     allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    constants = {name: value for name, value in vars(request.module).items() if _can_move(value)}
+    vars(request.module).update({name: _moved(value, device) for name, value in constants.items()})
     with device:
         yield device
+    vars(request.module).update(constants)
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _can_move(value: object) -> bool:
+    return isinstance(value, (torch.Tensor, Targets)) or (isinstance(value, list) and all(map(_can_move, value)))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from tests.helpers.arithmetic import iou_of_two, random_boxes
 from tests.helpers.references import slice_of
 from tightbox.errors import UserError
 from tightbox.structures import Candidates
-from tightbox.suppress import greedy_nms, greedy_nms_together, iou_guided_nms, soft_nms
+from tightbox.suppress import greedy_nms, greedy_nms_together, iou_guided_nms, soft_nms, voted, voting_nms
 
 pytestmark = pytest.mark.usefixtures("device")
 NAMES = "boxes", "class_scores", "ious"
@@ -328,3 +328,50 @@ def test_every_rule_skips_boxes_without_area_and_nan(rule: Any) -> None:
     scores = torch.tensor([[math.nan, 0.9], [0.9, 0.9], [0.9, 0.9]])
     found = rule(Candidates(boxes, scores, ious=torch.ones(3)), scores)
     assert (found.boxes.tolist(), found.labels.tolist()) == ([[0, 0, 10, 10]], [1])
+
+
+# Score voting
+
+
+def test_a_kept_box_moves_to_the_mean_of_those_around_it() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [30, 0, 40, 10], [0, 0, 10, 5]])
+    scores = torch.tensor([[0.8, 0.0], [0.5, 0.0], [0.0, 0.9], [0.7, 0.0], [0.04, 0.0]])
+    found = voting_nms(Candidates(boxes, scores), scores)
+    # Of class 0, the second box (IoU 0.8) counts 0.25 · exp(−0.2²/0.025) = 0.05047 against the first's 0.64; the last
+    # is below the threshold: (0.64 · 10 + 0.05047 · 8) / 0.69047 = 9.8538. Class 1 and the far box have none around them.
+    expected = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.8538], [30, 0, 40, 10]])
+    torch.testing.assert_close(found.boxes, expected, atol=1e-4, rtol=0)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert found.labels.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_voting_moves_boxes_and_nothing_else(count: int) -> None:
+    candidates = random_candidates(count, 3)
+    kept, moved = (rule(candidates, candidates.class_scores) for rule in (greedy_nms, voting_nms))
+    assert moved.scores.equal(kept.scores)
+    assert moved.labels.equal(kept.labels)
+    for box, score, label, new in zip(kept.boxes, kept.scores, kept.labels, moved.boxes, strict=True):
+        weights = []
+        for other, own in zip(candidates.boxes, candidates.class_scores[:, label], strict=True):
+            overlap = iou_of_two(box.tolist(), other.tolist())
+            near = math.exp(-((1 - overlap) ** 2) / 0.025) if own > 0.05 and overlap > 0 else 0.0
+            weights.append(near * float(own) ** 2)
+        assert max(weights) == pytest.approx(float(score) ** 2)
+        columns = [sum(w * float(b) for w, b in zip(weights, side, strict=True)) for side in candidates.boxes.T]
+        assert new.tolist() == pytest.approx([column / sum(weights) for column in columns], rel=1e-4, abs=1e-3)
+
+
+def test_boxes_and_scores_that_are_not_numbers_do_not_vote() -> None:
+    good = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    scores = torch.tensor([[0.8], [0.6], [0.9], [math.nan], [0.9]])
+    bad = torch.tensor([[math.nan, 0, 10, 10], [0, 0, 10, 5], [-math.inf, 0, math.inf, 10]])
+    boxes = voted(
+        good[None, :1],
+        torch.zeros(1, 1, dtype=torch.int64),
+        Candidates(good[None], scores[None, :2]),
+        scores[None, :2],
+        0.05,
+    )
+    everything = Candidates(torch.cat([good, bad])[None], scores[None])
+    assert voted(good[None, :1], torch.zeros(1, 1, dtype=torch.int64), everything, scores[None], 0.05).equal(boxes)

@@ -114,7 +114,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     tensor([ 0.,  5., 20., 30.])
     """
     boxes = at_least_float32(boxes)
-    height_width = size.to(boxes.dtype) if isinstance(size, Tensor) else constant(size, boxes)
+    height_width = size.to(boxes, non_blocking=True) if isinstance(size, Tensor) else constant(size, boxes)
     width_height = height_width.flip(-1)
     return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1))
 

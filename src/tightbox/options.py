@@ -142,7 +142,8 @@ class VFNetOptions(PyramidOptions):
         top_k: candidates kept per pyramid level before suppression.
         top_k_of: rank whole locations (released code, paper) or single (location, class) pairs above score_threshold
             (later mmdetection).
-        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead (VFNet-X).
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead (VFNet-X), or greedy and
+            then score voting: each kept box becomes a mean of those around it, by their scores.
         score_threshold: lowest score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
@@ -168,7 +169,7 @@ class VFNetOptions(PyramidOptions):
     ignore_crowds: bool = False
     top_k: int = 1000
     top_k_of: Literal["locations", "pairs"] = "locations"
-    suppress: Literal["greedy", "soft_linear"] = "greedy"
+    suppress: Literal["greedy", "soft_linear", "voting"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.6
     max_detections: int = 100
@@ -196,7 +197,8 @@ class IoUAwareRetinaNetOptions(PyramidOptions):
         alpha: weight of the class score in the ranking p^alpha * iou^(1 - alpha); 1 is RetinaNet's ranking.
         ignore_crowds: leave anchors inside crowd regions out of the class loss; the published training does not.
         top_k: candidates kept per pyramid level before suppression.
-        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead.
+        suppress: greedy, or soft-NMS (linear), which lowers the scores of such boxes instead, or greedy and then score
+            voting: each kept box becomes a mean of those around it, by their scores.
         score_threshold: lowest ranking score that is reported.
         nms_iou: boxes of one class that overlap more than this are suppressed.
         max_detections: most boxes reported per image.
@@ -211,7 +213,7 @@ class IoUAwareRetinaNetOptions(PyramidOptions):
     alpha: float = 0.5
     ignore_crowds: bool = False
     top_k: int = 1000
-    suppress: Literal["greedy", "soft_linear"] = "greedy"
+    suppress: Literal["greedy", "soft_linear", "voting"] = "greedy"
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100

@@ -115,7 +115,7 @@ def test_a_sweep_runs_the_network_once(
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("rule", ["greedy", "soft_linear", "soft_gaussian", "iou_guided"])
+@pytest.mark.parametrize("rule", ["greedy", "voting", "soft_linear", "soft_gaussian", "iou_guided"])
 def test_suppression_rules(data: Path, checkpoint: Path, tmp_path: Path, rule: str) -> None:
     found = results(checkpoint, data, tmp_path / "a", "--suppress", rule, "--nms-iou", "0.1")
     own = results(checkpoint, data, tmp_path / "b", "--nms-iou", "0.1")

@@ -25,6 +25,7 @@ MODELS: dict[str, Make] = {
     "UnitBox": lambda: tiny_unitbox(2, dense_stride=8, top_k=40),
     "IoU-Net": lambda: tiny_iou_net(refine_steps=0),
     "IoU-Net of few": lambda: tiny_iou_net(refine_steps=0, top_k=7, max_detections=5, nms_iou=0.2),
+    "VFNet, score voting": lambda: tiny_model(suppress="voting"),
     "IoU-Net, score x IoU": lambda: tiny_iou_net(refine_steps=0, rank_by_iou=True, iou_loss="bce"),
     "IoU-Net, greedy, RoIAlign": lambda: tiny_iou_net(refine_steps=0, suppress="greedy", pooling="roi_align"),
     "FPN": lambda: tiny_iou_net(iou_head=False),

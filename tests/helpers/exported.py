@@ -74,9 +74,9 @@ def export_published_vfnet(folder: Path) -> Exported:
     return _published(small_vfnet(classes=2, deformable=True), folder, CALIBRATION)
 
 
-def export_published_res2net(folder: Path) -> Exported:
-    """The same on the largest published backbone, Res2Net-101 with deformable stages; it is not calibrated."""
-    backbone = BackboneOptions(name="res2net101d", pretrained=False, deformable=True, res2net_pool=False)
+def export_published_deformable(folder: Path) -> Exported:
+    """The same on a ResNet-50 with deformable stages; it is not calibrated."""
+    backbone = BackboneOptions(name="resnet50", pretrained=False, deformable=True)
     return _published(small_vfnet(classes=2, deformable=True, backbone=backbone), folder, None)
 
 

@@ -45,9 +45,9 @@ class Recorded(NamedTuple):
     chosen: Tensor | None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The same values of another tensor, which must have the shape of the recorded one."""
+        """The same values of another tensor, which must have the shape of the recorded one; on the CPU."""
         assert tuple(tensor.shape) == self.shape
-        return tensor if self.chosen is None else tensor.flatten()[self.chosen.to(tensor.device)]
+        return tensor.cpu() if self.chosen is None else tensor.cpu().flatten()[self.chosen]
 
 
 class Golden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def losses(model: Detector, device: str, *, half: bool = False) -> dict[str, flo
     """The terms of the loss of one batch, and the norm of the gradient of their sum."""
     torch.manual_seed(0)
     images, targets = image_batch((64, 50), (40, 64)), [objects((4.0, 4, 44, 60), (10, 5, 30, 20)), objects()]
+    targets = [replace(target, labels=target.labels % len(model.class_names)) for target in targets]
     model = copy.deepcopy(model).train().to(device)
     with torch.autocast(device, torch.bfloat16, enabled=half):
         terms = model.loss(images.to(device), [target.to(device) for target in targets])
@@ -81,7 +83,11 @@ def test_detections_are_the_cpus(make: Callable[[], Detector]) -> None:
     expected = model.detect(images)
     for found, right in zip(copy.deepcopy(model).to("cuda").detect(images.to("cuda")), expected, strict=True):
         assert len(found) == len(right)
-        # As sets: scores that are equal but for rounding change places.
-        order, right_order = found.boxes.sum(dim=1).argsort().cpu(), right.boxes.sum(dim=1).argsort()
-        torch.testing.assert_close(found.to("cpu")[order].boxes, right[right_order].boxes, rtol=0, atol=1e-2)
-        torch.testing.assert_close(found.to("cpu")[order].scores, right[right_order].scores, rtol=0, atol=1e-4)
+        # As sets: scores that are equal but for rounding change places. Boxes to 0.02 px, and scores to 0.0002.
+        ours, theirs = (
+            torch.cat([found.boxes, 100 * found.scores[:, None], 100 * found.labels[:, None]], dim=1)
+            for found in (found.to("cpu"), right)
+        )
+        distances = torch.cdist(ours, theirs, p=torch.inf)
+        assert (distances.amin(dim=0) < 0.02).all()
+        assert (distances.amin(dim=1) < 0.02).all()

@@ -259,6 +259,9 @@ def test_boxes_that_are_not_numbers_are_no_candidates(model: IoUNet, images: lis
         assert len(found) == int((all_of_them.class_scores.argmax(dim=1) != 1).sum())
     assert all(found.labels.ne(1).all() for found in broken.detect(images))
     nan = Detections(torch.full((1, 4), torch.nan), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    if model.device.type == "cuda":  # to say so, it would have to be waited for
+        assert model.predict_ious(images[:1], [nan])[0].isnan().all()
+        return
     with pytest.raises(UserError, match="box 0 is not finite"):
         model.predict_ious(images[:1], [nan])
 
@@ -416,7 +419,7 @@ def test_starting_from_other_classes_keeps_what_does_not_depend_on_them(model: I
 def test_predicting_on_odd_sizes(model: IoUNet, height: int, width: int) -> None:
     found = model.predict(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     assert (found.boxes >= 0).all()
-    assert (found.boxes[:, 2:] <= torch.tensor([width, height])).all()
+    assert (found.boxes[:, 2:] <= torch.tensor([width, height], device="cpu")).all()
     assert found.ious is not None
     assert len(found.ious) == len(found)
 

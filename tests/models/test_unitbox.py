@@ -272,7 +272,7 @@ def test_half_precision_only_where_it_does_no_harm() -> None:
 @pytest.mark.parametrize("region", ["ellipse", "box"])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 83)])
 def test_k_drawn_objects_give_k_exact_boxes(region: str, height: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(height)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(height)
     boxes = []
     for row, column in itertools.product(range(0, height - 20, 20), range(0, width - 20, 20)):
         low = torch.rand(2, generator=generator) * 6 + 1  # at most 7

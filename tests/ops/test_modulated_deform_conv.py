@@ -120,7 +120,7 @@ def test_gradients() -> None:
         output: torch.Tensor = torch.func.functional_call(conv, named, (x,))
         return output
 
-    assert torch.autograd.gradcheck(call, (x, *weights))
+    assert torch.autograd.gradcheck(call, (x, *weights), nondet_tol=1e-10)  # of the order in which a GPU adds up
 
 
 def test_starts_as_half_the_plain_convolution() -> None:

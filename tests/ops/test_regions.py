@@ -47,7 +47,7 @@ def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[Any, ...
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 1), (1, 9), (7, 5), (12, 16)]), st.floats(0.1, 0.9))
 def test_equals_the_reference(seed: int, size: tuple[int, int], threshold: float) -> None:
-    confidence = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    confidence = torch.rand(size, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
     found, expected = regions(confidence, threshold), reference(confidence, threshold)
     assert len(found) == len(expected)
     for i, (area, cx, cy, major, minor, axis, mean) in enumerate(expected):

@@ -96,6 +96,7 @@ def test_classes_leave_each_other_alone(method: Any) -> None:
 @pytest.mark.parametrize("labels", [None, torch.arange(90) % 3])
 def test_the_best_few_are_the_first_of_all(labels: torch.Tensor | None) -> None:
     boxes, scores = random_boxes(90, dtype=torch.float64), torch.rand(90)
+    labels = None if labels is None else labels.to(boxes.device)
     keep, decayed = soft_nms(boxes, scores, labels)
     few, few_decayed = soft_nms(boxes, scores, labels, max_kept=7)
     assert torch.equal(few, keep[:7])
@@ -110,6 +111,7 @@ def test_input_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("labels", [None, torch.zeros(0, dtype=torch.int64)])
 def test_nothing_in_nothing_out(labels: torch.Tensor | None) -> None:
+    labels = None if labels is None else labels.to(torch.get_default_device())
     keep, decayed = soft_nms(torch.zeros(0, 4), torch.zeros(0), labels)
     assert (keep.shape, keep.dtype, decayed.shape) == ((0,), torch.int64, (0,))
 

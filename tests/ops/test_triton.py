@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Those that reach every kernel, on few and small maps: the interpreter takes a millisecond for a line.
 INTERPRETED = [
     "ops/test_csr.py",
+    "ops/test_group_norm_relu.py",
     "ops/test_star_conv.py::test_box_of_one_step_is_the_plain_convolution",
     "ops/test_prroi_pool.py::test_fades_to_zero_outside_the_map",
     "ops/test_prroi_pool.py::test_plane_and_its_gradient_by_hand",
@@ -30,6 +31,11 @@ SIGNATURES = {
     "csr._add_transposed_matmul": "*i32 *i32 *fp32 *bf16 *fp32 i32",
     "csr._sampled_matmul": "*i32 *i32 *bf16 *bf16 *fp32 i32",
     "greedy_nms._keep": "*fp32 *i64 *fp64 *i64 *i64 i32 i32 i32",
+    "group_norm_relu._tile_statistics": "*bf16 *fp32 i32",
+    "group_norm_relu._combine": "*fp32 *fp32 i32 i32 fp32",
+    "group_norm_relu._normalise": "*bf16 *fp32 *fp32 *fp32 *bf16 i32",
+    "group_norm_relu._sum_gradients": "*bf16 *fp32 *fp32 *fp32 *bf16 *fp32 i32",
+    "group_norm_relu._to_input": "*bf16 *fp32 *fp32 *fp32 *bf16 *fp32 *bf16 i32",
     "prroi_pool._pool": "*fp32 *i64 *bf16 *bf16 i32 i32",
     "prroi_pool._add_to_features": "*fp32 *i64 *bf16 *fp32 i32 i32",
     "prroi_pool._to_spans": "*fp32 *i64 *bf16 *bf16 *fp32 i32 i32",
@@ -48,6 +54,7 @@ def test_compiles_for_a_gpu(name: str) -> None:
     kernel: Any = getattr(importlib.import_module(f"tightbox.ops.{module}_triton"), function)
     types = SIGNATURES[name].split()
     constants = {"DTYPE": triton.language.float32, "BLOCK": 256, "AGNOSTIC": False}
+    constants |= {"GROUPS": 32, "WIDTH": 8, "ROWS": 32}
     constants = {name: constants[name] for name in kernel.arg_names[len(types) :]}
     types += ["constexpr"] * len(constants)
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), constants)

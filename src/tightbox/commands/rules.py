@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RANKS = ["own", "class", "power", "iou"]
-RULES = ["own", "none", "greedy", "soft_linear", "soft_gaussian", "iou_guided"]
+RULES = ["own", "none", "greedy", "voting", "soft_linear", "soft_gaussian", "iou_guided"]
 # Options of suppression, which are also names of a detector's options, and the arguments they are.
 THRESHOLDS = {"nms_iou": "iou_threshold", "score_threshold": "score_threshold", "max_detections": "max_detections"}
 
@@ -93,11 +93,13 @@ def thresholds(args: Namespace) -> dict[str, Any]:
 
 def suppression(name: str, numbers: Mapping[str, Any], sigma: float = 0.5) -> Suppress:
     """A suppression of `RULES`, but the detector's own, with its numbers."""
-    from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
+    from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms, voting_nms
 
     match name:
         case "none":  # no IoU is above 1
             return partial(greedy_nms, **{**numbers, "iou_threshold": 1.0})
+        case "voting":
+            return partial(voting_nms, **numbers)
         case "iou_guided":
             return partial(iou_guided_nms, **numbers)
         case "soft_linear":

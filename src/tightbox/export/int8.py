@@ -20,6 +20,7 @@ from tightbox.structures import Detections
 MOST_IMAGES = 300  # whose activations give the ranges
 # Of OpenVINO, then of ONNX.
 LAYERS = ("Convolution", "GroupConvolution", "MatMul", "DeformableConvolution", "Conv", "Gemm", "DeformConv")
+Graph = dict[str, tuple[str, list[str]]]  # of each node its operator, and what gives its inputs, "" for a constant
 COORDINATES = {"DeformableConvolution": (1, 3), "DeformConv": (2, 4)}  # offsets, and the mask predicted with them
 
 
@@ -87,39 +88,19 @@ def _ap(found: dict[int, Detections], data: DetectionData) -> float:
     return evaluate_detections(dict(enumerate(found.values())), replace(data, records=records)).ap or 0.0
 
 
-@dataclass(frozen=True)
-class Graph:
-    """The nodes of a network by their names.
-
-    Attributes:
-        types: of each node its operator.
-        inputs: of each node the names of what gives its inputs; "" for none.
-        last: nodes that give the network's outputs.
-    """
-
-    types: dict[str, str]
-    inputs: dict[str, list[str]]
-    last: list[str]
-
-
 def graph_of(network: Any) -> Graph:
-    """The graph of an `openvino.Model` or an `onnx.ModelProto`."""
+    """Every node of an `openvino.Model` or an `onnx.ModelProto`; the network's outputs are nodes of the type Result."""
     if hasattr(network, "get_ops"):
-        nodes = {node.get_friendly_name(): node for node in network.get_ops()}
-        return Graph(
-            types={name: node.get_type_name() for name, node in nodes.items()},
-            inputs={
-                name: [node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())]
-                for name, node in nodes.items()
-            },
-            last=[result.get_friendly_name() for result in network.get_results()],
-        )
+        return {
+            node.get_friendly_name(): (
+                node.get_type_name(),
+                [value.get_node().get_friendly_name() for value in node.input_values()],
+            )
+            for node in network.get_ops()
+        }
     giver = {output: node.name for node in network.graph.node for output in node.output}
-    return Graph(
-        types={node.name: node.op_type for node in network.graph.node},
-        inputs={node.name: [giver.get(value, "") for value in node.input] for node in network.graph.node},
-        last=[giver[output.name] for output in network.graph.output],
-    )
+    graph = {node.name: (node.op_type, [giver.get(value, "") for value in node.input]) for node in network.graph.node}
+    return graph | {f"output {value.name}": ("Result", [giver[value.name]]) for value in network.graph.output}
 
 
 def kept_in_float(graph: Graph) -> set[str]:
@@ -127,9 +108,8 @@ def kept_in_float(graph: Graph) -> set[str]:
 
     These are the last layers of the head and what follows them: exp() of an int8 number is a coarse box.
     """
-    waiting = list(graph.last)
-    for name, kind in graph.types.items():
-        given = graph.inputs[name]
+    waiting = [name for name, (kind, _) in graph.items() if kind == "Result"]
+    for kind, given in graph.values():
         waiting += [given[i] for i in COORDINATES.get(kind, ()) if i < len(given)]
     found = {""}
     while waiting:
@@ -137,6 +117,7 @@ def kept_in_float(graph: Graph) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        if graph.types[name] not in (*LAYERS, "ShapeOf", "Shape"):  # the shape of what a layer gives is none it gives
-            waiting += graph.inputs[name]
+        kind, given = graph[name]
+        if kind not in (*LAYERS, "ShapeOf", "Shape"):  # the shape of what a layer gives is no number it gives
+            waiting += given
     return found - {""}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tightbox.boxes import at_least_float32, iou
 from tightbox.models import Detector, IoUNet
 from tightbox.structures import Candidates, take
-from tightbox.suppress import suppress
+from tightbox.suppress import suppress, voted
 
 
 class PaddedDetections(NamedTuple):
@@ -65,11 +65,13 @@ class TensorDetector(nn.Module):
         has_area = (candidates.boxes[..., 2:] > candidates.boxes[..., :2]).all(dim=2, keepdim=True)
         scores = torch.where(has_area & (scores > options.score_threshold), scores, 0).mT
         if isinstance(detector, IoUNet) and detector.suppresses_by_iou:
-            scores = guided_by_iou(candidates, scores, options.nms_iou, options.top_k)
-        else:
-            limits = options.nms_iou, options.score_threshold, options.max_detections
-            scores = suppress(candidates.boxes, scores, *limits)
-        return self._padded(candidates, scores)
+            return self._padded(candidates, guided_by_iou(candidates, scores, options.nms_iou, options.top_k))
+        limits = options.nms_iou, options.score_threshold, options.max_detections
+        found = self._padded(candidates, suppress(candidates.boxes, scores, *limits))
+        if getattr(options, "suppress", "greedy") != "voting":
+            return found
+        labels = found.labels.clamp(min=0)
+        return found._replace(boxes=voted(found.boxes, labels, candidates, scores.mT, options.score_threshold))
 
     def _padded(self, candidates: Candidates, kept: Tensor) -> PaddedDetections:
         """The best of the scores (B, C, N) above the threshold, with what belongs to them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, overload
 
@@ -23,7 +23,7 @@ from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
-from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms, voted, voting_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -122,8 +122,11 @@ class Detector(nn.Module, ABC):
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
         """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
-        if getattr(self.options, "suppress", "greedy") == "soft_linear":
+        rule = getattr(self.options, "suppress", "greedy")
+        if rule == "soft_linear":
             return soft_nms(candidates, scores, **self._limits())
+        if rule == "voting":
+            return voting_nms(candidates, scores, **self._limits())
         return self.greedy_nms(candidates, scores)
 
     def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
@@ -158,7 +161,7 @@ class Detector(nn.Module, ABC):
         if self.views is not None:
             batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
             found = self.views(self._detect, batch, self.options)
-        elif self.all_together and getattr(self.options, "suppress", "greedy") == "greedy":
+        elif self.all_together and getattr(self.options, "suppress", "greedy") != "soft_linear":
             found = self._detect_together(images, replay)
         else:
             found = self._detect(images)
@@ -185,8 +188,10 @@ class Detector(nn.Module, ABC):
         By the system's own ranking and greedy NMS; a GPU is not waited for.
         """
         candidates, options = self.best_candidates(self.normalised(pixels, sizes), sizes), self.options
-        limits = options.nms_iou, options.score_threshold, options.max_detections
-        found, counts = greedy_nms_together(candidates, self.rank(candidates), *limits)
+        limits, scores = (options.nms_iou, options.score_threshold, options.max_detections), self.rank(candidates)
+        found, counts = greedy_nms_together(candidates, scores, *limits)
+        if getattr(options, "suppress", "greedy") == "voting":
+            found = replace(found, boxes=voted(found.boxes, found.labels, candidates, scores, options.score_threshold))
         return found.boxes, found.scores, found.labels, counts, *([] if found.ious is None else [found.ious])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

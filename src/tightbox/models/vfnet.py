@@ -25,6 +25,7 @@ from tightbox.losses import focal_loss, giou_loss, varifocal_loss
 from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
+from tightbox.ops.group_norm_relu import group_norm_relu
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.ops.star_conv import StarSampling, star_conv2d
 from tightbox.options import VFNetOptions
@@ -299,7 +300,7 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
         """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""
-        return F.relu(self.norm(self.conv(x)))
+        return group_norm_relu(self.conv(x), self.norm)
 
 
 class StarConvReLU(nn.Module):
@@ -310,11 +311,12 @@ class StarConvReLU(nn.Module):
     def __init__(self, channels: int, norm: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
-        self.norm = group_norm(channels) if norm else nn.Identity()
+        self.norm = group_norm(channels) if norm else None
 
     def forward(self, x: Tensor, sampling: StarSampling) -> Tensor:
         """(B, C, H, W) to the same shape, sampled where `sampling` says."""
-        return F.relu(self.norm(star_conv2d(x, sampling, self.weight)))
+        features = star_conv2d(x, sampling, self.weight)
+        return F.relu(features) if self.norm is None else group_norm_relu(features, self.norm)
 
 
 def _star(options: VFNetOptions) -> StarConvReLU:

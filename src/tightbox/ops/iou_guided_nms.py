@@ -38,7 +38,9 @@ def iou_guided_nms(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: f
     """
     _check(boxes, scores, ious, iou_threshold)
     boxes = at_least_float32(boxes)
-    return _with_cluster_scores(boxes, scores, nms(boxes, ious.to(boxes.dtype), iou_threshold), iou_threshold)
+    # On a GPU, `nms` rounds the threshold to float32, perhaps up.
+    keep = nms(boxes, ious.to(boxes.dtype), _rounded_down(iou_threshold, boxes.dtype))
+    return _with_cluster_scores(boxes, scores, keep, iou_threshold)
 
 
 def batched_iou_guided_nms(
