@@ -34,9 +34,9 @@ from tightbox.files import atomic_path
 PAGE = HERE.parent / "docs" / "claims.md"
 LONG = ", twice as long"
 TESTED = (
-    "tested one by one [beside the claims](#beside-the-claims): the number of jittered boxes, the length of the training, "
-    "the number of images, a head that knows its training images by heart, boxes of low score or of a wrong class, and "
-    "how much a perfect predicted IoU would bring."
+    "tested one by one [beside the claims](#beside-the-claims): the number of jittered boxes, the length of the "
+    "training, the number of images, a head that knows its training images by heart, boxes of low score or of a wrong "
+    "class, and how much a perfect predicted IoU would bring."
 )
 
 
