@@ -1,9 +1,10 @@
 """The papers' claims on photographs: all four systems, several seeds, in one pool.
 
 Each study has a record, `recipes/photographs_STUDY.json`, and from it a page of tables, `.md`; what is in the record is
-not run again:
+not run again, so that what one run has no time for can be done by the next:
 
-    python recipes/photographs.py --data DIR [DIR ...] --images 3008 --seeds 0 1 2
+    python recipes/photographs.py --data DIR [DIR ...] --images 3008 --seeds 0 1 2 --jobs 2
+    python recipes/photographs.py --data DIR [DIR ...] --images 1504 --device cuda --jobs 14 --minutes 3
 
 A data set called `scenes`, rendered if it is not there, is for IoU-Net alone, which is trained on parts of it.
 """
@@ -24,6 +25,7 @@ import photographs_iou_net
 import photographs_oracle
 import photographs_rescoring
 import photographs_unitbox
+import vfnet_study
 from studies import HERE, Job, Plan
 from training import machine, scenes
 
@@ -37,6 +39,7 @@ STUDIES: dict[str, Any] = {
     "iou_aware": photographs_iou_aware,
     "iou_net": photographs_iou_net,
     "oracle": photographs_oracle,
+    "vfnet": vfnet_study,  # its tables, and the retrofits
 }
 
 
@@ -59,11 +62,17 @@ def main() -> None:
     for name in args.studies:
         of_study = STUDIES[name].jobs(_plan(name, args))
         noted = {key: partial(_noted, job, COMMAND) for key, job in of_study.items()}
-        jobs[args.out / f"photographs_{name}.json"] = noted
+        jobs[args.out / f"{_record(name)}.json"] = noted
     records = run_missing(jobs, args.jobs, args.minutes)
     for name, record in zip(args.studies, records.values(), strict=True):
-        with atomic_path(args.out / f"photographs_{name}.md") as temporary:
-            temporary.write_text("\n".join(_page(STUDIES[name], record)) + "\n", encoding="utf-8")
+        page = vfnet_study.page(record) if name == "vfnet" else _page(STUDIES[name], record)
+        with atomic_path(args.out / f"{_record(name)}.md") as temporary:
+            temporary.write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def _record(study: str) -> str:
+    """The name of its record and its page; that of VFNet's tables is shared with its own script."""
+    return study if study == "vfnet" else f"photographs_{study}"
 
 
 def _noted(job: Job, command: str) -> dict[str, Any]:

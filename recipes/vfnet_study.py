@@ -12,15 +12,16 @@ import argparse
 import datetime
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import retrofit
-from training import HERE, machine, spread
+from studies import HERE, Job, Plan
+from training import machine, spread
 
-from budget import Record, Training, train_missing  # isort: skip - found by way of `training`
+from budget import Record, run_missing, train  # isort: skip - found by way of `training`
 from tightbox.files import atomic_path
 
 FOCAL = {"varifocal": False, "star": False, "refine": False}
@@ -79,21 +80,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
     parser.add_argument("--device", default="cpu", help="where they train")
     args = parser.parse_args()
-    chosen = [{2: LOSS, 3: LADDER, 5: HEADS}[number] for number in args.tables]
-    rows = {_key(row): row for table in chosen for row, _ in table.values()}
-    jobs = {
-        f"{Path(data).name} | {args.images} | {key} | {seed}": Training(
-            **{"detector": "vfnet", **row}, data=data, seed=seed, images=args.images, device=args.device
-        )
-        for seed in args.seeds
-        for data in args.data
-        for key, row in rows.items()
-    }
-    record = train_missing(jobs, HERE / "vfnet.json", args.jobs)
-    text = "\n".join(_page(record))
+    plan = Plan(data=args.data, images=args.images, seeds=args.seeds, device=args.device)
+    path = HERE / "vfnet.json"
+    record = run_missing({path: jobs(plan, args.tables)}, args.jobs)[path]
+    text = "\n".join(page(record))
     print(text)
     with atomic_path(HERE / "vfnet.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def jobs(plan: Plan, tables: Sequence[int] = (3, 5, 2)) -> dict[str, Job]:
+    """Every training of these tables of the paper."""
+    chosen = [{2: LOSS, 3: LADDER, 5: HEADS}[number] for number in tables]
+    rows = {_key(row): row for table in chosen for row, _ in table.values()}
+    return {
+        f"{Path(data).name} | {plan.images} | {key} | {seed}": partial(
+            train, plan.training(**{"detector": "vfnet", **row}, data=data, seed=seed, images=plan.images)
+        )
+        for data in plan.data
+        for key, row in rows.items()
+        for seed in plan.seeds
+    }
 
 
 def _key(row: Mapping[str, Any]) -> str:
@@ -104,7 +111,8 @@ def _key(row: Mapping[str, Any]) -> str:
     return " ".join([*parts, *(f"{option}={value}" for option, value in sorted(row.get("options", {}).items()))])
 
 
-def _page(record: Record) -> Iterator[str]:
+def page(record: Record) -> Iterator[str]:
+    """The tables."""
     yield from ("# VarifocalNet's tables at small scale", "")
     command = shlex.join(["python", *sys.argv])
     yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18 from random weights, 64 channels,"
