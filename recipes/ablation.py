@@ -22,7 +22,13 @@ from budget import FIGURES, Record, Training, spread, train_missing  # isort: sk
 from tightbox.files import atomic_path
 
 PUBLISHED: dict[str, Any] = {
-    "options": {"star_norm": False, "star_init": "published", "iou_weighted_boxes": True},
+    "options": {
+        "star_norm": False,
+        "star_init": "published",
+        "iou_weighted_boxes": True,
+        "refine_gradient": False,
+        "suppress": "greedy",
+    },
     "backbone": {"zero_init": True},
     "schedule": {"batch_size": 8, "optimizer": "adamw"},
 }
@@ -34,8 +40,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Muon": {"schedule": {"optimizer": "muon"}},
     "the backbone's norms at one": {"backbone": {"zero_init": False}},
     "box losses without IoU weights": {"options": {"iou_weighted_boxes": False}},
+    "the refined box teaches the initial one": {"options": {"refine_gradient": True}},
+    "score voting": {"options": {"suppress": "voting"}},
 }
 TRIED: dict[str, dict[str, Any]] = {
+    "no star": {"options": {"star": False}},
+    "no star, no refinement": {"options": {"star": False, "refine": False}},
     "batches of 2": {"schedule": {"batch_size": 2}},
     "learning rate 0.006": {"schedule": {"lr": 0.006}},
     "distances in strides": {"options": {"distance_unit": "stride"}},

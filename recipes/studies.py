@@ -70,9 +70,13 @@ class Plan:
     smoke: bool = False
 
     def training(self, detector: str, data: str, seed: int, images: int, part: Part = Part(), **more: Any) -> Training:
-        """A training of this plan; VFNet and RetinaNet suppress as published."""
-        if detector in ("vfnet", "iou_aware_retinanet"):
-            more["options"] = {"suppress": "greedy", **more.get("options", {})}
+        """A training of this plan; VFNet and RetinaNet suppress as published, and VFNet's second box does not teach."""
+        published = {
+            "vfnet": {"suppress": "greedy", "refine_gradient": False},
+            "iou_aware_retinanet": {"suppress": "greedy"},
+        }
+        if detector in published:
+            more["options"] = published[detector] | more.get("options", {})
         prepare = replace(part, seed=seed, limit=8) if self.smoke else replace(part, seed=seed)
         size = 96 if self.smoke else 320
         seen = 8 if self.smoke else images

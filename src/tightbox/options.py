@@ -127,6 +127,8 @@ class VFNetOptions(PyramidOptions):
         star_init: of the star convolutions' weights: N(0, 0.01) as published for 256 channels, or Kaiming's, which
             depends on the width and keeps the scale of what passes through.
         refine: a second box branch that scales the initial box.
+        refine_gradient: what the scaled box learns goes on into the initial box, which otherwise, as published, learns
+            from its own loss alone; few images are enough only with it.
         centerness: FCOS's centerness branch, for the FCOS+ATSS baseline (needs varifocal off).
         varifocal_alpha: weight of the negatives in the varifocal loss ...
         varifocal_gamma: ... and their focusing exponent.
@@ -156,6 +158,7 @@ class VFNetOptions(PyramidOptions):
     star_norm: bool = False
     star_init: Literal["published", "kaiming"] = "published"
     refine: bool = True
+    refine_gradient: bool = False
     centerness: bool = False
     varifocal_alpha: float = 0.75
     varifocal_gamma: float = 2.0

@@ -77,10 +77,16 @@ def test_a_model_that_moves_forgets_its_graphs() -> None:
     assert len(copy.deepcopy(model).to("cuda").detect(images, replay=True)) == 1
 
 
-@pytest.mark.parametrize("make", [tiny_model, tiny_retinanet, tiny_iou_net, tiny_unitbox])
+def certain_unitbox() -> Detector:
+    """One that takes all pixels for an object's: of random weights, it would find nothing."""
+    return tiny_unitbox(threshold=0.005, score_threshold=0.0)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_retinanet, tiny_iou_net, certain_unitbox])
 def test_detections_are_the_cpus(make: Callable[[], Detector]) -> None:
     model, images = make().eval(), image_batch((64, 50), (40, 64))
     expected = model.detect(images)
+    assert all(len(right) for right in expected)
     for found, right in zip(copy.deepcopy(model).to("cuda").detect(images.to("cuda")), expected, strict=True):
         assert len(found) == len(right)
         # As sets: scores that are equal but for rounding change places. Boxes to 0.02 px, and scores to 0.0002.

@@ -212,6 +212,17 @@ def test_only_the_offsets_lead_from_the_second_look_to_the_initial_box(terms: tu
     assert gradient(model, ("initial_box",), model.head.box.weight).norm() > 1e-4
 
 
+def test_the_refined_box_teaches_the_initial_one_if_it_is_to() -> None:
+    """Where the refinement changes nothing, both losses are of one box, and differ by their weights, 2 and 1.5."""
+    model = build(offset_gradient=0.0, refine_gradient=True)
+    torch.nn.init.zeros_(model.head.refine.weight)  # scales by exp(0)
+    first = gradient(model, ("initial_box",), model.head.box.weight)
+    assert first.norm() > 1e-4
+    torch.testing.assert_close(gradient(model, ("box",), model.head.box.weight), 2 / 1.5 * first)
+    model.head.options = replace(model.options, refine_gradient=False)
+    assert not gradient(model, ("box",), model.head.box.weight).any()
+
+
 def test_quality_is_a_constant_of_the_class_loss() -> None:
     """The class loss must not move the refined box, whose IoU is its target."""
     model = build()

@@ -283,7 +283,7 @@ class VFNetHead(nn.Module):
         if self.options.refine:
             features = self.refine_conv(box_features, sampling)
             factor = (self.refine(features).float() * self.refine_scale[level]).exp()
-            distances = factor * initial.detach()
+            distances = factor * (initial if self.options.refine_gradient else initial.detach())
         logits = self.classes(self.class_conv(class_features, sampling)).float()
         centerness = self.centerness(initial_features).float() if self.options.centerness else logits[:, :0]
         return logits, distances, initial, centerness
