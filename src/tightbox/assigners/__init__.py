@@ -1,7 +1,7 @@
 """Assigners: which anchor or point learns which true object."""
 
 from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
-from tightbox.assigners.atss import atss, atss_anchors
+from tightbox.assigners.atss import atss, atss_anchors, atss_of_batch
 from tightbox.assigners.fcos import fcos_assign
 from tightbox.assigners.max_iou import max_iou
 from tightbox.assigners.pixel_regions import PixelTargets, pixel_regions
@@ -14,6 +14,7 @@ __all__ = [
     "PixelTargets",
     "atss",
     "atss_anchors",
+    "atss_of_batch",
     "fcos_assign",
     "level_points",
     "max_iou",

@@ -15,6 +15,8 @@ class Assignment:
     Attributes:
         matched: (N,) int64 index of the ground-truth box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
         ious: (N,) IoU of each anchor with its ground-truth box, 0 without one; None from an assigner without anchors.
+
+    That of B images together has the images as the first axis of both.
     """
 
     matched: Tensor

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
 from tightbox.boxes import area, at_least_float32, encode_distances, intersection_union, iou
 from tightbox.errors import UserError
-from tightbox.structures import Targets
+from tightbox.structures import Targets, take
 
 MIN_DISTANCE_INSIDE = 0.01  # pixels between a positive anchor's centre and every side of its object
+DISTANCES_AT_ONCE = 2**25  # of objects to anchors: 134 MB
 
 
 def atss_anchors(points: Tensor, point_strides: Tensor, scale: float = 8.0) -> Tensor:
@@ -58,51 +60,91 @@ def atss(
     >>> atss(anchors, [2, 1], targets)
     Assignment(matched=tensor([-1,  0, -1]), ious=tensor([0.0000, 0.7778, 0.0000]))
     """
+    together = atss_of_batch(anchors, level_sizes, [targets], topk, ignore_iof, None if valid is None else valid[None])
+    return Assignment(together.matched[0], None if together.ious is None else together.ious[0])
+
+
+def atss_of_batch(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    targets: Sequence[Targets],
+    topk: int = 9,
+    ignore_iof: float | None = None,
+    valid: Tensor | None = None,
+) -> Assignment:
+    """The same of B images with one set of anchors: `valid`, the `matched` objects and their `ious` are (B, N).
+
+    Images are padded to the most objects of any and assigned together, as many at a time as have at most
+    `DISTANCES_AT_ONCE` distances, or else one; an ignored region, with its corners, counts for four objects.
+    """
     if sum(level_sizes) != len(anchors):
         raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
-    anchors, gt_boxes = at_least_float32(anchors), at_least_float32(targets.boxes)
-    usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
+    of_one = max(len(image) + 4 * len(image.ignore) for image in targets) * len(anchors)
+    at_once = max(1, DISTANCES_AT_ONCE // max(1, of_one))
+    anchors = at_least_float32(anchors)
+    usable = torch.ones(len(targets), len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
+    found = [
+        _assign(anchors, level_sizes, targets[i : i + at_once], topk, ignore_iof, usable[i : i + at_once])
+        for i in range(0, len(targets), at_once)
+    ]
+    matched, ious = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Assignment(matched, ious)
+
+
+def _assign(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    targets: Sequence[Targets],
+    topk: int,
+    ignore_iof: float | None,
+    usable: Tensor,
+) -> tuple[Tensor, Tensor]:
     matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
-    ious = anchors.new_zeros(len(anchors))
-    if ignore_iof is not None:
-        intersections, _ = intersection_union(anchors[:, None], targets.ignore)  # (N, I)
-        ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
+    ious = anchors.new_zeros(usable.shape)
+    # What pads the objects has no area and so no anchor inside; what pads the regions shares no area with any anchor.
+    gt_boxes = at_least_float32(pad_sequence([image.boxes for image in targets], batch_first=True))  # (B, G, 4)
+    if ignore_iof is not None and any(len(image.ignore) for image in targets):
+        regions = pad_sequence([image.ignore for image in targets], batch_first=True)
+        intersections, _ = intersection_union(anchors[:, None], regions[:, None])  # (B, N, I)
+        ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=2)
         matched, usable = matched.masked_fill(ignored, IGNORED), usable & ~ignored
-    if len(gt_boxes) == 0:
-        return Assignment(matched, ious)
+    if gt_boxes.numel() == 0:
+        return matched, ious
 
     # Shapes depend on no values, so that no GPU has to be waited for: what is no candidate or not positive is masked.
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (G, K)
-    counts, shape = usable[candidates], candidates.shape
-    overlaps = iou(anchors[candidates], gt_boxes[:, None]) * counts
-    number = counts.sum(dim=1, keepdim=True)
-    mean = overlaps.sum(dim=1, keepdim=True) / number
+    candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (B, G, K)
+    anchor, shape = candidates.flatten(1), candidates.shape
+    counts = take(usable, anchor).view(shape)
+    overlaps = iou(anchors[candidates], gt_boxes[:, :, None]) * counts
+    number = counts.sum(dim=2, keepdim=True)
+    mean = overlaps.sum(dim=2, keepdim=True) / number
     # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
-    spread = (((overlaps - mean).square() * counts).sum(dim=1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
-    inside = encode_distances(centres[candidates], gt_boxes[:, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
+    spread = (((overlaps - mean).square() * counts).sum(dim=2, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+    inside = encode_distances(centres[candidates], gt_boxes[:, :, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
     positive = (overlaps >= mean + spread) & inside & counts
 
-    anchor = candidates.flatten()
-    ious = ious.scatter_reduce(0, anchor, (overlaps * positive).flatten(), "amax")
-    wins = positive & (overlaps == ious[candidates])
+    ious = ious.scatter_reduce(1, anchor, (overlaps * positive).flatten(1), "amax")
+    wins = positive & (overlaps == take(ious, anchor).view(shape))
     # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
-    gt_index = torch.arange(shape[0], device=anchor.device)[:, None].expand(shape)
-    first = torch.where(wins, gt_index, shape[0]).flatten()
-    first = torch.full_like(matched, shape[0]).scatter_reduce(0, anchor, first, "amin")
-    return Assignment(torch.where(first < shape[0], first, matched), ious)
+    none = shape[1]
+    gt_index = torch.arange(none, device=anchor.device)[:, None]
+    first = torch.where(wins, gt_index, none).flatten(1)
+    first = torch.full_like(matched, none).scatter_reduce(1, anchor, first, "amin")
+    return torch.where(first < none, first, matched), ious
 
 
 def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, gt_boxes: Tensor, topk: int) -> Tensor:
-    """Indices (G, K) of the anchors nearest to each ground-truth box, `topk` from each level, or all it has.
+    """Indices (B, G, K) of the anchors nearest to each ground-truth box, `topk` from each level, or all it has.
 
     Those that are not usable come last.
     """
-    gt_centres = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    gt_centres = (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2
     # The matrix-product shortcut of cdist would lose the digits that tell two near anchors apart.
-    distances = torch.cdist(gt_centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(gt_centres.flatten(0, 1), centres, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = distances.view(*gt_boxes.shape[:2], -1).masked_fill_(~usable[:, None], torch.inf)
     nearest, start = [], 0
-    for level in distances.masked_fill(~usable, torch.inf).split(list(level_sizes), dim=1):
-        nearest.append(start + level.topk(min(topk, level.shape[1]), dim=1, largest=False).indices)
-        start += level.shape[1]
-    return torch.cat(nearest, dim=1)
+    for level in distances.split(list(level_sizes), dim=2):
+        nearest.append(start + level.topk(min(topk, level.shape[2]), dim=2, largest=False).indices)
+        start += level.shape[2]
+    return torch.cat(nearest, dim=2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightbox.boxes import constant
 from tightbox.structures import DIVISOR, Targets
 
 
@@ -57,7 +59,7 @@ def matched_objects(targets: Sequence[Targets], matched: Tensor) -> tuple[Tensor
 
     As many as there are points, and not as there are positives, whose number a GPU would have to be waited for.
     """
-    objects = [(F.pad(target.boxes, (0, 0, 0, 1)), F.pad(target.labels, (0, 1))) for target in targets]
-    indices = [torch.where(row < 0, len(target), row) for row, target in zip(matched, targets, strict=True)]
-    boxes, labels = zip(*((b[i], c[i]) for (b, c), i in zip(objects, indices, strict=True)), strict=True)
-    return torch.stack(boxes), torch.stack(labels)
+    starts = constant([0, *accumulate(len(target) for target in targets[:-1])], matched)[:, None]
+    rows = torch.where(matched < 0, -1, matched + starts)  # of all images' objects, and zeros as the last
+    boxes = F.pad(torch.cat([target.boxes for target in targets]), (0, 0, 0, 1))
+    return boxes[rows], F.pad(torch.cat([target.labels for target in targets]), (0, 1))[rows]

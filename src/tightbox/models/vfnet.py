@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, Assignment, atss, atss_anchors, fcos_assign, level_points, per_point
+from tightbox.assigners import (
+    BACKGROUND,
+    IGNORED,
+    atss_anchors,
+    atss_of_batch,
+    fcos_assign,
+    level_points,
+    per_point,
+)
 from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
@@ -84,9 +92,7 @@ class VFNet(Detector):
         output = self(pixels)
         points = self._points(output)
         inside = self._inside(output, sizes)
-        matched = torch.stack(
-            [self._assign(output, points, valid, target).matched for valid, target in zip(inside, targets, strict=True)]
-        )
+        matched = self._assign(output, points, inside, targets)
         positive = matched >= 0
         gt_boxes, labels = matched_objects(targets, matched)
         positives = mean_over_processes(positive.sum().to(points)).clamp(min=1)
@@ -151,8 +157,7 @@ class VFNet(Detector):
         everything = self._every_point(output, points, sizes)
         rows, scores = self._best(everything, output)
         found = []
-        for i, (valid, target) in enumerate(zip(self._inside(output, sizes), targets, strict=True)):
-            matched = self._assign(output, points, valid, target).matched
+        for i, matched in enumerate(self._assign(output, points, self._inside(output, sizes), targets)):
             others, learning = matched[rows[i]] < 0, (matched >= 0).nonzero().squeeze(1)
             chosen = torch.cat([rows[i][others], learning])
             own = torch.cat([scores[i][others], everything.class_scores[i][learning]])
@@ -171,16 +176,19 @@ class VFNet(Detector):
     def _inside(self, output: DenseOutput, sizes: Tensor) -> Tensor:
         return inside_images(output.sizes, STRIDES, sizes)
 
-    def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Targets) -> Assignment:
+    def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Sequence[Targets]) -> Tensor:
+        """(B, N), as `Assignment.matched`."""
         strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds = 0.5 if self.options.ignore_crowds else None
-            return atss(atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside)
+            return atss_of_batch(
+                atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside
+            ).matched
         ends = DISTANCE_RANGES[:-1]
-        ranges = constant([(-1.0, *ends), (*ends, math.inf)], points).T
+        ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
-        return fcos_assign(points, strides, per_point(ranges, output.sizes), targets, center_radius=radius)
+        return torch.stack([fcos_assign(points, strides, ranges, image, radius).matched for image in targets])
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         if not self.options.iou_weighted_boxes:

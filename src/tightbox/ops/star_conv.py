@@ -136,7 +136,9 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
 
 def _by_tap(pixels: Tensor) -> Tensor:
     """(N, 25), sorted by tap, of (5, 5, N)."""
-    return torch.stack([pixels[i // 5, i % 5] for i in _PIXELS_BY_TAP], dim=1)
+    # Unbound and not indexed, for the gradient of every index is a map of zeros to fill, to copy into and to add.
+    pixel = pixels.flatten(0, 1).unbind()
+    return torch.stack([pixel[i] for i in _PIXELS_BY_TAP], dim=1)
 
 
 def _locations_per_chunk(locations: Tensor) -> int:
@@ -158,9 +160,9 @@ def _five_pixels(own: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Te
     # Beyond one step outside no pixel has weight; the clamp only keeps huge distances within what an integer holds.
     edges = torch.stack((own - before, own + after)).clamp(-2, size)
     low = edges.detach().floor()
-    fraction = edges - low
+    first, last = (edges - low).unbind()
     pixels = torch.stack((low[0], low[0] + 1, own.expand_as(before), low[1], low[1] + 1))
-    weights = torch.stack((1 - fraction[0], fraction[0], torch.ones_like(before), 1 - fraction[1], fraction[1]))
+    weights = torch.stack((1 - first, first, torch.ones_like(before), 1 - last, last))
     # A product and not a choice, so that NaN stays NaN.
     weights = weights * ((pixels >= 0) & (pixels < size))
     return pixels.nan_to_num().clamp(0, size - 1).int().flatten(1), weights.flatten(1)
