@@ -4,9 +4,9 @@ python benchmarks/export.py --checkpoint runs/bccd/best --data data/bccd --markd
 
 The first table has random weights and the default options, the score threshold too. A new VFNet scores every box about
 0.01, which is below it, so suppression is given next to nothing: timed are the network, the choice of the best and the
-operator. The second is of a trained detector on a data set, image by image and in turns; int8 ranges come from its train
-split, and as AP that int8 may lose `tightbox export`'s default is given. OpenVINO works in float32 but for the rows with
-bfloat16, which it takes by itself on processors that have it.
+operator. The second is of a trained detector on a data set, image by image and in turns; int8 ranges come from its
+train split, and as AP that int8 may lose `tightbox export`'s default is given. OpenVINO works in float32 but for the
+rows with bfloat16, which it takes by itself on processors that have it.
 """
 
 from __future__ import annotations
