@@ -44,7 +44,7 @@ from tightbox.models import Detector, create_model, load
 from tightbox.structures import Detections, ImageBatch
 
 Outputs = list[np.ndarray]
-Row = tuple[str, tuple[int, int], dict[str, int]]  # backbone, height and width, options
+Row = tuple[str, tuple[int, int], dict[str, Any]]  # backbone, height and width, options
 ROWS: dict[str, Row] = {
     "VFNet R-50": ("resnet50", (800, 1344), {}),
     "VFNet R-18": ("resnet18", (320, 320), {}),
