@@ -4,9 +4,9 @@ python benchmarks/export.py --checkpoint runs/bccd/best --data data/bccd --markd
 
 The first table has random weights and the default options, the score threshold too. A new VFNet scores every box about
 0.01, which is below it, so suppression is given next to nothing: timed are the network, the choice of the best and the
-operator. The second is of a trained detector on a data set, image by image; int8 ranges come from its train split, and
-as AP that int8 may lose `tightbox export`'s default is given. OpenVINO works in float32 but for the rows with bfloat16,
-which it takes by itself on processors that have it.
+operator. The second is of a trained detector on a data set, image by image and in turns; int8 ranges come from its
+train split, and as AP that int8 may lose `tightbox export`'s default is given. OpenVINO works in float32 but for the
+rows with bfloat16, which it takes by itself on processors that have it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -39,11 +41,15 @@ from tightbox.export.openvino_file import import_openvino, to_openvino
 from tightbox.export.running import Inputs, Run, detect_with, onnx_run, openvino_run
 from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector, create_model, load
-from tightbox.structures import ImageBatch
+from tightbox.structures import Detections, ImageBatch
 
 Outputs = list[np.ndarray]
-ROWS = {"VFNet R-50": ("resnet50", (800, 1344)), "VFNet R-18": ("resnet18", (320, 320))}
-SMOKE = {"VFNet, tiny": ("test_resnet", (64, 96))}
+Row = tuple[str, tuple[int, int], dict[str, Any]]  # backbone, height and width, options
+ROWS: dict[str, Row] = {
+    "VFNet R-50": ("resnet50", (800, 1344), {}),
+    "VFNet R-18": ("resnet18", (320, 320), {}),
+}
+SMOKE: dict[str, Row] = {"VFNet, tiny": ("test_resnet", (64, 96), {"channels": 32, "tower_depth": 1})}
 SPEED = [
     "| detector | input | file, MB | eager, ms | ONNX Runtime, ms | | OpenVINO, ms | |",
     "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -62,19 +68,21 @@ def own_options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Both tables, and what either package takes to install and to start."""
     parser, options = table_options(__doc__, repeats=3, own=own_options)
+    if options.smoke:
+        options.repeats = 1
     if (options.checkpoint is None) != (options.data is None):
         parser.error("--checkpoint and --data belong together")
     lines = list(SPEED)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        for title, (backbone, size) in (SMOKE if options.smoke else ROWS).items():
-            model = create_model("vfnet", num_classes=80, backbone=backbone, pretrained_backbone=False).eval()
+        for title, (backbone, size, changes) in (SMOKE if options.smoke else ROWS).items():
+            model = create_model("vfnet", num_classes=80, backbone=backbone, pretrained_backbone=False, **changes)
+            model.eval()
             lines.append(speed_row(title, model, folder / f"{backbone}.onnx", size, options.repeats))
             print(lines[-1], flush=True)
         lines.append(torchvision_row(folder, options))
         print(lines[-1], flush=True)
-        last = create_model("vfnet", num_classes=80, backbone=backbone, pretrained_backbone=False)
-        lines += ["", *installed_and_started(last, folder / f"{backbone}.onnx", options.repeats)]
+        lines += ["", *installed_and_started(model, folder / f"{backbone}.onnx", options.repeats)]
         if options.checkpoint is not None:
             lines += ["", *trained_rows(load(options.checkpoint).eval(), folder, options)]
     lines += ["", "Factors are times faster than eager.", measured()]
@@ -164,10 +172,9 @@ def trained_rows(model: Detector, folder: Path, options: argparse.Namespace) -> 
         for precision, addition in (("f32", ""), ("bf16", ", bfloat16")):
             runs[title + addition] = written.with_suffix(".bin"), compiled(converted, precision)
     title = f"{model.name} of {options.checkpoint.name} on {len(val.records)} images of {options.data.name}"
-    lines, eager = [TRAINED[0].format(title), TRAINED[1]], 0.0
-    for name, (path, run) in runs.items():
-        seconds, ap = on_data(run, model, val)
-        eager = eager or seconds
+    lines, measures = [TRAINED[0].format(title), TRAINED[1]], on_data([run for _, run in runs.values()], model, val)
+    eager = measures[0][0]
+    for (name, (path, _)), (seconds, ap) in zip(runs.items(), measures, strict=True):
         size = "-" if path is None else f"{megabytes(path):.1f}"
         lines.append(f"| {name} | {size} | {1000 * seconds:.1f} | {eager / seconds:.2f}x | {100 * ap:.2f} |")
         print(lines[-1], flush=True)
@@ -191,19 +198,23 @@ def eager_run(model: Detector) -> Run:
     return run
 
 
-def on_data(run: Run, model: Detector, data: DetectionData) -> tuple[float, float]:
-    """Seconds an image, the first one left out, and AP."""
-    seconds: list[float] = []
+def on_data(runs: list[Run], model: Detector, data: DetectionData) -> list[tuple[float, float]]:
+    """Of each its seconds an image, the median, and its AP; at each image they take turns."""
+    dataset = DetectionDataset(data, model.preprocess)
+    seconds: list[list[float]] = [[] for _ in runs]
+    found: list[dict[int, Detections]] = [{} for _ in runs]
 
-    def timed_run(given: Inputs) -> Sequence[np.ndarray]:
+    def timed_run(which: int, given: Inputs) -> Sequence[np.ndarray]:
         start = time.perf_counter()
-        outputs = run(given)
-        seconds.append(time.perf_counter() - start)
+        outputs = runs[which](given)
+        seconds[which].append(time.perf_counter() - start)
         return outputs
 
-    dataset = DetectionDataset(data, model.preprocess)
-    found = detect_with(timed_run, dataset, [0, *range(len(dataset))])
-    return sum(seconds[1:]) / len(seconds[1:]), evaluate_detections(found, data).ap or 0.0
+    for index in range(len(dataset)):
+        for which in range(len(runs)):
+            found[which] |= detect_with(partial(timed_run, which), dataset, [index])
+    aps = [evaluate_detections(detections, data).ap or 0.0 for detections in found]
+    return list(zip(map(median, seconds), aps, strict=True))
 
 
 def installed_and_started(model: Detector, file: Path, repeats: int) -> list[str]:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.helpers.exported import Exported, export_iou_net, export_published_vfnet, read_exported
+from tests.helpers.exported import (
+    Exported,
+    export_iou_net,
+    export_published_vfnet,
+    export_retinanet,
+    export_unitbox,
+    read_exported,
+)
 from tests.helpers.references import SHARED
 from tightbox.structures import Targets
 
@@ -74,6 +81,18 @@ def exported_vfnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def exported_iou_net(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The same of an IoU-Net that does not refine."""
     return _made_once(tmp_path_factory, "exported_iou_net", export_iou_net)
+
+
+@pytest.fixture(scope="session")
+def exported_retinanet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same of an IoU-aware RetinaNet."""
+    return _made_once(tmp_path_factory, "exported_retinanet", export_retinanet)
+
+
+@pytest.fixture(scope="session")
+def exported_unitbox(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same of a UnitBox, without calibration."""
+    return _made_once(tmp_path_factory, "exported_unitbox", export_unitbox)
 
 
 def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Exported]) -> Exported:

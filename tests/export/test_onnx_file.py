@@ -13,15 +13,13 @@ from tests.helpers.exported import (
     SIZES,
     Exported,
     assert_same,
-    disturb,
     export_published_deformable,
+    read_densely,
     run,
-    write,
 )
-from tests.helpers.models import image_batch, tiny_iou_net, tiny_retinanet, tiny_unitbox
+from tests.helpers.models import image_batch, tiny_iou_net, tiny_retinanet
 from tightbox.errors import UserError
 from tightbox.export.onnx_file import write_onnx
-from tightbox.models import IoUAwareRetinaNet
 from tightbox.structures import ImageBatch
 
 
@@ -44,25 +42,16 @@ def test_an_image_need_not_be_padded(exported_vfnet: Exported) -> None:
     assert_same(outputs, exported_vfnet.model.detect([image]))
 
 
-def test_an_iou_aware_retinanet_detects_the_same(tmp_path: Path) -> None:
-    model = disturb(tiny_retinanet(alpha=0.4, suppress="voting"))
-    model.calibration = CALIBRATION
-    assert isinstance(model, IoUAwareRetinaNet)
-    with torch.no_grad():  # scores a millionth apart would be ranked by rounding
-        model.head.classes.weight *= 100
-    exported = write(model, tmp_path)
+def test_an_iou_aware_retinanet_detects_the_same(exported_retinanet: Exported) -> None:
     for sizes in SIZES:
         batch = image_batch(*sizes)
-        assert_same(run(exported.path, batch), exported.model.detect(batch))
+        assert_same(run(exported_retinanet.path, batch), exported_retinanet.model.detect(batch))
 
 
-def test_a_unitbox_is_read_densely(tmp_path: Path) -> None:
-    exported = write(disturb(tiny_unitbox(2, dense_stride=8, top_k=40)), tmp_path)
+def test_a_unitbox_is_read_densely(exported_unitbox: Exported) -> None:
     for sizes in SIZES:
         batch = image_batch(*sizes)
-        with torch.no_grad():
-            expected = [exported.model.select(candidates) for candidates in exported.model.candidates(batch)]
-        assert_same(run(exported.path, batch), expected)
+        assert_same(run(exported_unitbox.path, batch), read_densely(exported_unitbox.model, batch))
 
 
 def test_an_iou_net_detects_the_same_without_refinement(exported_iou_net: Exported) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.exported import SIZES, Exported, assert_same
+from tests.helpers.exported import SIZES, Exported, assert_same, read_densely
 from tests.helpers.models import image_batch
 from tightbox.export.openvino_file import to_openvino
 from tightbox.structures import ImageBatch
@@ -38,3 +38,17 @@ def test_an_iou_net_detects_the_same(exported_iou_net: Exported) -> None:
     for sizes in SIZES:
         batch = image_batch(*sizes)
         assert_same(found(network, batch), exported_iou_net.model.detect(batch))
+
+
+def test_an_iou_aware_retinanet_detects_the_same(exported_retinanet: Exported) -> None:
+    network = compiled(to_openvino(exported_retinanet.path))
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        assert_same(found(network, batch), exported_retinanet.model.detect(batch))
+
+
+def test_a_unitbox_is_read_densely(exported_unitbox: Exported) -> None:
+    network = compiled(to_openvino(exported_unitbox.path))
+    for sizes in SIZES:
+        batch = image_batch(*sizes)
+        assert_same(found(network, batch), read_densely(exported_unitbox.model, batch))

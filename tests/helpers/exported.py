@@ -11,10 +11,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from tests.helpers.models import small_vfnet, tiny_iou_net
+from tests.helpers.models import small_vfnet, tiny_iou_net, tiny_retinanet, tiny_unitbox
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.export.onnx_file import write_onnx
-from tightbox.models import Detector, VFNet, load
+from tightbox.models import Detector, IoUAwareRetinaNet, VFNet, load
 from tightbox.models.mmdet import export_state, import_checkpoint
 from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import Detections, ImageBatch
@@ -94,6 +94,27 @@ def export_iou_net(folder: Path) -> Exported:
     model = disturb(tiny_iou_net(refine_steps=0))
     model.calibration = CALIBRATION
     return write(model, folder)
+
+
+def export_retinanet(folder: Path) -> Exported:
+    """A calibrated IoU-aware RetinaNet with score voting."""
+    model = disturb(tiny_retinanet(alpha=0.4, suppress="voting"))
+    model.calibration = CALIBRATION
+    assert isinstance(model, IoUAwareRetinaNet)
+    with torch.no_grad():  # scores a millionth apart would be ranked by rounding
+        model.head.classes.weight *= 100
+    return write(model, folder)
+
+
+def export_unitbox(folder: Path) -> Exported:
+    """A UnitBox whose dense reading has fewer places than it could."""
+    return write(disturb(tiny_unitbox(2, dense_stride=8, top_k=40)), folder)
+
+
+def read_densely(model: Detector, batch: ImageBatch) -> list[Detections]:
+    """What a UnitBox finds without connected regions."""
+    with torch.no_grad():
+        return [model.select(candidates) for candidates in model.candidates(batch)]
 
 
 def write(model: Detector, folder: Path) -> Exported:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from tightbox.data.dataset import DetectionDataset
 from tightbox.data.records import DetectionData
 from tightbox.errors import missing_extra
+from tightbox.export.onnx_int8 import integers_throughout, output_ranges
 from tightbox.export.running import Run, detect_with, inputs, onnx_run, openvino_run
 from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector
@@ -62,15 +64,20 @@ def quantised(network: Any, model: Detector, how: Int8) -> Any:
     ranges, val = (DetectionDataset(data, model.preprocess) for data in (how.data, how.val))
     count = min(len(ranges), MOST_IMAGES)
     indices = np.linspace(0, len(ranges) - 1, count).astype(int).tolist()  # from everywhere in the data set
+    kept = kept_in_float(graph_of(network))
+    finished: Callable[[Any], Any] = _as_it_is
+    if not hasattr(network, "get_ops"):
+        limits = output_ranges(network, kept, (inputs(ranges, index) for index in indices))
+        finished = partial(integers_throughout, ranges=limits)
 
     def ap(runnable: Any, items: Iterable[int]) -> tuple[float, list[float]]:
         """AP of all these images, and of each by itself."""
-        run: Run = openvino_run(runnable) if callable(runnable) else onnx_run(runnable.SerializeToString())
+        run: Run = openvino_run(runnable) if callable(runnable) else onnx_run(finished(runnable).SerializeToString())
         found = detect_with(run, val, items)
         alone = [_ap({index: detections}, how.val) for index, detections in found.items()]
         return _ap(found, how.val), alone
 
-    return nncf.quantize_with_accuracy_control(
+    made = nncf.quantize_with_accuracy_control(
         network,
         nncf.Dataset(indices, lambda index: inputs(ranges, index)),
         nncf.Dataset(range(len(val)), lambda index: inputs(val, index)),
@@ -78,8 +85,13 @@ def quantised(network: Any, model: Detector, how: Int8) -> Any:
         max_drop=how.max_drop,
         subset_size=count,
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=sorted(kept_in_float(graph_of(network))), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False),
     )
+    return finished(made)
+
+
+def _as_it_is(network: Any) -> Any:
+    return network
 
 
 def _ap(found: dict[int, Detections], data: DetectionData) -> float:
@@ -106,7 +118,8 @@ def graph_of(network: Any) -> Graph:
 def kept_in_float(graph: Graph) -> set[str]:
     """Names of the nodes from which only arithmetic leads to an output, or to the coordinates that a layer samples at.
 
-    These are the last layers of the head and what follows them: exp() of an int8 number is a coarse box.
+    These are the last layers of the head and what follows them: exp() of an int8 number is a coarse box. Also paddings:
+    integers that are padded reach no layer as such in ONNX Runtime.
     """
     waiting = [name for name, (kind, _) in graph.items() if kind == "Result"]
     for kind, given in graph.values():
@@ -120,4 +133,4 @@ def kept_in_float(graph: Graph) -> set[str]:
         kind, given = graph[name]
         if kind not in (*LAYERS, "ShapeOf", "Shape"):  # the shape of what a layer gives is no number it gives
             waiting += given
-    return found - {""}
+    return found - {""} | {name for name, (kind, _) in graph.items() if kind == "Pad"}
