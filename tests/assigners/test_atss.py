@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.helpers.arithmetic import iou_of_two
 from tests.helpers.models import exact_targets
 from tests.helpers.references import slice_of
-from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, level_points, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, atss_of_batch, level_points, per_point
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -98,6 +99,29 @@ def test_equals_algorithm_1(seed: int, masked: bool) -> None:
     assert found.matched.tolist() == matched
     torch.testing.assert_close(found.ious, torch.tensor(ious, dtype=torch.float64))
     assert max(matched) >= 0
+
+
+@pytest.mark.parametrize("at_once", [2**25, 0, 2 * 11 * 400])
+def test_a_batch_equals_its_images(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All together, one by one, and in twos: the third image, of 7 objects and a region, counts for 11 objects."""
+    monkeypatch.setattr(sys.modules["tightbox.assigners.atss"], "DISTANCES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    anchors, level_sizes = grid(120, 160)
+    assert len(anchors) <= 400
+    targets = [
+        exact_targets(random_truths(count, 120, 160), random_truths(regions, 120, 160))
+        for count, regions in ((3, 0), (0, 1), (7, 1), (1, 0), (5, 0))
+    ]
+    valid = torch.rand(len(targets), len(anchors)) < 0.8
+    together = atss_of_batch(anchors, level_sizes, targets, ignore_iof=0.5, valid=valid)
+    assert together.ious is not None
+    for image, of_image, matched, ious in zip(targets, valid, together.matched, together.ious, strict=True):
+        alone = atss(anchors, level_sizes, image, ignore_iof=0.5, valid=of_image)
+        assert torch.equal(matched, alone.matched)
+        assert torch.equal(ious, alone.ious)  # type: ignore[arg-type]
+        usable = (of_image & (alone.matched != IGNORED)).tolist()
+        expected, _ = algorithm_1(anchors.tolist(), level_sizes, image.boxes.tolist(), 9, usable)
+        assert alone.matched.clamp(min=BACKGROUND).tolist() == expected
 
 
 def test_an_anchor_of_two_objects_learns_the_tighter() -> None:
