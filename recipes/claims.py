@@ -193,7 +193,7 @@ CLAIMS = (
         "AP",
         measured.vfnet_parts,
         "752 images from random weights are a thousandth of the paper's training. The star reads at the sides of a box "
-        "that is not learned yet, and the refinement's loss, as published, teaches the first box nothing: where it does "
+        "that is not learned yet, and the refinement's loss, as published, teaches the first box nothing: if it does "
         "(`refine_gradient`), AP is 2 higher ([ablation](../recipes/ablation.md)). Longer trainings were not compared.",
     ),
     Claim(
