@@ -1,15 +1,16 @@
 """What is wrong with a data set, all of it at once: the readers stop at the first error, this does not."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from tightbox.data.input_size import NEEDED, input_size
 from tightbox.data.layout import parse_data, splits
@@ -17,6 +18,9 @@ from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Finding", "Report", "Severity", "SplitSummary", "examine", "print_report"]
 
@@ -71,6 +75,9 @@ def print_report(
     findings: Sequence[Finding], summaries: Sequence[SplitSummary] = (), console: Console | None = None
 ) -> None:
     """Prints the counts and the findings, the first 20 of each check."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = console or Console()
     for summary in summaries:
         line = f"{summary.split}: {summary.images} images, {summary.boxes} boxes ({summary.crowd} crowd)"

@@ -1,6 +1,5 @@
 """Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +153,9 @@ def import_ray() -> Any:
     Raises:
         UserError: if it is not installed.
     """
+    ray = import_extra("ray", "ray", "Ray")
     import_extra("ray.data", "ray", "Ray")
-    return import_module("ray")
+    return ray
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,5 +103,7 @@ def import_pyarrow() -> Any:
     Raises:
         UserError: if it is not installed.
     """
-    import_extra("pyarrow.parquet", "parquet", "pyarrow, which writes Parquet files,")
-    return import_module("pyarrow")
+    name = "pyarrow, which writes Parquet files,"
+    pyarrow = import_extra("pyarrow", "parquet", name)
+    import_extra("pyarrow.parquet", "parquet", name)
+    return pyarrow
