@@ -307,9 +307,9 @@ def page() -> Iterator[str]:
     yield "The rule: a claim *shows* in a comparison if the mean of the differences, seed by seed, is in the paper's"
     yield "direction and larger than twice its standard error; it is *the opposite* if that is so in the other"
     yield f"direction; otherwise the difference lies *within the spread*. Fewer than {FEWEST} seeds are too few."
-    yield from ("", "| | claim | paper | here |", "|---|---|---|---|")
+    yield from ("", "| | claim | here | paper |", "|---|---|---|---|")
     for number, claim in enumerate(CLAIMS, 1):
-        yield f"| {number} | {claim.paper}: {claim.claim} | {claim.published} | {_bold(claim.verdict())} |"
+        yield f"| {number} | {claim.paper}: {claim.claim} | {_bold(claim.verdict())} | {claim.published} |"
     everything: list[Evidence] = []
     for paper, of_paper in groupby(enumerate(CLAIMS, 1), key=lambda entry: entry[1].paper):
         yield from ("", f"## {paper}")
