@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,10 +46,7 @@ def greedy_nms(
     >>> found.scores, found.labels
     (tensor([0.8000, 0.7000, 0.1000]), tensor([0, 1, 1]))
     """
-    together = candidates.each(lambda value: value[None])
-    limits = iou_threshold, score_threshold, max_detections, class_agnostic
-    found, counts = greedy_nms_together(together, scores[None], *limits)
-    return found.of_images(counts)[0]
+    return _of_one_image(candidates, scores, iou_threshold, score_threshold, max_detections, class_agnostic)
 
 
 def greedy_nms_together(
@@ -59,6 +56,7 @@ def greedy_nms_together(
     score_threshold: float,
     max_detections: int,
     class_agnostic: bool = False,
+    voting: bool = False,
 ) -> tuple[Detections, Tensor]:
     """The same for several images that have equally many candidates, without a loop over them.
 
@@ -69,6 +67,7 @@ def greedy_nms_together(
         score_threshold: scores must be above this.
         max_detections: at most this many detections of an image.
         class_agnostic: let boxes suppress those of other classes too.
+        voting: move what is kept, as `voting_nms` does.
 
     Returns:
         Equally many rows for each image, and how many of them, the first ones, are detections (B,).
@@ -84,7 +83,17 @@ def greedy_nms_together(
     if ious is not None:
         ious = take(ious, rows) if ious.dim() == 2 else ious.flatten(1).gather(1, places)
     labels = places - rows * scores.shape[2]
-    return Detections(take(boxes, rows), scores.flatten(1).gather(1, places), labels, ious), counts
+    kept = take(boxes, rows)
+    if voting:
+        kept = voted(kept, labels, candidates, scores, score_threshold)
+    return Detections(kept, scores.flatten(1).gather(1, places), labels, ious), counts
+
+
+def _of_one_image(candidates: Candidates, scores: Tensor, *how: Any) -> Detections:
+    """`greedy_nms_together` of one image, with the rest of its arguments."""
+    together = candidates.each(lambda value: value[None])
+    found, counts = greedy_nms_together(together, scores[None], *how)
+    return found.of_images(counts)[0]
 
 
 def voting_nms(
@@ -101,10 +110,7 @@ def voting_nms(
     >>> voting_nms(Candidates(boxes, torch.tensor([[0.8], [0.6]])), torch.tensor([[0.8], [0.6]])).boxes
     tensor([[ 0.0000,  0.0000, 10.0000,  9.7262]])
     """
-    limits = iou_threshold, score_threshold, max_detections
-    found = greedy_nms(candidates, scores, *limits, class_agnostic)
-    batch = candidates.each(lambda column: column[None])
-    return replace(found, boxes=voted(found.boxes[None], found.labels[None], batch, scores[None], score_threshold)[0])
+    return _of_one_image(candidates, scores, iou_threshold, score_threshold, max_detections, class_agnostic, True)
 
 
 def voted(boxes: Tensor, labels: Tensor, candidates: Candidates, scores: Tensor, score_threshold: float) -> Tensor:

@@ -33,18 +33,13 @@ def test_detects_the_same(exported_vfnet: Exported, tmp_path: Path) -> None:
         assert_same(found(network, batch), exported_vfnet.model.detect(batch))
 
 
-def test_an_iou_net_detects_the_same(exported_iou_net: Exported) -> None:
-    network = compiled(to_openvino(exported_iou_net.path))
+@pytest.mark.parametrize("exported", ["exported_iou_net", "exported_retinanet"])
+def test_others_detect_the_same(exported: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(exported)
+    network = compiled(to_openvino(made.path))
     for sizes in SIZES:
         batch = image_batch(*sizes)
-        assert_same(found(network, batch), exported_iou_net.model.detect(batch))
-
-
-def test_an_iou_aware_retinanet_detects_the_same(exported_retinanet: Exported) -> None:
-    network = compiled(to_openvino(exported_retinanet.path))
-    for sizes in SIZES:
-        batch = image_batch(*sizes)
-        assert_same(found(network, batch), exported_retinanet.model.detect(batch))
+        assert_same(found(network, batch), made.model.detect(batch))
 
 
 def test_a_unitbox_is_read_densely(exported_unitbox: Exported) -> None:

@@ -81,7 +81,7 @@ def suppress_rule(args: Namespace, model: Detector) -> Suppress | None:
     if args.suppress == "own" and not args.class_agnostic and not given:
         return None
     own = {name: getattr(options, option) for option, name in THRESHOLDS.items()}
-    name = getattr(options, "suppress", "greedy") if args.suppress == "own" else args.suppress
+    name = model.suppression if args.suppress == "own" else args.suppress
     sigma = 0.5 if args.sigma is None else args.sigma
     return suppression(name, own | given | {"class_agnostic": args.class_agnostic}, sigma)
 

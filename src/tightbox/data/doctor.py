@@ -233,15 +233,16 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
 
 def _small_objects(parsed: Sequence[Parsed]) -> Iterator[Finding]:
     """The size of images that `tightbox train` takes, if it is not the least because objects are small."""
-    for split in parsed:
-        table = split.columns()
-        sizes = np.array([(image.width, image.height) for image in split.images], dtype=np.float64).reshape(-1, 2)
-        counted = table.non_degenerate & ~table.crowd
-        if split.split == "train" and counted.any():
-            fitting = input_size(table.clipped[counted], sizes[table.image[counted]])
-            if fitting.at_first < NEEDED:
-                fix = f"tightbox train resizes images to {fitting.long_side} px, unless --long-side is given"
-                yield Finding(Severity.NOTE, "small-objects", "", f"in train, {fitting}", fix)
+    train = next((split for split in parsed if split.split == "train"), None)
+    if train is None:
+        return
+    table = train.columns()
+    sizes = np.array([(image.width, image.height) for image in train.images], dtype=np.float64).reshape(-1, 2)
+    counted = table.non_degenerate & ~table.crowd
+    fitting = input_size(table.clipped[counted], sizes[table.image[counted]])
+    if fitting.at_first < NEEDED:
+        fix = f"tightbox train resizes images to {fitting.long_side} px, unless --long-side is given"
+        yield Finding(Severity.NOTE, "small-objects", "", f"in train, {fitting}", fix)
 
 
 def _unused(parsed: Sequence[Parsed]) -> Iterator[Finding]:

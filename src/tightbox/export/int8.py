@@ -12,7 +12,7 @@ import numpy as np
 
 from tightbox.data.dataset import DetectionDataset
 from tightbox.data.records import DetectionData
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.export.onnx_int8 import integers_throughout, output_ranges
 from tightbox.export.running import Run, detect_with, inputs, onnx_run, openvino_run
 from tightbox.inference.detect import evaluate_detections
@@ -55,11 +55,7 @@ def quantised(network: Any, model: Detector, how: Int8) -> Any:
     Raises:
         UserError: if the extra `export` is missing, or an image cannot be read.
     """
-    try:
-        import nncf
-    except ImportError as error:
-        raise missing_extra("nncf", "export") from error
-
+    nncf = import_extra("nncf", "export")
     nncf.set_log_level(logging.ERROR)
     ranges, val = (DetectionDataset(data, model.preprocess) for data in (how.data, how.val))
     count = min(len(ranges), MOST_IMAGES)

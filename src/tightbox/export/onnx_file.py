@@ -35,7 +35,7 @@ def require_exportable(model: Detector) -> None:
             "a standalone IoU head cannot be exported: it finds no boxes, it judges those of other detectors; "
             "export an IoU-Net with its proposals"
         )
-    if getattr(model.options, "suppress", "greedy") == "soft_linear":
+    if model.suppression == "soft_linear":
         raise UserError('a detector with soft-NMS cannot be exported; set "suppress": "greedy" in its card.json')
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.export.int8 import Int8, quantised
 from tightbox.export.onnx_file import METADATA, described, to_onnx
 from tightbox.files import atomic_paths
@@ -35,11 +35,7 @@ def import_openvino() -> Any:
     Raises:
         UserError: if it is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing_extra("openvino", "export") from error
-    return openvino
+    return import_extra("openvino", "export")
 
 
 def write_openvino(model: Detector, path: Path, *, int8: Int8 | None = None) -> Path:

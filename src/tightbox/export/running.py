@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tightbox.data.dataset import DetectionDataset
-from tightbox.errors import missing_extra
+from tightbox.errors import import_extra
 from tightbox.structures import Detections
 
 Inputs = dict[str, NDArray[Any]]
@@ -47,10 +47,7 @@ def onnx_run(model: bytes | str, *, threads: int = 0) -> Run:
     Raises:
         UserError: if the extra `export` is missing.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_extra("onnxruntime", "export") from error
+    onnxruntime = import_extra("onnxruntime", "export")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])

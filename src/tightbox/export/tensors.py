@@ -68,7 +68,7 @@ class TensorDetector(nn.Module):
             return self._padded(candidates, guided_by_iou(candidates, scores, options.nms_iou, options.top_k))
         limits = options.nms_iou, options.score_threshold, options.max_detections
         found = self._padded(candidates, suppress(candidates.boxes, scores, *limits))
-        if getattr(options, "suppress", "greedy") != "voting":
+        if detector.suppression != "voting":
             return found
         labels = found.labels.clamp(min=0)
         return found._replace(boxes=voted(found.boxes, labels, candidates, scores.mT, options.score_threshold))

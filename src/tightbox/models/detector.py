@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, overload
 
@@ -23,7 +23,7 @@ from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
-from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms, voted, voting_nms
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms, voting_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -120,12 +120,16 @@ class Detector(nn.Module, ABC):
     def rank(self, candidates: Candidates) -> Tensor:
         """The system's own ranking (K, C), as published."""
 
+    @property
+    def suppression(self) -> str:
+        """The rule of `suppress` that the options name; greedy where they name none."""
+        return str(getattr(self.options, "suppress", "greedy"))
+
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
         """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
-        rule = getattr(self.options, "suppress", "greedy")
-        if rule == "soft_linear":
+        if self.suppression == "soft_linear":
             return soft_nms(candidates, scores, **self._limits())
-        if rule == "voting":
+        if self.suppression == "voting":
             return voting_nms(candidates, scores, **self._limits())
         return self.greedy_nms(candidates, scores)
 
@@ -161,7 +165,7 @@ class Detector(nn.Module, ABC):
         if self.views is not None:
             batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
             found = self.views(self._detect, batch, self.options)
-        elif self.all_together and getattr(self.options, "suppress", "greedy") != "soft_linear":
+        elif self.all_together and self.suppression != "soft_linear":
             found = self._detect_together(images, replay)
         else:
             found = self._detect(images)
@@ -187,16 +191,14 @@ class Detector(nn.Module, ABC):
 
         By the system's own ranking and greedy NMS; a GPU is not waited for.
         """
-        candidates, options = self.best_candidates(self.normalised(pixels, sizes), sizes), self.options
-        limits, scores = (options.nms_iou, options.score_threshold, options.max_detections), self.rank(candidates)
-        found, counts = greedy_nms_together(candidates, scores, *limits)
-        if getattr(options, "suppress", "greedy") == "voting":
-            found = replace(found, boxes=voted(found.boxes, found.labels, candidates, scores, options.score_threshold))
+        candidates = self.best_candidates(self.normalised(pixels, sizes), sizes)
+        voting = self.suppression == "voting"
+        found, counts = greedy_nms_together(candidates, self.rank(candidates), **self._limits(), voting=voting)
         return found.boxes, found.scores, found.labels, counts, *([] if found.ious is None else [found.ious])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         forget(self)
-        itself: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        itself: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as PyTorch has it
         return itself
 
     @overload
