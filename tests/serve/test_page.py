@@ -217,6 +217,8 @@ def test_a_refusal_is_shown(visit: Visit) -> None:
 
 def test_the_camera(url: str, browser: Any) -> None:
     """Headless, there is none; the page says so."""
+    from playwright.sync_api import expect
+
     visit = Visit(browser, url)
     visit.page.keyboard.press("c")
     visit.page.locator("#status.problem", has_text="camera cannot be used").wait_for()
@@ -230,7 +232,8 @@ def test_the_camera(url: str, browser: Any) -> None:
         }; }"""
     )
     visit.page.keyboard.press("c")
-    visit.page.wait_for_function("document.getElementById('video').videoWidth === 120")
+    # Not by wait_for_function: what it repeats is evaluated in the page, whose policy forbids that.
+    expect(visit.page.locator("#video")).to_have_js_property("videoWidth", 120)
     visit.page.click("#take")
     visit.page.locator("#status", has_text="camera.jpg, 120 × 90 pixels").wait_for()
     assert visit.page.locator("#live").is_hidden()
