@@ -134,6 +134,8 @@ class VFNetOptions(PyramidOptions):
         varifocal_gamma: ... and their focusing exponent.
         iou_weighted: weigh each positive of the varifocal loss by its IoU.
         assigner: which points learn an object: ATSS, or FCOS by distance ranges.
+        atss_topk: with ATSS, how many points of a level are candidates for an object, the nearest ones; fewer than
+            the published nine leave out those near the sides of small objects, which are slow to learn.
         center_sampling: with the FCOS assigner, only points within 1.5 strides of the centre.
         distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
         iou_weighted_boxes: weigh each positive of the box losses by its IoU; off, small boxes, whose IoU is low at
@@ -164,6 +166,7 @@ class VFNetOptions(PyramidOptions):
     varifocal_gamma: float = 2.0
     iou_weighted: bool = True
     assigner: Literal["atss", "fcos"] = "atss"
+    atss_topk: int = 9
     center_sampling: bool = False
     distance_unit: Literal["range", "stride"] = "range"
     iou_weighted_boxes: bool = True
@@ -180,6 +183,7 @@ class VFNetOptions(PyramidOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.channels % 32 == 0, f"channels is {self.channels}; group norm needs a multiple of 32")
+        _require(self.atss_topk >= 1, f"atss_topk is {self.atss_topk}; an object needs 1 candidate or more")
         _require(not (self.ignore_crowds and self.assigner == "fcos"), "ignore_crowds needs the ATSS assigner")
         baseline = not (self.centerness and self.varifocal)
         _require(baseline, "centerness belongs to the baseline: also set varifocal=false")

@@ -204,6 +204,7 @@ def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detect
             {"name": "iou_aware_retinanet", "num_classes": 2, "tower_depth": -1},
             "tower_depth is -1; it must be 0 or more",
         ),
+        ({"name": "vfnet", "num_classes": 2, "atss_topk": 0}, "atss_topk is 0; an object needs 1 candidate or more"),
         (
             {"name": "vfnet", "num_classes": 2, "offset_gradient": -0.1},
             r"offset_gradient is -0.1; it must be in \[0, 1\]",

@@ -73,10 +73,9 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
         tensor, of_points = torch.tensor(points).float(), torch.tensor(strides).float()
         if options.assigner == "atss":
             counts = [rows * columns for rows, columns in level_sizes(*pixels.shape[2:])]
-            crowds = 0.5 if options.ignore_crowds else None
-            matched = atss(
-                atss_anchors(tensor, of_points), counts, target, ignore_iof=crowds, valid=torch.tensor(inside)
-            )
+            crowds, valid = 0.5 if options.ignore_crowds else None, torch.tensor(inside)
+            anchors = atss_anchors(tensor, of_points)
+            matched = atss(anchors, counts, target, options.atss_topk, ignore_iof=crowds, valid=valid)
         else:
             ends = torch.tensor([-1, 64, 128, 256, 512, math.inf])
             level = torch.tensor([STRIDES.index(s) for s in strides])
@@ -135,9 +134,20 @@ def assert_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -> d
 
 
 @pytest.mark.parametrize("variant", LADDER)
-@pytest.mark.parametrize("changes", [{}, {"normaliser": "num_positives"}, {"assigner": "fcos"}])
+@pytest.mark.parametrize("changes", [{}, {"normaliser": "num_positives"}, {"assigner": "fcos"}, {"atss_topk": 2}])
 def test_losses_equal_sums_over_points(variant: str, changes: dict[str, Any]) -> None:
     assert_losses(build(**LADDER[variant], **changes), image_batch((96, 96), (90, 70)), TWO)
+
+
+def test_an_object_has_at_most_as_many_positives_of_a_level_as_it_has_candidates() -> None:
+    images, model = image_batch((96, 96)), build(atss_topk=1)
+    pixels, sizes = model._normalise(images)
+    output = model(pixels)
+    matched = model._assign(output, model._points(output), model._inside(output, sizes), [objects((20, 20, 76, 76))])
+    of_levels = matched[0].split([height * width for height, width in output.sizes])
+    # One anchor of each level is a candidate, of 64, 128, ... pixels around the point nearest to its middle. Their IoUs
+    # with it are 56²/64² = 0.77, 0.19 and less: only the first reaches the mean plus the standard deviation, 0.53.
+    assert [int((level == 0).sum()) for level in of_levels] == [1, 0, 0, 0, 0]
 
 
 def test_normalisers_differ() -> None:

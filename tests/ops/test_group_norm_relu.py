@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.ops.group_norm_relu import group_norm_relu
+from tightbox.ops.group_norm_relu import GroupNorm, group_norm_relu
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -32,6 +32,25 @@ def test_values_and_gradients_are_those_of_both(shape: tuple[int, ...], groups: 
 
     for ours, theirs in zip(both(group_norm_relu(input, layer)), both(F.relu(layer(input))), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_layer_is_pytorchs_and_leaves_channels_last_maps(layout: torch.memory_format) -> None:
+    plain = norm(4, 8)
+    layer = GroupNorm(4, 8)
+    layer.load_state_dict(plain.state_dict())
+    input = torch.randn(2, 8, 5, 7).to(memory_format=layout).requires_grad_()
+    results = []
+    for module in (layer, plain):
+        output = module(input)
+        weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+        leaves = [input, *module.parameters()]
+        results.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(input), plain(input))
 
 
 def test_bfloat16_is_rounded_once() -> None:

@@ -7,18 +7,16 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tightbox.boxes import constant
-from tightbox.ops.group_norm_relu import group_norm_relu
-from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
-from tightbox.ops.star_conv import StarSampling
+from tightbox.ops.group_norm_relu import GroupNorm
 from tightbox.structures import DIVISOR, Targets
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """Over 32 groups, of at least two channels each."""
-    return nn.GroupNorm(min(32, channels // 2), channels)
+    return GroupNorm(min(32, channels // 2), channels)
 
 
 def rows(x: Tensor, anchors: int = 1) -> Tensor:
@@ -66,17 +64,3 @@ def matched_objects(targets: Sequence[Targets], matched: Tensor) -> tuple[Tensor
     rows = torch.where(matched < 0, -1, matched + starts)  # of all images' objects, and zeros as the last
     boxes = F.pad(torch.cat([target.boxes for target in targets]), (0, 0, 0, 1))
     return boxes[rows], F.pad(torch.cat([target.labels for target in targets]), (0, 1))[rows]
-
-
-class ConvNormReLU(nn.Module):
-    """3x3 convolution without bias, group norm, ReLU."""
-
-    def __init__(self, channels: int, deformable: bool = False) -> None:
-        super().__init__()
-        kind = ModulatedDeformConv2d if deformable else nn.Conv2d
-        self.conv = kind(channels, channels, 3, padding=1, bias=False)
-        self.norm = group_norm(channels)
-
-    def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
-        """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""
-        return group_norm_relu(self.conv(x), self.norm)

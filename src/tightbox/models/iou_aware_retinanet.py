@@ -21,7 +21,7 @@ from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, ma
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
-from tightbox.models.dense import ConvNormReLU, best_of_each, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
@@ -224,8 +224,8 @@ def _initialise(module: nn.Module) -> None:
 def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(options.tower_depth):
+        layers.append(nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm))
         if options.tower_norm:
-            layers.append(ConvNormReLU(options.channels))
-        else:
-            layers += [nn.Conv2d(options.channels, options.channels, 3, padding=1), nn.ReLU()]
+            layers.append(group_norm(options.channels))
+        layers.append(nn.ReLU())
     return nn.Sequential(*layers)

@@ -30,7 +30,7 @@ from tightbox.assigners import (
 from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.dense import ConvNormReLU, best_of_each, group_norm, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.group_norm_relu import group_norm_relu
@@ -181,10 +181,9 @@ class VFNet(Detector):
         strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
-            crowds = 0.5 if self.options.ignore_crowds else None
-            return atss_of_batch(
-                atss_anchors(points, strides), counts, targets, ignore_iof=crowds, valid=inside
-            ).matched
+            crowds, topk = 0.5 if self.options.ignore_crowds else None, self.options.atss_topk
+            anchors = atss_anchors(points, strides)
+            return atss_of_batch(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside).matched
         ends = DISTANCE_RANGES[:-1]
         ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
@@ -295,6 +294,20 @@ class VFNetHead(nn.Module):
         logits = self.classes(self.class_conv(class_features, sampling)).float()
         centerness = self.centerness(initial_features).float() if self.options.centerness else logits[:, :0]
         return logits, distances, initial, centerness
+
+
+class ConvNormReLU(nn.Module):
+    """3x3 convolution without bias, group norm, ReLU."""
+
+    def __init__(self, channels: int, deformable: bool = False) -> None:
+        super().__init__()
+        kind = ModulatedDeformConv2d if deformable else nn.Conv2d
+        self.conv = kind(channels, channels, 3, padding=1, bias=False)
+        self.norm = group_norm(channels)
+
+    def forward(self, x: Tensor, sampling: StarSampling | None = None) -> Tensor:
+        """(B, C, H, W) to the same shape; a sampling is accepted and not used, so that it can stand in for a star."""
+        return group_norm_relu(self.conv(x), self.norm)
 
 
 class StarConvReLU(nn.Module):

@@ -12,20 +12,30 @@ from torch.autograd.function import once_differentiable
 from tightbox.ops.csr import uses_triton
 
 
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, and channels_last maps leave it as such, but learn by way of plain ones where it runs on a CPU.
+
+    PyTorch's own gradient of channels_last maps takes two to twenty times as long there, copies included.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if input.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(input)
+        return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def group_norm_relu(input: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`relu(norm(input))` of maps (B, C, H, W).
 
     On a GPU with Triton it takes and gives channels_last maps of the input's dtype, and has the statistics in float32.
     PyTorch's group norm is of other layout there, and under autocast of float32, so that maps would be copied four
-    times on the way from one convolution to the next. On a CPU the gradient of a group norm of channels_last maps takes
-    two to twenty times as long as with the copies to plain maps and back.
+    times on the way from one convolution to the next.
     """
     groups, width = norm.num_groups, norm.num_channels // norm.num_groups
     fits = groups & (groups - 1) == 0 and width & (width - 1) == 0 and input.numel() > 0
     if torch.compiler.is_compiling() or not uses_triton(input) or input.dtype == torch.float64 or not fits:
-        if input.device.type != "cpu" or not torch.is_grad_enabled():
-            return F.relu(norm(input))
-        return F.relu(norm(input.contiguous()).contiguous(memory_format=torch.channels_last))
+        return F.relu(norm(input))
     return cast(Tensor, _GroupNormReLU.apply(input, norm.weight, norm.bias, groups, norm.eps))
 
 
