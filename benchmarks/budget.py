@@ -47,6 +47,7 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
+GROUP_NORM = partial(nn.GroupNorm, 32)
 Record = dict[str, dict[str, float]]
 Peer = Literal["fcos", "retinanet", "retinanet_norm", "faster_rcnn"]
 
@@ -59,6 +60,7 @@ class Training:
         detector: one of ours by name, or of torchvision's: its FCOS, its Faster R-CNN, its RetinaNet, or that with
             norms in the head.
         head: makes another head for torchvision's, of its width, anchors per location and number of classes.
+        neck_norm: group norms in the pyramid of torchvision's.
         data: folder of the data set.
         seed: of weights, order and random changes.
         minutes: budget of CPU time; or
@@ -74,6 +76,7 @@ class Training:
 
     detector: str
     head: Callable[[int, int, int], nn.Module] | None = None
+    neck_norm: bool = False
     data: str
     seed: int
     minutes: float | None = None
@@ -184,7 +187,7 @@ def spread(values: Sequence[float]) -> str:
 
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector in get_args(Peer):
-        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head)
+        return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head, job.neck_norm)
     small, prefix = small_defaults(), f"{job.detector}."
     own = {name.removeprefix(prefix): value for name, value in small.items() if name.startswith(prefix)}
     return create_model(
@@ -239,6 +242,7 @@ class TorchvisionDetector(Detector):
         class_names: Sequence[str],
         preprocess: Preprocess,
         make_head: Callable[[int, int, int], nn.Module] | None = None,
+        neck_norm: bool = False,
     ) -> None:
         backbone = Backbone(BackboneOptions(name="test_efficientnet", pretrained=False))
         backbone.requires_grad_(False)  # not used
@@ -250,13 +254,14 @@ class TorchvisionDetector(Detector):
             self.first_label = 1  # 0 is its background
         elif peer == "fcos":
             head = make_head(CHANNELS, 1, classes) if make_head else None
-            self.detector = FCOS(_pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS)), num_classes=classes, head=head)
+            pyramid = _pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS), neck_norm)
+            self.detector = FCOS(pyramid, num_classes=classes, head=head)
         else:
             anchors = _default_anchorgen()
-            norm = partial(nn.GroupNorm, 32) if peer == "retinanet_norm" else None
+            norm = GROUP_NORM if peer == "retinanet_norm" else None
             make_head = make_head or partial(RetinaNetHead, norm_layer=norm)
             head = make_head(CHANNELS, anchors.num_anchors_per_location()[0], classes)
-            pyramid = _pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS))
+            pyramid = _pyramid(2, LastLevelP6P7(CHANNELS, CHANNELS), neck_norm)
             self.detector = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head)
         self.detector.transform = _NoResize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.to(memory_format=torch.channels_last)
@@ -284,12 +289,19 @@ class TorchvisionDetector(Detector):
         raise NotImplementedError("torchvision's detectors keep their candidates to themselves")
 
 
-def _pyramid(first: int, extra: ExtraFPNBlock) -> BackboneWithFPN:
+def _pyramid(first: int, extra: ExtraFPNBlock, norm: bool = False) -> BackboneWithFPN:
     """A pyramid on the stages of a ResNet-18 from the `first` to the last, the fourth."""
     stages = range(first, 5)
     layers = {f"layer{stage}": str(number) for number, stage in enumerate(stages)}
     widths = [32 * 2**stage for stage in stages]
-    return BackboneWithFPN(torchvision.models.resnet18(weights=None), layers, widths, CHANNELS, extra_blocks=extra)
+    return BackboneWithFPN(
+        torchvision.models.resnet18(weights=None),
+        layers,
+        widths,
+        CHANNELS,
+        extra_blocks=extra,
+        norm_layer=GROUP_NORM if norm else None,
+    )
 
 
 def _faster_rcnn(classes: int) -> FasterRCNN:
