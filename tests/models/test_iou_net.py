@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.models import BACKBONE
+from tests.helpers.models import proposals as proposals_of
 from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_iou_net as tiny
 from tightbox.boxes import pairwise_iou
@@ -167,7 +168,7 @@ def test_top_k_keeps_the_best_pairs(model: IoUNet, images: list[Tensor]) -> None
 def test_every_proposal_that_learns_an_object_is_a_candidate_for_its_class(model: IoUNet, images: list[Tensor]) -> None:
     pyramid = model.features(images)
     assert model.rpn is not None
-    proposals = model.rpn.proposals(model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
+    proposals = proposals_of(model.rpn, model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
     # Objects where some proposals are, and one where none is.
     targets = [
         Targets.of(torch.stack([proposals[0][3] + 1, torch.tensor([0.0, 0.0, 1.0, 1.0])]), torch.tensor([1, 0])),
@@ -384,7 +385,7 @@ def test_a_box_without_area_has_no_iou(model: IoUNet, images: list[Tensor]) -> N
 def test_regressing_moves_each_box_by_the_deltas_of_its_class(model: IoUNet, images: list[Tensor]) -> None:
     pyramid = model.features(images)
     assert model.rpn is not None
-    proposals = model.rpn.proposals(model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
+    proposals = proposals_of(model.rpn, model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
     with torch.no_grad():
         moved = model.regress(pyramid, [Detections(p, torch.ones(len(p)), torch.full((len(p),), 1)) for p in proposals])
     for found, candidates in zip(moved, model.candidates(images), strict=True):

@@ -85,5 +85,5 @@ def test_iou_head_gives_each_box_the_output_of_its_class() -> None:
 def test_iou_scale_and_loss(logistic: bool, output: float, iou: float, loss: float, predicted: float) -> None:
     head = IoUHead(1, 1, 1, logistic=logistic)
     outputs = torch.tensor([output, output])
-    torch.testing.assert_close(head.loss(outputs, torch.tensor([iou, iou])), torch.tensor(2 * loss))
+    torch.testing.assert_close(head.loss(outputs, torch.tensor([iou, iou])), torch.tensor([loss, loss]))
     torch.testing.assert_close(head.to_iou(outputs), torch.tensor([predicted, predicted]))
