@@ -2,7 +2,6 @@
 
 import json
 import statistics
-
 from collections.abc import Sequence
 
 import pytest
@@ -11,8 +10,16 @@ import torch
 from tests.helpers.arithmetic import iou_of_two
 from tests.helpers.models import exact_targets
 from tests.helpers.references import slice_of
-from tightbox.assigners import assignment
-from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, atss_of_batch, level_points, per_point
+from tightbox.assigners import (
+    BACKGROUND,
+    IGNORED,
+    assignment,
+    atss,
+    atss_anchors,
+    atss_of_batch,
+    level_points,
+    per_point,
+)
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
