@@ -64,7 +64,8 @@ class Pyramid:
     def _pool_level(self, i: int, regions: Tensor) -> Tensor:
         if self.pooling == "prroi":
             return prroi_pool(self.levels[i], regions, BINS, 1 / STRIDES[i])
-        return roi_align(self.levels[i], regions, BINS, 1 / STRIDES[i], sampling_ratio=2)
+        pooled: Tensor = roi_align(self.levels[i], regions, BINS, 1 / STRIDES[i], sampling_ratio=2)
+        return pooled
 
     def cloned(self) -> Pyramid:
         """The same features as constants in memory of their own."""
