@@ -13,6 +13,7 @@ from training import spread
 from unitbox_losses import SIZES, ious_at_centres, recalls
 
 from budget import Training, trained  # isort: skip - found by way of `training`
+from tightbox.assigners import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.data.records import DetectionData
 from tightbox.inference.batches import batches
@@ -84,7 +85,8 @@ def oracle(model: UnitBox, data: DetectionData) -> dict[str, dict[str, float]]:
         pixels, _ = model._normalise(images)
         output = model(pixels)
         for i, (index, size, target) in enumerate(zip(indices, images.sizes, targets, strict=True)):
-            maps = model._maps(size, target)
+            options = model.options
+            maps = pixel_regions(size, target, len(model.class_names), options.region, options.region_scale)
             logits = (2 * maps.confidence - 1)[None] * CERTAIN
             predicted = output.distances[i : i + 1, :, : size[0], : size[1]]
             for name, distances in zip(ORACLES[:2], (predicted, maps.distances[None]), strict=True):

@@ -53,7 +53,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (N, M) of every box of `a` (N, 4) with every box of `b` (M, 4).
+    """IoU (..., N, M) of every box of `a` (..., N, 4) with every box of `b` (..., M, 4).
 
     >>> a = torch.tensor([[0.0, 0.0, 4.0, 4.0], [9.0, 9.0, 9.0, 9.0]])
     >>> pairwise_iou(a, a)
@@ -62,11 +62,12 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """
     # A coordinate at a time and in place: of millions of pairs, as few copies as can be are made.
     a, b = at_least_float32(a), at_least_float32(b)
-    (x1, y1, x2, y2), (left, top, right, bottom) = (boxes.T.contiguous() for boxes in (a, b))
-    width = torch.minimum(x2[:, None], right).sub_(torch.maximum(x1[:, None], left)).clamp_(min=0)
-    height = torch.minimum(y2[:, None], bottom).sub_(torch.maximum(y1[:, None], top)).clamp_(min=0)
+    x1, y1, x2, y2 = (side[..., :, None] for side in a.mT.contiguous().unbind(-2))
+    left, top, right, bottom = (side[..., None, :] for side in b.mT.contiguous().unbind(-2))
+    width = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)
+    height = torch.minimum(y2, bottom).sub_(torch.maximum(y1, top)).clamp_(min=0)
     intersection = width.mul_(height)
-    union = (area(a)[:, None] + area(b)).sub_(intersection)
+    union = (area(a)[..., :, None] + area(b)[..., None, :]).sub_(intersection)
     return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 

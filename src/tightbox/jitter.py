@@ -41,7 +41,18 @@ def jitter_boxes(
     empty = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if empty.any():
         raise UserError(f"jitter_boxes: box {int(empty.nonzero()[0])} has no area inside the image; leave it out")
-    boxes = boxes.repeat_interleave(per_box, dim=0)
+    return jittered_each(boxes.repeat_interleave(per_box, dim=0), boxes.new_tensor(size), generator, low)
+
+
+def jittered_each(
+    boxes: Tensor, sizes: Tensor, generator: torch.Generator | None = None, low: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The same, one for each box (N, 4) and in an image of its own of `sizes` (N, 2), or in one of (2,).
+
+    A GPU is not waited for, as nothing is checked: a box without area keeps its place, and has the IoU 0 or NaN.
+    """
+    boxes = clip_boxes(boxes, sizes)
+    sizes = sizes.to(boxes)
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=boxes.dtype, device=boxes.device)
@@ -49,10 +60,9 @@ def jitter_boxes(
     wanted = low + (1 - low) * draw(len(boxes))
     speed = 2 * draw(len(boxes), 4) - 1
     speed = speed / speed.abs().amax(dim=1, keepdim=True) * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    limits = boxes.new_tensor(size)
 
     def move(distance: Tensor) -> tuple[Tensor, Tensor]:
-        moved = clip_boxes(boxes + distance[:, None] * speed, limits)
+        moved = clip_boxes(boxes + distance[:, None] * speed, sizes)
         return moved, iou(moved, boxes)
 
     # The fastest side moves by the box's whole size over a distance of 1. Moving in, it brings the IoU to 0; out, to

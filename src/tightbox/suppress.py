@@ -269,13 +269,15 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshol
         score_threshold: scores must be above this.
         most: of each class of each image no more than this many are needed, the best ones.
     """
-    image, label, row = (scores > score_threshold).nonzero().unbind(1)
-    kept = torch.full_like(scores, score_threshold)
-    group = image * scores.shape[1] + label
-    keep = nms_in_groups(boxes[image, row], scores[image, label, row], group, iou_threshold)
-    image, label, row = image[keep], label[keep], row[keep]
-    kept[image, label, row] = scores[image, label, row]
-    return kept
+    classes, rows = scores.shape[1:]
+    of_each = boxes[:, None].expand(-1, classes, -1, -1).flatten(0, 1)
+    counted = torch.where(scores > score_threshold, scores, -torch.inf).flatten(0, 1)
+    places, counts = ops.greedy_nms(of_each, counted[..., None], iou_threshold, min(most, rows))
+    kept = torch.arange(places.shape[1], device=places.device) < counts[:, None]
+    # What is not kept goes to a last place that is then left out.
+    places = torch.where(kept, places, rows)
+    kept = torch.zeros(len(places), rows + 1, dtype=torch.bool, device=places.device).scatter_(1, places, True)
+    return torch.where(kept[:, :-1].view_as(scores), scores, score_threshold)
 
 
 @suppress.register_fake

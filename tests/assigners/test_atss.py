@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +10,16 @@ import torch
 from tests.helpers.arithmetic import iou_of_two
 from tests.helpers.models import exact_targets
 from tests.helpers.references import slice_of
-from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, atss_of_batch, level_points, per_point
+from tightbox.assigners import (
+    BACKGROUND,
+    IGNORED,
+    assignment,
+    atss,
+    atss_anchors,
+    atss_of_batch,
+    level_points,
+    per_point,
+)
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -104,7 +112,7 @@ def test_equals_algorithm_1(seed: int, masked: bool) -> None:
 @pytest.mark.parametrize("at_once", [2**25, 0, 2 * 11 * 400])
 def test_a_batch_equals_its_images(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All together, one by one, and in twos: the third image, of 7 objects and a region, counts for 11 objects."""
-    monkeypatch.setattr(sys.modules["tightbox.assigners.atss"], "DISTANCES_AT_ONCE", at_once)
+    monkeypatch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
     torch.manual_seed(0)
     anchors, level_sizes = grid(120, 160)
     assert len(anchors) <= 400

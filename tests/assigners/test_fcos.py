@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import targets_of
-from tightbox.assigners import BACKGROUND, fcos_assign, level_points, per_point
+from tightbox.assigners import BACKGROUND, assignment, fcos_assign, fcos_assign_of_batch, level_points, per_point
 from tightbox.structures import Targets
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -93,3 +93,18 @@ def test_no_objects() -> None:
     assert matched.dtype == torch.int64
     assert (matched == BACKGROUND).all()
     assert matched.shape == (80,)
+
+
+@given(
+    st.lists(st.lists(st.tuples(side, side, side, side), max_size=4), min_size=1, max_size=4),
+    st.sampled_from([None, 1.5]),
+    st.sampled_from([0, 700, 2**25]),
+)
+def test_a_batch_equals_its_images(
+    images: list[list[tuple[int, ...]]], center_radius: float | None, at_once: int
+) -> None:
+    targets = [Targets.of(torch.tensor(boxes), torch.zeros(len(boxes))) for boxes in images]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
+        together = fcos_assign_of_batch(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
+    assert together.equal(torch.stack([assign(target, center_radius) for target in targets]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.arithmetic import area, intersection, iou_of_two
 from tests.helpers.models import exact_targets
-from tightbox.assigners import BACKGROUND, IGNORED, max_iou
+from tightbox.assigners import BACKGROUND, IGNORED, assignment, max_iou, max_iou_of_batch
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -208,3 +208,38 @@ def test_half_precision_overlaps_are_computed_in_float32() -> None:
     assert found.matched.tolist() == [0]
     assert found.ious is not None
     assert found.ious.item() == 1
+
+
+@given(
+    st.lists(st.tuples(boxes, boxes), min_size=1, max_size=4),
+    st.lists(box, min_size=3, max_size=3),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+    st.sampled_from([(0.5, 0.4), (0.25, 0.0), (0.0, 0.0)]),
+    st.sampled_from([None, 0.5]),
+    st.sampled_from([0, 20, 2**25]),
+)
+def test_a_batch_equals_its_images(
+    images: list[tuple[list[tuple[float, ...]], list[tuple[float, ...]]]],
+    anchors: list[tuple[float, ...]],
+    valid: list[bool],
+    thresholds: tuple[float, float],
+    ignore_iof: float | None,
+    at_once: int,
+) -> None:
+    """With one set of anchors, with one for each image, in one part and in several."""
+    targets = [in_double(truths, regions) for truths, regions in images]
+    usable = torch.tensor(valid).view(4, 3)[: len(images)]
+    own = torch.stack([tensor(anchors).roll(i, dims=0) for i in range(len(images))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
+        for given_anchors, of_each in ((tensor(anchors), [tensor(anchors)] * len(images)), (own, list(own))):
+            together = max_iou_of_batch(given_anchors, targets, *thresholds, True, ignore_iof, usable)
+            for i, (target, of_image) in enumerate(zip(targets, of_each, strict=True)):
+                alone = max_iou(of_image, target, *thresholds, True, ignore_iof, usable[i])
+                assert together[i].matched.equal(alone.matched)
+                assert together[i].ious.equal(alone.ious)  # type: ignore[union-attr, arg-type]
+                truths, regions = images[i]
+                expected, _ = reference(
+                    of_image.tolist(), truths, regions, usable[i].tolist(), *thresholds, True, ignore_iof
+                )
+                assert alone.matched.tolist() == expected

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import targets_of
-from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions
+from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions, pixel_regions_of_batch
 from tightbox.boxes import decode_distances
 from tightbox.structures import Targets
 
@@ -172,3 +172,13 @@ def test_no_objects_and_objects_off_the_map() -> None:
 def test_an_object_partly_off_the_map_keeps_its_whole_box() -> None:
     maps = pixel_regions(SIZE, targets_of((-4, 2, 4, 6)), shape="box")
     assert maps.distances[:, 3, 0].tolist() == [4.5, 1.5, 3.5, 2.5]
+
+
+@given(st.lists(st.tuples(boxes_inside, boxes_inside), min_size=1, max_size=4), shapes)
+def test_a_batch_equals_its_images(images: Sequence[Any], shape: Any) -> None:
+    targets = [targets_of(*boxes, ignore=ignore) for boxes, ignore in images]
+    confidence, matched = pixel_regions_of_batch(SIZE, targets, shape=shape, scale=0.5)
+    for i, target in enumerate(targets):
+        alone = pixel_regions(SIZE, target, shape=shape, scale=0.5)
+        assert confidence[i].equal(alone.confidence)
+        assert matched[i].equal(alone.matched)

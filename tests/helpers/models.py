@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tightbox.models import Detector, IoUAwareRetinaNet, IoUNet, UnitBox, VFNet, create_model
 from tightbox.models.backbone import Backbone
 from tightbox.models.mmdet import export_state
+from tightbox.models.rpn import RPN, RPNOutput
 from tightbox.options import BackboneOptions, Preprocess
 from tightbox.structures import Detections, ImageBatch, Targets
 
@@ -132,6 +133,13 @@ class _Features(ResNet):  # type: ignore[misc]  # timm has no types
 class _Info:
     def __init__(self, info: list[dict[str, object]]) -> None:
         self.info = info
+
+
+def proposals(rpn: RPN, output: RPNOutput, sizes: Tensor, count: int) -> list[Tensor]:
+    """Those of each image, without what pads them."""
+    with torch.no_grad():
+        boxes, proposed = rpn.proposals(output, sizes, count)
+    return [of_image[real] for of_image, real in zip(boxes, proposed, strict=True)]
 
 
 def image_batch(*sizes: tuple[int, int]) -> ImageBatch:

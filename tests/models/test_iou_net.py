@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.helpers.models import BACKBONE
+from tests.helpers.models import proposals as proposals_of
 from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_iou_net as tiny
-from tightbox.boxes import pairwise_iou
+from tightbox.assigners import IGNORED
+from tightbox.boxes import encode_deltas, pairwise_iou
 from tightbox.errors import UserError
-from tightbox.models import IoUNet, create_model, load, start_from
+from tightbox.jitter import jittered_each
+from tightbox.models import IoUNet, create_model, iou_net, load, rpn, start_from
+from tightbox.models.roi_head import encode
 from tightbox.options import IoUNetOptions
 from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets
@@ -167,7 +173,7 @@ def test_top_k_keeps_the_best_pairs(model: IoUNet, images: list[Tensor]) -> None
 def test_every_proposal_that_learns_an_object_is_a_candidate_for_its_class(model: IoUNet, images: list[Tensor]) -> None:
     pyramid = model.features(images)
     assert model.rpn is not None
-    proposals = model.rpn.proposals(model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
+    proposals = proposals_of(model.rpn, model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
     # Objects where some proposals are, and one where none is.
     targets = [
         Targets.of(torch.stack([proposals[0][3] + 1, torch.tensor([0.0, 0.0, 1.0, 1.0])]), torch.tensor([1, 0])),
@@ -384,7 +390,7 @@ def test_a_box_without_area_has_no_iou(model: IoUNet, images: list[Tensor]) -> N
 def test_regressing_moves_each_box_by_the_deltas_of_its_class(model: IoUNet, images: list[Tensor]) -> None:
     pyramid = model.features(images)
     assert model.rpn is not None
-    proposals = model.rpn.proposals(model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
+    proposals = proposals_of(model.rpn, model.rpn(pyramid.levels), pyramid.sizes, model.options.proposals)
     with torch.no_grad():
         moved = model.regress(pyramid, [Detections(p, torch.ones(len(p)), torch.full((len(p),), 1)) for p in proposals])
     for found, candidates in zip(moved, model.candidates(images), strict=True):
@@ -429,3 +435,66 @@ def test_a_image_is_judged_the_same_in_a_batch_of_its_size(model: IoUNet, images
     together, alone = model.detect(pair)[0], model.detect([images[0]])[0]
     assert len(together) == len(alone) > 0
     torch.testing.assert_close(together.boxes, alone.boxes, atol=1e-3, rtol=1e-4)
+
+
+def test_losses_and_gradients_are_those_of_loops_over_the_images(
+    images: list[Tensor], targets: list[Targets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same random numbers: what is sampled and jittered is noted, and judged again box by box."""
+    drawn: list[tuple[Tensor, Tensor]] = []
+    jittered: list[tuple[Tensor, Tensor]] = []
+
+    def noted(where: list[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*given: Any) -> Any:
+            where.append(function(*given))
+            return where[-1]
+
+        return note
+
+    for module in (rpn, iou_net):
+        monkeypatch.setattr(module, "sample", noted(drawn, rpn.sample))
+    monkeypatch.setattr(iou_net, "jittered_each", noted(jittered, jittered_each))
+    model = tiny(rois=400, anchor_scale=1.0).train()  # more than there are proposals: not all rows are real
+    ours = model.loss(images, targets)
+    weights = list(model.parameters())
+    gradients = [torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True) for value in ours.values()]
+
+    assert model.rpn is not None
+    assert model.head is not None
+    assert model.iou_head is not None
+    pyramid = model.features(images)
+    output = model.rpn(pyramid.levels)
+    proposals = proposals_of(model.rpn, output, pyramid.sizes, model.options.train_proposals)
+    terms: dict[str, list[Tensor]] = {name: [] for name in ours}
+    for i, target in enumerate(targets):
+        for chosen, learns in zip(drawn[0][0][i], drawn[0][1][i], strict=True):
+            if learns != IGNORED:
+                certain = (learns >= 0).float()
+                terms["rpn_class"].append(F.binary_cross_entropy_with_logits(output.logits[i, chosen], certain))
+            if learns >= 0:
+                off = output.deltas[i, chosen] - encode_deltas(output.anchors[chosen], target.boxes[learns])
+                terms["rpn_box"].append(F.smooth_l1_loss(off, off * 0, beta=1 / 9, reduction="sum"))
+        padded = F.pad(proposals[i], (0, 0, 0, model.options.train_proposals - len(proposals[i])))
+        boxes = torch.cat([padded, target.boxes])
+        real = [row for row, learns in enumerate(drawn[1][1][i]) if learns != IGNORED]
+        assert len(real) == len(proposals[i]) + len(target)  # all, and nothing that pads
+        rois = boxes[drawn[1][0][i][real]]
+        logits, deltas = model.head(pyramid.pool_at(rois, torch.full((len(rois),), i)))
+        for row, learns in enumerate(drawn[1][1][i][real]):
+            label = target.labels[learns] if learns >= 0 else torch.tensor(3)
+            terms["class"].append(F.cross_entropy(logits[row], label))
+            if learns >= 0:
+                off = deltas[row, label] - encode(rois[row], target.boxes[learns])
+                terms["box"].append(F.smooth_l1_loss(off, off * 0, beta=1 / 9, reduction="sum"))
+    (boxes, ious), labels = jittered[0], targets[0].labels.repeat_interleave(6)
+    predicted = model.iou_head(pyramid.pool_at(boxes, torch.zeros(len(boxes)).long()), labels)
+    terms["iou"] = list(model.options.iou_weight * F.smooth_l1_loss(predicted, 2 * ious - 1, reduction="none"))
+    assert all(terms.values())
+    counts = {"rpn_box": len(terms["rpn_class"]), "box": len(terms["class"])}
+    for (name, value), of_term in zip(ours.items(), gradients, strict=True):
+        expected = torch.stack(terms[name]).sum() / counts.get(name, len(terms[name]))
+        torch.testing.assert_close(value, expected)
+        for one, other in zip(
+            of_term, torch.autograd.grad(expected, weights, retain_graph=True, allow_unused=True), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from tightbox.models import roi_head
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, pyramid_level
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -85,5 +87,23 @@ def test_iou_head_gives_each_box_the_output_of_its_class() -> None:
 def test_iou_scale_and_loss(logistic: bool, output: float, iou: float, loss: float, predicted: float) -> None:
     head = IoUHead(1, 1, 1, logistic=logistic)
     outputs = torch.tensor([output, output])
-    torch.testing.assert_close(head.loss(outputs, torch.tensor([iou, iou])), torch.tensor(2 * loss))
+    torch.testing.assert_close(head.loss(outputs, torch.tensor([iou, iou])), torch.tensor([loss, loss]))
     torch.testing.assert_close(head.to_iou(outputs), torch.tensor([predicted, predicted]))
+
+
+@pytest.mark.parametrize("pooling", ["prroi", "roi_align"])
+def test_pooling_in_fixed_shapes_is_the_same(pooling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where every box goes to every level, and is empty in all but its own."""
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 3, 512 // stride, 512 // stride, requires_grad=True) for stride in (4, 8, 16, 32)]
+    pyramid = Pyramid(levels, torch.tensor([[512, 512]] * 2), pooling)
+    sides = torch.tensor([50.0, 130, 200, 300, 420, 500])
+    boxes = (sides[:, None] * torch.tensor([0.0, 0.1, 1.0, 0.9])).requires_grad_()
+    weights, pooled = torch.randn(6, 3, 7, 7), []
+    for fixed in (False, True):
+        monkeypatch.setattr(roi_head, "uses_triton", lambda _, fixed=fixed: fixed)
+        output = pyramid.pool_at(boxes, torch.tensor([0, 1, 0, 1, 0, 1]))
+        leaves = levels if pooling == "roi_align" else [*levels, boxes]
+        pooled.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
+    for one, other in zip(*pooled, strict=True):
+        torch.testing.assert_close(one, other)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.models import proposals
 from tightbox.assigners import BACKGROUND, IGNORED
 from tightbox.boxes import area, encode_deltas, iou, pairwise_iou
 from tightbox.models.rpn import RPN, RPNOutput, sample
@@ -51,14 +52,14 @@ def told(rpn: RPN, boxes: Tensor) -> RPNOutput:
 
 def test_proposals_are_the_best_boxes_clipped_to_the_image_and_apart(rpn: RPN) -> None:
     boxes = torch.tensor([[10.0, 10.0, 40.0, 44.0], [60.0, 20.0, 90.0, 60.0], [70.0, -20.0, 120.0, 30.0]])
-    (found,) = rpn.proposals(told(rpn, boxes), SIZES, 50)
+    (found,) = proposals(rpn, told(rpn, boxes), SIZES, 50)
     torch.testing.assert_close(found[:2], boxes[:2], atol=1e-3, rtol=0)
     torch.testing.assert_close(found[2], torch.tensor([70.0, 0.0, 96.0, 30.0]), atol=1e-3, rtol=0)
     assert len(found) <= 50
     assert (found >= 0).all()
     assert (found[:, 2] <= SIZE[1]).all()
     assert (found[:, 3] <= SIZE[0]).all()
-    assert len(rpn.proposals(told(rpn, boxes), SIZES, 2)[0]) == 2
+    assert len(proposals(rpn, told(rpn, boxes), SIZES, 2)[0]) == 2
 
 
 def test_nothing_is_proposed_from_the_padding(rpn: RPN) -> None:
@@ -67,7 +68,7 @@ def test_nothing_is_proposed_from_the_padding(rpn: RPN) -> None:
     centres = (raw.anchors[:, :2] + raw.anchors[:, 2:]) / 2
     beyond = (centres > 32).any(dim=1)
     sure = RPNOutput(raw.anchors, torch.where(beyond, 9.0, -9.0)[None], raw.deltas * 0, raw.map_sizes)
-    (found,) = rpn.proposals(sure, torch.tensor([[32, 32]]), 1)
+    (found,) = proposals(rpn, sure, torch.tensor([[32, 32]]), 1)
     inside = raw.anchors[~beyond].clamp(0, 32)
     assert (found[:, None] == inside).all(dim=2).any(dim=1).all()
 
@@ -107,10 +108,11 @@ def test_a_image_without_objects_is_all_background(rpn: RPN) -> None:
 )
 def test_sample(positives: int, negatives: int, drawn: tuple[int, int]) -> None:
     matched = torch.cat([torch.arange(positives), torch.full((negatives,), BACKGROUND), torch.full((7,), IGNORED)])
-    some, others = sample(matched[torch.randperm(len(matched))], 20, 0.25)
-    assert (len(some), len(others)) == drawn
-    shuffled = matched
-    some, others = sample(shuffled, 20, 0.25)
-    assert (shuffled[some] >= 0).all()
-    assert (shuffled[others] == BACKGROUND).all()
-    assert len(some.unique()) == len(some)
+    matched = matched[torch.randperm(len(matched))]
+    chosen, learns = sample(torch.stack([matched, matched.flip(0)]), 20, 0.25)
+    assert chosen.shape == learns.shape == (2, 20 if len(matched) > 20 else len(matched))
+    for of_image, rows, what in zip((matched, matched.flip(0)), chosen, learns, strict=True):
+        assert ((what >= 0).sum(), (what == BACKGROUND).sum()) == drawn
+        assert (what[: drawn[0]] >= 0).all()
+        assert what[what != IGNORED].equal(of_image[rows][what != IGNORED])
+        assert len(rows.unique()) == len(rows)

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
-from tightbox.boxes import area, at_least_float32, encode_distances, intersection_union, iou
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment, in_parts, in_regions, padded_boxes
+from tightbox.boxes import at_least_float32, encode_distances, iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets, take
 
 MIN_DISTANCE_INSIDE = 0.01  # pixels between a positive anchor's centre and every side of its object
-DISTANCES_AT_ONCE = 2**25  # of objects to anchors: 134 MB
 
 
 def atss_anchors(points: Tensor, point_strides: Tensor, scale: float = 8.0) -> Tensor:
@@ -60,8 +58,7 @@ def atss(
     >>> atss(anchors, [2, 1], targets)
     Assignment(matched=tensor([-1,  0, -1]), ious=tensor([0.0000, 0.7778, 0.0000]))
     """
-    together = atss_of_batch(anchors, level_sizes, [targets], topk, ignore_iof, None if valid is None else valid[None])
-    return Assignment(together.matched[0], None if together.ious is None else together.ious[0])
+    return atss_of_batch(anchors, level_sizes, [targets], topk, ignore_iof, None if valid is None else valid[None])[0]
 
 
 def atss_of_batch(
@@ -74,21 +71,17 @@ def atss_of_batch(
 ) -> Assignment:
     """The same of B images with one set of anchors: `valid`, the `matched` objects and their `ious` are (B, N).
 
-    Images are padded to the most objects of any and assigned together, as many at a time as have at most
-    `DISTANCES_AT_ONCE` distances, or else one; an ignored region, with its corners, counts for four objects.
+    Images are padded to the most objects of any and assigned together, within bounds of memory.
     """
     if sum(level_sizes) != len(anchors):
         raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
-    of_one = max(len(image) + 4 * len(image.ignore) for image in targets) * len(anchors)
-    at_once = max(1, DISTANCES_AT_ONCE // max(1, of_one))
     anchors = at_least_float32(anchors)
     usable = torch.ones(len(targets), len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
-    found = [
-        _assign(anchors, level_sizes, targets[i : i + at_once], topk, ignore_iof, usable[i : i + at_once])
-        for i in range(0, len(targets), at_once)
-    ]
-    matched, ious = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Assignment(matched, ious)
+
+    def assign(part: slice) -> Assignment:
+        return _assign(anchors, level_sizes, targets[part], topk, ignore_iof, usable[part])
+
+    return in_parts(assign, targets, len(anchors))
 
 
 def _assign(
@@ -98,18 +91,15 @@ def _assign(
     topk: int,
     ignore_iof: float | None,
     usable: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> Assignment:
     matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
     ious = anchors.new_zeros(usable.shape)
-    # What pads the objects has no area and so no anchor inside; what pads the regions shares no area with any anchor.
-    gt_boxes = at_least_float32(pad_sequence([image.boxes for image in targets], batch_first=True))  # (B, G, 4)
-    if ignore_iof is not None and any(len(image.ignore) for image in targets):
-        regions = pad_sequence([image.ignore for image in targets], batch_first=True)
-        intersections, _ = intersection_union(anchors[:, None], regions[:, None])  # (B, N, I)
-        ignored = usable & (intersections > ignore_iof * area(anchors)[:, None]).any(dim=2)
-        matched, usable = matched.masked_fill(ignored, IGNORED), usable & ~ignored
+    gt_boxes = padded_boxes(targets)  # (B, G, 4)
+    ignored = in_regions(anchors, targets, ignore_iof)
+    if ignored is not None:
+        matched, usable = matched.masked_fill(usable & ignored, IGNORED), usable & ~ignored
     if gt_boxes.numel() == 0:
-        return matched, ious
+        return Assignment(matched, ious)
 
     # Shapes depend on no values, so that no GPU has to be waited for: what is no candidate or not positive is masked.
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
@@ -131,7 +121,7 @@ def _assign(
     gt_index = torch.arange(none, device=anchor.device)[:, None]
     first = torch.where(wins, gt_index, none).flatten(1)
     first = torch.full_like(matched, none).scatter_reduce(1, anchor, first, "amin")
-    return torch.where(first < none, first, matched), ious
+    return Assignment(torch.where(first < none, first, matched), ious)
 
 
 def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, gt_boxes: Tensor, topk: int) -> Tensor:

@@ -3,11 +3,13 @@
 FCOS, https://arxiv.org/abs/1904.01355, sections 3.1 and 3.2; centre sampling is from https://arxiv.org/abs/2006.09214.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from tightbox.assigners.assignment import BACKGROUND, Assignment
-from tightbox.boxes import area, at_least_float32, encode_distances
+from tightbox.assigners.assignment import BACKGROUND, Assignment, in_parts, padded_boxes
+from tightbox.boxes import area, encode_distances
 from tightbox.structures import Targets
 
 
@@ -29,15 +31,30 @@ def fcos_assign(
     >>> fcos_assign(points, strides, torch.tensor([[-1.0, 64.0]]).expand(3, 2), targets).matched
     tensor([ 0,  1, -1])
     """
-    if len(targets) == 0:
-        return Assignment(torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device))
-    gt_boxes = at_least_float32(targets.boxes)
-    distances = encode_distances(points[:, None], gt_boxes)  # (N, G, 4)
-    inside = distances.amin(dim=-1) > 0
-    if center_radius is not None:
-        offsets = points[:, None] - (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2  # (N, G, 2)
-        inside &= offsets.abs().amax(dim=-1) < center_radius * point_strides[:, None]
-    farthest = distances.amax(dim=-1)
-    in_range = (farthest >= regress_ranges[:, :1]) & (farthest <= regress_ranges[:, 1:])
-    smallest, matched = torch.where(inside & in_range, area(gt_boxes), torch.inf).min(dim=1)
-    return Assignment(torch.where(smallest.isinf(), BACKGROUND, matched))
+    return fcos_assign_of_batch(points, point_strides, regress_ranges, [targets], center_radius)[0]
+
+
+def fcos_assign_of_batch(
+    points: Tensor,
+    point_strides: Tensor,
+    regress_ranges: Tensor,
+    targets: Sequence[Targets],
+    center_radius: float | None = None,
+) -> Assignment:
+    """The same of B images with one set of points: the `matched` objects are (B, N)."""
+
+    def assign(part: slice) -> Assignment:
+        gt_boxes = padded_boxes(targets[part])[:, None]  # (B, 1, G, 4)
+        if gt_boxes.numel() == 0:
+            return Assignment(point_strides.new_full((len(gt_boxes), len(points)), BACKGROUND, dtype=torch.int64))
+        distances = encode_distances(points[:, None], gt_boxes)  # (B, N, G, 4)
+        learns = distances.amin(dim=-1) > 0
+        if center_radius is not None:
+            offsets = points[:, None] - (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2  # (B, N, G, 2)
+            learns &= offsets.abs().amax(dim=-1) < center_radius * point_strides[:, None]
+        farthest = distances.amax(dim=-1)
+        learns &= (farthest >= regress_ranges[:, :1]) & (farthest <= regress_ranges[:, 1:])
+        smallest, matched = torch.where(learns, area(gt_boxes), torch.inf).min(dim=2)
+        return Assignment(torch.where(smallest.isinf(), BACKGROUND, matched))
+
+    return in_parts(assign, targets, len(points))

@@ -3,11 +3,13 @@
 Faster R-CNN (https://arxiv.org/abs/1506.01497) with RetinaNet's thresholds (https://arxiv.org/abs/1708.02002).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment
-from tightbox.boxes import area, at_least_float32, intersection_union, pairwise_iou
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment, in_parts, in_regions, padded_boxes
+from tightbox.boxes import at_least_float32, constant, pairwise_iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -42,26 +44,60 @@ def max_iou(
     >>> max_iou(anchors, targets)
     Assignment(matched=tensor([-1,  0, -1]), ious=tensor([0.0000, 0.7778, 0.0000]))
     """
+    usable = None if valid is None else valid[None]
+    return max_iou_of_batch(anchors, [targets], positive, negative, low_quality, ignore_iof, usable)[0]
+
+
+def max_iou_of_batch(
+    anchors: Tensor,
+    targets: Sequence[Targets],
+    positive: float = 0.5,
+    negative: float = 0.4,
+    low_quality: bool = True,
+    ignore_iof: float | None = None,
+    valid: Tensor | None = None,
+) -> Assignment:
+    """The same of B images with one set of anchors (N, 4), or their own (B, N, 4).
+
+    `valid`, the `matched` objects and their `ious` are (B, N).
+    """
     if not 0 <= negative <= positive <= 1:
         raise UserError(f"max_iou needs 0 <= negative <= positive <= 1, not negative {negative}, positive {positive}")
-    anchors, gt_boxes = at_least_float32(anchors), at_least_float32(targets.boxes)
-    usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
+    anchors = at_least_float32(anchors).expand(len(targets), -1, -1)
+    usable = torch.ones_like(anchors[..., 0], dtype=torch.bool) if valid is None else valid
+
+    def assign(part: slice) -> Assignment:
+        return _assign(anchors[part], targets[part], positive, negative, low_quality, ignore_iof, usable[part])
+
+    return in_parts(assign, targets, anchors.shape[1])
+
+
+def _assign(
+    anchors: Tensor,
+    targets: Sequence[Targets],
+    positive: float,
+    negative: float,
+    low_quality: bool,
+    ignore_iof: float | None,
+    usable: Tensor,
+) -> Assignment:
+    gt_boxes = padded_boxes(targets)  # (B, G, 4); the overlap of padding is 0, by which it gets no anchor
     matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
-    ious = anchors.new_zeros(len(anchors))
-    if len(gt_boxes) > 0 and len(anchors) > 0:
-        overlaps = pairwise_iou(anchors, gt_boxes) * usable[:, None]  # (N, G)
+    ious = anchors.new_zeros(usable.shape)
+    if gt_boxes.numel() > 0 and ious.numel() > 0:
+        overlaps = pairwise_iou(gt_boxes, anchors) * usable[:, None]  # (B, G, N)
         best, gt_index = overlaps.max(dim=1)
-        matched = matched.masked_fill(best >= negative, IGNORED)
+        objects = constant([[len(image) > 0] for image in targets], usable)
+        matched = matched.masked_fill((best >= negative) & objects, IGNORED)
         matched = torch.where((best >= positive) & (best > 0), gt_index, matched)
         if low_quality:
-            highest = overlaps.amax(dim=0)
-            claims = (overlaps == highest) & (highest > 0)
-            order = torch.arange(len(gt_boxes), device=anchors.device)
+            highest = overlaps.amax(dim=2, keepdim=True)
+            claims = overlaps == torch.where(highest > 0, highest, torch.inf)
+            order = torch.arange(overlaps.shape[1], dtype=torch.int32, device=anchors.device)[:, None]
             claimed = torch.where(claims, order, BACKGROUND).amax(dim=1)
             matched = torch.where(claimed >= 0, claimed, matched)
         ious = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1) * (matched >= 0)
-    if ignore_iof is not None:
-        intersections, _ = intersection_union(anchors[:, None], targets.ignore)  # (N, I)
-        inside = (intersections > ignore_iof * area(anchors)[:, None]).any(dim=1)
+    inside = in_regions(anchors, targets, ignore_iof)
+    if inside is not None:
         matched = matched.masked_fill(inside & (matched == BACKGROUND), IGNORED)
     return Assignment(matched.masked_fill(~usable, IGNORED), ious)

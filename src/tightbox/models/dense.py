@@ -55,12 +55,15 @@ def best_of_each(values: Tensor, counts: Sequence[int], top_k: int) -> Tensor:
     return torch.cat(places, dim=1).sort(dim=1).values
 
 
-def matched_objects(targets: Sequence[Targets], matched: Tensor) -> tuple[Tensor, Tensor]:
+def matched_objects(
+    targets: Sequence[Targets], matched: Tensor, chosen: Tensor | slice = slice(None)
+) -> tuple[Tensor, Tensor]:
     """Boxes (B, N, 4) and labels (B, N) of the objects `matched` (B, N); zeros where that is below 0.
 
-    As many as there are points, and not as there are positives, whose number a GPU would have to be waited for.
+    As many as there are points, and not as there are positives, whose number a GPU would have to be waited for; unless
+    a mask (B, N) is given of those that are chosen.
     """
     starts = constant([0, *accumulate(len(target) for target in targets[:-1])], matched)[:, None]
-    rows = torch.where(matched < 0, -1, matched + starts)  # of all images' objects, and zeros as the last
+    rows = torch.where(matched < 0, -1, matched + starts)[chosen]  # of all images' objects, and zeros as the last
     boxes = F.pad(torch.cat([target.boxes for target in targets]), (0, 0, 0, 1))
     return boxes[rows], F.pad(torch.cat([target.labels for target in targets]), (0, 1))[rows]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, Assignment, level_points, max_iou, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
@@ -80,12 +80,7 @@ class IoUAwareRetinaNet(Detector):
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         anchors = self._anchors(output)
-        matched = torch.stack(
-            [
-                self._assign(anchors, inside, target).matched
-                for inside, target in zip(self._inside(output, sizes), targets, strict=True)
-            ]
-        )
+        matched = self._assign(output, anchors, sizes, targets)
         positive = (matched >= 0)[..., None]
         gt_boxes, labels = matched_objects(targets, matched)
         # As in the released code, an image without positives counts as one.
@@ -120,13 +115,9 @@ class IoUAwareRetinaNet(Detector):
         output = self(pixels)
         anchors = self._anchors(output)
         everything, counts = self._every_anchor(output, sizes)
-        best, inside = self._best_by_any(everything, counts), self._inside(output, sizes)
-        found = []
-        for i, target in enumerate(targets):
-            matched = self._assign(anchors, inside[i], target).matched
-            keep = best[i] | (matched >= 0)
-            found.append((everything[i][keep], matched[keep].clamp(min=BACKGROUND)))
-        return found
+        matched = self._assign(output, anchors, sizes, targets)
+        chosen = self._best_by_any(everything, counts) | (matched >= 0)
+        return [(everything[i][keep], matched[i][keep].clamp(min=BACKGROUND)) for i, keep in enumerate(chosen)]
 
     def rank(self, candidates: Candidates) -> Tensor:
         """p^α·u^(1−α) (eq. 6); the class score without the IoU head."""
@@ -138,12 +129,11 @@ class IoUAwareRetinaNet(Detector):
         half = per_point(self.half_sides, output.sizes)  # (cells, A, 2)
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
-    def _inside(self, output: AnchorOutput, sizes: Tensor) -> Tensor:
-        return inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
-
-    def _assign(self, anchors: Tensor, inside: Tensor, targets: Targets) -> Assignment:
+    def _assign(self, output: AnchorOutput, anchors: Tensor, sizes: Tensor, targets: Sequence[Targets]) -> Tensor:
+        """(B, N), as `Assignment.matched`."""
+        inside = inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
+        return max_iou_of_batch(anchors, targets, ignore_iof=crowds, valid=inside).matched
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightbox.assigners import BACKGROUND, max_iou
+from tightbox.assigners import BACKGROUND, IGNORED, max_iou_of_batch
+from tightbox.assigners.assignment import padded_boxes
 from tightbox.boxes import area, clip_boxes
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
-from tightbox.jitter import jitter_boxes
+from tightbox.jitter import jittered_each
+from tightbox.models.dense import matched_objects
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, image_of
@@ -94,7 +96,8 @@ class IoUNet(Detector):
         if self.rpn is not None:
             output = self.rpn(pyramid.levels)
             losses["rpn_class"], losses["rpn_box"] = self.rpn.loss(output, pyramid.sizes, targets)
-            proposals = self.rpn.proposals(output, pyramid.sizes, self.options.train_proposals)
+            with torch.no_grad():
+                proposals, _ = self.rpn.proposals(output, pyramid.sizes, self.options.train_proposals)
             losses["class"], losses["box"] = self._box_losses(pyramid, proposals, targets)
         if self.iou_head is not None:
             losses["iou"] = self._iou_loss(self.iou_head, pyramid, targets)
@@ -122,17 +125,13 @@ class IoUNet(Detector):
         """
         pyramid = self.features(images)
         proposed = self._proposed(pyramid)
-        chosen, matched = self._scored_pairs(proposed), []
-        for pairs, rois, real, target in zip(chosen, proposed.rois, proposed.real, targets, strict=True):
-            of_proposal = max_iou(rois, target, MATCH_IOU, MATCH_IOU, low_quality=False, valid=real).matched
-            learning = (of_proposal >= 0).nonzero().squeeze(1)
-            pairs[learning, target.labels[of_proposal[learning]]] = True
-            matched.append(of_proposal)
-        found, rows = self._read(pyramid, proposed, chosen)
-        return [
-            (found[i][real], of_proposal[rows[i][real]].clamp(min=BACKGROUND))
-            for i, (real, of_proposal) in enumerate(zip(_scored(found), matched, strict=True))
-        ]
+        matched = self._matched(proposed.rois, targets)
+        _, labels = matched_objects(targets, matched)
+        chosen = self._scored_pairs(proposed)
+        learns = torch.zeros_like(chosen).scatter(2, labels[..., None], matched[..., None] >= 0)
+        found, rows = self._read(pyramid, proposed, chosen | learns)
+        matched = take(matched, rows).clamp(min=BACKGROUND)
+        return [(found[i][real], matched[i][real]) for i, real in enumerate(_scored(found))]
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The class score."""
@@ -246,44 +245,42 @@ class IoUNet(Detector):
             )
         return self.head
 
-    def _box_losses(
-        self, pyramid: Pyramid, proposals: Sequence[Tensor], targets: Sequence[Targets]
-    ) -> tuple[Tensor, Tensor]:
+    def _matched(self, boxes: Tensor, targets: Sequence[Targets]) -> Tensor:
+        """(B, K) as `Assignment.matched`, of proposals (B, K, 4); one without area is ignored."""
+        crowds = 0.5 if self.options.ignore_crowds else None
+        return max_iou_of_batch(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0).matched
+
+    def _box_losses(self, pyramid: Pyramid, proposals: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and smooth L1 over a sample of the proposals, to which the ground-truth boxes belong."""
-        options = self.options
-        rois, class_targets, box_targets = [], [], []
-        for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.boxes])
-            crowds = 0.5 if options.ignore_crowds else None
-            matched = max_iou(boxes, target, MATCH_IOU, MATCH_IOU, low_quality=False, ignore_iof=crowds).matched
-            positive, negative = sample(matched, options.rois, options.positive_fraction)
-            rois.append(boxes[torch.cat([positive, negative])])
-            background = torch.full_like(negative, len(self.class_names))
-            class_targets.append(torch.cat([target.labels[matched[positive]], background]))
-            box_targets.append(target.boxes[matched[positive]])
-        logits, deltas = self._box_head()(pyramid.pool(rois))
-        class_target = torch.cat(class_targets)
-        positive = (class_target < len(self.class_names)).nonzero().squeeze(1)
-        off = deltas[positive, class_target[positive]] - encode(torch.cat(rois)[positive], torch.cat(box_targets))
-        total = mean_over_processes(logits.new_full((), len(class_target))).clamp(min=1)
+        options, classes = self.options, len(self.class_names)
+        boxes = torch.cat([proposals, padded_boxes(targets)], dim=1)
+        chosen, matched = sample(self._matched(boxes, targets), options.rois, options.positive_fraction)
+        rois, (gt_boxes, labels) = take(boxes, chosen), matched_objects(targets, matched)
+        logits, deltas = self._box_head()(pyramid.pool_at(rois.flatten(0, 1), _image_of_each(rois)))
+        class_target = torch.where(matched >= 0, labels, torch.where(matched == IGNORED, IGNORED, classes)).flatten()
+        total = mean_over_processes((class_target != IGNORED).sum().to(logits)).clamp(min=1)
+        own = take(deltas, labels.reshape(-1, 1)).view_as(rois)
+        off = torch.where(matched[..., None] >= 0, own - encode(rois, gt_boxes), 0)
         box = F.smooth_l1_loss(off, torch.zeros_like(off), beta=BOX_BETA, reduction="sum") / total
-        return F.cross_entropy(logits, class_target, reduction="sum") / total, box
+        return F.cross_entropy(logits, class_target, ignore_index=IGNORED, reduction="sum") / total, box
 
     def _iou_loss(self, head: IoUHead, pyramid: Pyramid, targets: Sequence[Targets]) -> Tensor:
         """Over jittered ground-truth boxes, each in the channel of its object's class."""
-        boxes, ious, labels = [], [], []
-        for target, size in zip(targets, pyramid.sizes.tolist(), strict=True):
-            non_degenerate = (
-                area(clip_boxes(target.boxes, size)) > 0
-            )  # a sliver may have been rounded away in augmentation
-            each = max(1, self.options.jittered_boxes // max(1, int(non_degenerate.sum())))
-            jittered, overlaps = jitter_boxes(target.boxes[non_degenerate], each, size)
-            boxes.append(jittered)
-            ious.append(overlaps)
-            labels.append(target.labels[non_degenerate].repeat_interleave(each))
-        outputs = head(pyramid.pool(boxes), torch.cat(labels))
-        total = mean_over_processes(outputs.new_full((), len(outputs))).clamp(min=1)
-        loss: Tensor = self.options.iou_weight * head.loss(outputs, torch.cat(ious)) / total
+        boxes, labels = [], []
+        for target, size in zip(targets, pyramid.sizes, strict=True):
+            count = len(target) * max(1, self.options.jittered_boxes // max(1, len(target)))
+            # Shared among the objects with area: a sliver may have been rounded away in augmentation.
+            has_area = area(clip_boxes(target.boxes, size)) > 0
+            rows = torch.arange(count, device=has_area.device) * has_area.sum() // max(1, count)
+            rows = has_area.byte().argsort(descending=True, stable=True)[rows]
+            boxes.append(target.boxes[rows])
+            labels.append(target.labels[rows])
+        images = image_of(boxes)
+        jittered, ious = jittered_each(torch.cat(boxes), pyramid.sizes[images])
+        real = ious > 0  # of an image with slivers only nothing
+        outputs = head(pyramid.pool_at(torch.where(real[:, None], jittered, 0), images), torch.cat(labels))
+        total = mean_over_processes(real.sum().to(outputs)).clamp(min=1)
+        loss: Tensor = self.options.iou_weight * (head.loss(outputs, ious) * real).sum() / total
         return loss
 
     def _pyramid(self, pixels: Tensor, sizes: Tensor) -> Pyramid:
@@ -297,7 +294,7 @@ class IoUNet(Detector):
     def _proposed(self, pyramid: Pyramid) -> Proposed:
         head = self._box_head()
         assert self.rpn is not None  # it comes with the head
-        rois, real = self.rpn.padded_proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
+        rois, real = self.rpn.proposals(self.rpn(pyramid.levels), pyramid.sizes, self.options.proposals)
         if not torch.compiler.is_exporting():  # whose shapes cannot depend on what is found
             most = max(1, int(real.sum(dim=1).max()))
             rois, real = rois[:, :most], real[:, :most]

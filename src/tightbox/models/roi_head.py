@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from tightbox.boxes import area, constant, decode_deltas, encode_deltas
+from tightbox.ops.csr import uses_triton
 from tightbox.ops.prroi_pool import prroi_pool
 from tightbox.ops.window_pool import window_pool
 
@@ -43,32 +44,28 @@ class Pyramid:
 
     def pool_at(self, boxes: Tensor, images: Tensor) -> Tensor:
         """Features (K, channels, 7, 7) of the boxes (K, 4) of the images `images` (K,)."""
-        level = pyramid_level(boxes.detach())
-        if torch.compiler.is_exporting():
-            return self._pool_in_windows(boxes, images, level)
+        level, exporting = pyramid_level(boxes.detach()), torch.compiler.is_exporting()
+        if exporting and self.pooling == "prroi":
+            scaled = boxes / torch.tensor(STRIDES, device=boxes.device)[level][:, None]
+            return window_pool(self.levels[: len(STRIDES)], scaled, level, images, BINS)
         regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
-        pooled, order = [], []
-        for i, stride in enumerate(STRIDES):
-            here = (level == i).nonzero().squeeze(1)
-            if self.pooling == "prroi":
-                pooled.append(prroi_pool(self.levels[i], regions[here], BINS, 1 / stride))
-            else:
-                pooled.append(roi_align(self.levels[i], regions[here], BINS, 1 / stride, sampling_ratio=2))
-            order.append(here)
-        return torch.cat(pooled)[torch.cat(order).argsort()]
+        if exporting or uses_triton(boxes):
+            # In fixed shapes, as a GPU would be waited for until it is known how many boxes are of a level. In each
+            # level the others are empty, for which Triton's kernels do nothing.
+            pooled = boxes.new_zeros(())
+            for i in range(len(STRIDES)):
+                own = (level == i)[:, None]
+                pooled = pooled + self._pool_level(i, regions * own) * own[..., None, None]
+            return pooled
+        here = [(level == i).nonzero().squeeze(1) for i in range(len(STRIDES))]
+        parts = [self._pool_level(i, regions[rows]) for i, rows in enumerate(here)]
+        return torch.cat(parts)[torch.cat(here).argsort()]
 
-    def _pool_in_windows(self, boxes: Tensor, images: Tensor, level: Tensor) -> Tensor:
-        """`pool_at` in fixed shapes."""
-        levels = self.levels[: len(STRIDES)]
-        if self.pooling == "roi_align":
-            regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)
-            everywhere = [
-                roi_align(features, regions, BINS, 1 / stride, sampling_ratio=2)
-                for features, stride in zip(levels, STRIDES, strict=True)
-            ]
-            return torch.stack(everywhere)[level, torch.arange(level.shape[0], device=level.device)]
-        scaled = boxes / torch.tensor(STRIDES, device=boxes.device)[level][:, None]
-        return window_pool(levels, scaled, level, images, BINS)
+    def _pool_level(self, i: int, regions: Tensor) -> Tensor:
+        if self.pooling == "prroi":
+            return prroi_pool(self.levels[i], regions, BINS, 1 / STRIDES[i])
+        pooled: Tensor = roi_align(self.levels[i], regions, BINS, 1 / STRIDES[i], sampling_ratio=2)
+        return pooled
 
     def cloned(self) -> Pyramid:
         """The same features as constants in memory of their own."""
@@ -156,10 +153,10 @@ class IoUHead(nn.Module):
         return outputs.gather(1, labels[:, None]).squeeze(1)
 
     def loss(self, outputs: Tensor, ious: Tensor) -> Tensor:
-        """Sum of the losses of raw outputs (K,): smooth L1 on 2·IoU − 1, or binary cross-entropy on the IoU."""
+        """Of each raw output (K,): smooth L1 on 2·IoU − 1, or binary cross-entropy on the IoU."""
         if self.logistic:
-            return nn.functional.binary_cross_entropy_with_logits(outputs, ious, reduction="sum")
-        return nn.functional.smooth_l1_loss(outputs, 2 * ious - 1, reduction="sum")
+            return nn.functional.binary_cross_entropy_with_logits(outputs, ious, reduction="none")
+        return nn.functional.smooth_l1_loss(outputs, 2 * ious - 1, reduction="none")
 
     def to_iou(self, outputs: Tensor) -> Tensor:
         """IoU of raw outputs; of linear ones it may lie a little outside [0, 1]."""

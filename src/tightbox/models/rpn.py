@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, level_points, max_iou, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
 from tightbox.boxes import clip_boxes, constant, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
-from tightbox.models.dense import best_of_each, inside_images, rows
+from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
 from tightbox.structures import Targets, take
 from tightbox.suppress import suppress
 
@@ -73,20 +73,17 @@ class RPN(nn.Module):
         sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
         return RPNOutput(self._anchors(sizes, logits.device), logits, deltas, sizes)
 
-    @torch.no_grad()
-    def proposals(self, output: RPNOutput, sizes: Tensor, count: int) -> list[Tensor]:
-        """The best boxes (at most `count`, 4) of each image after NMS within the levels, clipped to it, best first.
+    def proposals(self, output: RPNOutput, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The best boxes of each image after NMS within the levels, clipped to it, best first.
 
         Args:
             output: what `forward` gave.
             sizes: (B, 2) true height and width of each image.
             count: boxes kept for each image, and of each level before NMS.
-        """
-        boxes, proposed = self.padded_proposals(output, sizes, count)
-        return [of_image[real] for of_image, real in zip(boxes, proposed, strict=True)]
 
-    def padded_proposals(self, output: RPNOutput, sizes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The same of all images together: boxes (B, `count`, 4), and whether each is one (B, `count`) or 0 only."""
+        Returns:
+            Boxes (B, `count`, 4), and whether each is one (B, `count`) or only zeros.
+        """
         counts = [height * width * len(RATIOS) for height, width in output.map_sizes]
         logits = output.logits.masked_fill(~self._inside(output, sizes), -torch.inf)
         keep = best_of_each(logits, counts, count)
@@ -104,27 +101,20 @@ class RPN(nn.Module):
 
     def loss(self, output: RPNOutput, sizes: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each image's anchors."""
-        wrong, off, count = [], [], 0
+        crowds = 0.5 if self.ignore_crowds else None
         inside = self._inside(output, sizes)
-        for logits, deltas, valid, target in zip(output.logits, output.deltas, inside, targets, strict=True):
-            crowds = 0.5 if self.ignore_crowds else None
-            matched = max_iou(
-                output.anchors,
-                target,
-                positive=POSITIVE_IOU,
-                negative=NEGATIVE_IOU,
-                ignore_iof=crowds,
-                valid=valid,
-            ).matched
-            positive, negative = sample(matched, SAMPLED, POSITIVE_SHARE)
-            chosen = torch.cat([positive, negative])
-            objectness = (matched[chosen] >= 0).to(logits)
-            wrong.append(F.binary_cross_entropy_with_logits(logits[chosen], objectness, reduction="sum"))
-            encoded = encode_deltas(output.anchors[positive], target.boxes[matched[positive]])
-            off.append(F.smooth_l1_loss(deltas[positive], encoded, beta=SMOOTH_L1_BETA, reduction="sum"))
-            count += len(chosen)
-        total = mean_over_processes(output.logits.new_full((), count)).clamp(min=1)
-        return torch.stack(wrong).sum() / total, torch.stack(off).sum() / total
+        thresholds = POSITIVE_IOU, NEGATIVE_IOU
+        matched = max_iou_of_batch(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside).matched
+        chosen, matched = sample(matched, SAMPLED, POSITIVE_SHARE)
+        counted, positive = matched != IGNORED, matched >= 0
+        gt_boxes, _ = matched_objects(targets, matched)
+        logits = take(output.logits, chosen)
+        wrong = F.binary_cross_entropy_with_logits(logits, positive.to(logits), counted.to(logits), reduction="sum")
+        off = take(output.deltas, chosen) - encode_deltas(output.anchors[chosen], gt_boxes)
+        off = torch.where(positive[..., None], off, 0)
+        box = F.smooth_l1_loss(off, torch.zeros_like(off), beta=SMOOTH_L1_BETA, reduction="sum")
+        total = mean_over_processes(counted.sum().to(logits)).clamp(min=1)
+        return wrong / total, box / total
 
     def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """(N, 4) three of equal area around the middle of every cell, in the order of the outputs."""
@@ -139,15 +129,19 @@ class RPN(nn.Module):
 
 
 def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
-    """Indices of at most `count` of the boxes that `matched` (N,) tells from another, drawn at random.
+    """At most `count` boxes of each image that `matched` (B, N) tells from another, drawn at random.
+
+    Those that have an object, at most this fraction of the count, and as many of the background as then fit: every
+    choice of so many is as likely as any other.
 
     Returns:
-        Those that have an object, at most this fraction of the count, and as many of the background as then fit.
+        Which boxes (B, K), with an object first; and what each learns (B, K), `IGNORED` where nothing was left to draw.
+        K is the count, or N if that is less, so that a GPU is not waited for.
     """
-    chosen: list[Tensor] = []
-    room = int(count * positive_share)
-    for group in (matched >= 0, matched == BACKGROUND):
-        indices = group.nonzero().squeeze(1)
-        chosen.append(indices[torch.randperm(len(indices), device=indices.device)[:room]])
-        room = count - len(chosen[0])
-    return chosen[0], chosen[1]
+    keys = torch.rand(matched.shape, device=matched.device)
+    best, places = torch.where(matched >= 0, keys, -1).topk(min(int(count * positive_share), matched.shape[1]))
+    order = torch.where(matched == BACKGROUND, keys, -1)
+    # Above all of the background, and what has no object as it was.
+    order = order.scatter(1, places, torch.where(best >= 0, best + 1, order.gather(1, places)))
+    best, chosen = order.topk(min(count, matched.shape[1]))
+    return chosen, torch.where(best >= 0, matched.gather(1, chosen), IGNORED)

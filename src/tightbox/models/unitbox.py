@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, PixelTargets, pixel_regions
-from tightbox.boxes import clip_boxes, decode_distances
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, pixel_regions_of_batch
+from tightbox.boxes import clip_boxes, decode_distances, encode_distances
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
 from tightbox.models.backbone import Backbone
-from tightbox.models.dense import best_of_each
+from tightbox.models.dense import best_of_each, matched_objects
 from tightbox.models.detector import Detector, Images
+from tightbox.ops.csr import uses_triton
 from tightbox.ops.floored_relu import floored_relu
 from tightbox.ops.regions import regions
 from tightbox.options import UnitBoxOptions
@@ -107,25 +108,23 @@ class UnitBox(Detector):
         """
         pixels, sizes = self._normalise(images)
         output = self(pixels)
-        confidence, box, known, positive = [], [], [], []
-        for i, ((height, width), target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
-            maps = self._maps((height, width), target)
-            entropy = F.binary_cross_entropy_with_logits(
-                output.logits[i, :, :height, :width], maps.confidence, reduction="none"
-            )
-            learns = maps.matched >= 0
-            predicted = output.distances[i, :, :height, :width][:, learns].T
-            confidence.append(entropy[:, maps.matched != IGNORED].sum())
-            box.append(self._box_loss(predicted, maps.distances[:, learns].T))
-            known.append((maps.matched != IGNORED).sum())
-            positive.append(learns.sum())
+        confidence, matched = self._maps(pixels, targets)
+        points = level_points([(pixels.shape[2], pixels.shape[3])], [1], offset=0.5, device=pixels.device)
+        points = points.expand(len(pixels), -1, -1)
+        inside = (points < sizes.flip(1)[:, None]).all(dim=2)
+        known, learns = inside & (matched != IGNORED), inside & (matched >= 0)
+        entropy = F.binary_cross_entropy_with_logits(output.logits, confidence, reduction="none").flatten(2)
+        # A CPU saves time where it leaves out the pixels that learn no box; a GPU would be waited for.
+        chosen = slice(None) if uses_triton(pixels) else learns
+        gt_boxes, _ = matched_objects(targets, matched, chosen)
+        box = self._box_loss(output.distances.flatten(2).mT[chosen], encode_distances(points[chosen], gt_boxes))
         num_images = output.logits.new_full((), len(sizes))
         by_mean = self.options.reduction == "mean"
-        over = (torch.stack(known).sum(), torch.stack(positive).sum()) if by_mean else (num_images, num_images)
+        over = (known.sum(), learns.sum()) if by_mean else (num_images, num_images)
         known_pixels, positives = (mean_over_processes(count.float()).clamp(min=1) for count in over)
         return {
-            "confidence": self.options.confidence_weight * torch.stack(confidence).sum() / known_pixels,
-            "box": self.options.box_weight * torch.stack(box).sum() / positives,
+            "confidence": self.options.confidence_weight * (entropy * known[:, None]).sum() / known_pixels,
+            "box": self.options.box_weight * (box * learns[chosen]).sum() / positives,
         }
 
     def _detect(self, images: Images) -> list[Detections]:
@@ -161,31 +160,29 @@ class UnitBox(Detector):
         pixels, sizes = self._normalise(images)
         grid = self._every_pixel(self(pixels), sizes)
         assert grid.points is not None  # `_every_pixel` gives them
-        inside, best, found = _lies_inside(grid, sizes), self._best(grid), []
-        for i, (size, target) in enumerate(zip(sizes.tolist(), targets, strict=True)):
-            x, y = grid.points[i].long().unbind(1)
-            matched = torch.full_like(x, BACKGROUND)
-            matched_map = self._maps(tuple(size), target).matched
-            matched[inside[i]] = matched_map[y[inside[i]], x[inside[i]]]
-            keep = matched >= 0
-            keep[best[i]] = True
-            keep &= inside[i]
-            found.append((grid[i][keep], matched[keep].clamp(min=BACKGROUND)))
-        return found
+        inside = _lies_inside(grid, sizes)
+        x, y = grid.points.long().unbind(2)
+        places = torch.where(inside, y * pixels.shape[3] + x, 0)
+        matched = take(self._maps(pixels, targets)[1], places)
+        keep = (matched >= 0).scatter(1, self._best(grid), True) & inside
+        return [(grid[i][rows], matched[i][rows].clamp(min=BACKGROUND)) for i, rows in enumerate(keep)]
 
     def rank(self, candidates: Candidates) -> Tensor:
         """The confidence."""
         return by_class_score(candidates)
 
-    def _maps(self, size: tuple[int, int], target: Targets) -> PixelTargets:
-        return pixel_regions(size, target, len(self.class_names), self.options.region, self.options.region_scale)
+    def _maps(self, pixels: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
+        """Confidence (B, C, H, W), and the object (B, H·W) that each pixel learns."""
+        size, options = (pixels.shape[2], pixels.shape[3]), self.options
+        of_pixels = pixel_regions_of_batch(size, targets, len(self.class_names), options.region, options.region_scale)
+        return of_pixels[0], of_pixels[1].flatten(1)
 
     def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Sum over the positive pixels, of distances (P, 4); the IoU loss is the same in any unit of length."""
+        """Of each pixel, from distances (..., 4); the IoU loss is the same in any unit of length."""
         if self.options.loss == "iou":
-            return unitbox_iou_loss(predicted, target, reduction="sum")
+            return unitbox_iou_loss(predicted, target)
         unit = self.options.distance_unit
-        return l2_distance_loss(predicted / unit, target / unit, reduction="sum")
+        return l2_distance_loss(predicted / unit, target / unit)
 
     def _read_regions(self, output: PixelOutput, i: int, size: tuple[int, int]) -> Candidates:
         height, width = size

@@ -23,7 +23,7 @@ from tightbox.assigners import (
     IGNORED,
     atss_anchors,
     atss_of_batch,
-    fcos_assign,
+    fcos_assign_of_batch,
     level_points,
     per_point,
 )
@@ -187,7 +187,7 @@ class VFNet(Detector):
         ends = DISTANCE_RANGES[:-1]
         ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
-        return torch.stack([fcos_assign(points, strides, ranges, image, radius).matched for image in targets])
+        return fcos_assign_of_batch(points, strides, ranges, targets, radius).matched
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         if not self.options.iou_weighted_boxes:
