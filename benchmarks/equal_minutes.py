@@ -3,7 +3,8 @@
 Budgets are CPU minutes on one thread, which tell what a user gets for his time, and images seen, which tell learning
 from speed. The peers train twice: by the optimiser and the group norms that VFNet has, and as torchvision has them (SGD
 at 0.01 for 16 images; norms in FCOS's head, none in RetinaNet's); the better of the two is the one to beat. Everything
-else is the same for all (`budget.py`). Trainings that `equal_minutes.json` holds already are not run again:
+else is the same for all (`budget.py`), and images have the size that `tightbox train` takes for the data set. Trainings
+that `equal_minutes.json` holds already are not run again:
 
     python benchmarks/equal_minutes.py --data DIR [DIR ...] --minutes 4 25 --images 3000 --seeds 0 1 2
 """
@@ -19,6 +20,8 @@ from typing import Any
 from budget import FIGURES, Record, Training, spread, train_missing
 from machine import measured
 
+from tightbox.data.input_size import input_size_of
+from tightbox.data.layout import read_data
 from tightbox.files import atomic_path
 
 HERE = Path(__file__).parent
@@ -62,7 +65,8 @@ def main() -> None:
 def _training(name: str, data: str, budget: Mapping[str, Any], seed: int, device: str) -> Training:
     detector, schedule = CONTENDERS[name]
     schedule = {"batch_size": BATCH, **schedule}
-    return Training(detector=detector, data=data, seed=seed, schedule=schedule, device=device, **budget)
+    size = input_size_of(read_data(data, "train")).long_side
+    return Training(detector=detector, data=data, seed=seed, size=size, schedule=schedule, device=device, **budget)
 
 
 def _key(name: str, data: str, budget: Mapping[str, Any], seed: int) -> str:
