@@ -184,7 +184,9 @@ CLAIMS = (
         "FCOS + ATSS 38.5; true boxes 56.1, true IoU as class score 74.7",
         "AP of FCOS + ATSS: true boxes → true IoU as class score",
         measured.vfnet_oracle,
-        "",
+        "After 752 images the boxes are what is wrong, not the classes: with true boxes AP is 35 higher, since three "
+        "kinds of blood cells are easy to tell apart. Of COCO's eighty classes the true IoU as score corrects mistaken ones, "
+        "too. A score of 1 lowers AP here and raises it on COCO, which fits that.",
     ),
     Claim(
         "VarifocalNet",
@@ -202,7 +204,8 @@ CLAIMS = (
         "41.6; without the weights 41.2",
         "AP",
         measured.vfnet_loss,
-        "",
+        "As before, few images: a positive whose box is loose yet has a low IoU, and so a low weight and target, and "
+        "teaches its class little. Weights of 1 bring 1.8 AP here, and γ and α that leave positives more weight 0.7.",
     ),
     Claim(
         "VarifocalNet",
@@ -210,7 +213,8 @@ CLAIMS = (
         "RetinaNet +0.9, FoveaBox +0.9, RepPoints +1.4, ATSS +0.9",
         "AP",
         measured.vfnet_heads,
-        "",
+        "It helps RetinaNet's head, which has no estimate of its boxes. FCOS's head has its centerness, and gains "
+        "nothing after so few images; VFNet loses for the reason given for the claim before.",
     ),
 )
 

@@ -93,8 +93,9 @@ def _page(study: Any, record: dict[str, Any]) -> list[str]:
         f"# {study.TITLE} on photographs",
         "",
         *(f"{line}.\n" for line in where),
-        "ResNet-18 from random weights, 64 channels, 320 pixels, the defaults of `tightbox train`. Figures of the",
-        "validation split, mean ± standard deviation over the seeds, in per cent.",
+        "ResNet-18 from random weights, 64 channels, 320 pixels, the defaults of `tightbox train` but where",
+        "`recipes/studies.py` has what is published. Figures of the validation split, mean ± standard deviation over",
+        "the seeds, in per cent.",
         "",
         *study.page(record),
     ]
