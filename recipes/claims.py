@@ -185,8 +185,8 @@ CLAIMS = (
         "AP of FCOS + ATSS: true boxes → true IoU as class score",
         measured.vfnet_oracle,
         "After 752 images the boxes are what is wrong, not the classes: with true boxes AP is 35 higher, since three "
-        "kinds of blood cells are easy to tell apart. Of COCO's eighty classes the true IoU as score corrects mistaken ones, "
-        "too. A score of 1 lowers AP here and raises it on COCO, which fits that.",
+        "kinds of blood cells are easy to tell apart. Of COCO's eighty classes the true IoU as score corrects "
+        "mistaken ones, too. A score of 1 lowers AP here and raises it on COCO, which fits that.",
     ),
     Claim(
         "VarifocalNet",
