@@ -95,7 +95,7 @@ class PyramidOptions(_Options):
     Args:
         channels: width of the feature pyramid, and of a dense head.
         neck: FPN, or PAFPN, which adds a bottom-up path to it (VFNet-X).
-        neck_norm: group norms after the pyramid's 3x3 convolutions (VFNet-X).
+        neck_norm: group norms after the pyramid's 3x3 convolutions (VFNet-X; small models from random weights).
         neck_deformable: the bottom-up path ends in modulated deformable convolutions (DCNv2; VFNet-X).
     """
 
