@@ -1,10 +1,10 @@
 """Train VFNet and torchvision's FCOS and RetinaNet from random weights on equal budgets, and compare their AP.
 
 Budgets are CPU minutes on one thread, which tell what a user gets for his time, and images seen, which tell learning
-from speed. The peers train by the optimiser and the group norms that VFNet has, FCOS also without those of the pyramid, and as
-torchvision has them (SGD at 0.01 for 16 images; norms in FCOS's head, none in RetinaNet's); the best is the one to
-beat. Everything else is the same for all (`budget.py`), and images have the size that `tightbox train` takes for the data set. Trainings
-that `equal_minutes.json` holds already are not run again:
+from speed. The peers train by the optimiser and the group norms that VFNet has, FCOS also without those of the pyramid,
+and as torchvision has them (SGD at 0.01 for 16 images; norms in FCOS's head, none in RetinaNet's); the best is the one
+to beat. Everything else is the same for all (`budget.py`), and images have the size that `tightbox train` takes for the
+data set. Trainings that `equal_minutes.json` holds already are not run again:
 
     python benchmarks/equal_minutes.py --data DIR [DIR ...] --minutes 4 25 --images 3000 --seeds 0 1 2
 """
