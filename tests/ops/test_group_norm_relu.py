@@ -35,22 +35,22 @@ def test_values_and_gradients_are_those_of_both(shape: tuple[int, ...], groups: 
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_layer_is_pytorchs_and_leaves_channels_last_maps(layout: torch.memory_format) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_layer_is_pytorchs(layout: torch.memory_format, dtype: torch.dtype, tolerance: float) -> None:
     plain = norm(4, 8)
     layer = GroupNorm(4, 8)
     layer.load_state_dict(plain.state_dict())
-    input = torch.randn(2, 8, 5, 7).to(memory_format=layout).requires_grad_()
+    input = torch.randn(2, 8, 5, 7).to(dtype).to(memory_format=layout).requires_grad_()
     results = []
-    for module in (layer, plain):
-        output = module(input)
+    for module in (layer.to(dtype), plain):
+        output = module(input if module is layer else input.float())
         weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
         leaves = [input, *module.parameters()]
-        results.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
+        results.append([output, *torch.autograd.grad((output.float() * weights).sum(), leaves)])
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert results[0][0].is_contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(input), plain(input))
+        assert (ours.float() - theirs.float()).norm() <= tolerance * theirs.float().norm()
+    if layout == torch.channels_last:
+        assert results[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bfloat16_is_rounded_once() -> None:
