@@ -79,7 +79,10 @@ def _tables(record: Record) -> Iterable[str]:
     """A table for every data set and budget in the record: mean ± standard deviation over its seeds."""
     parts = [key.split(" | ") for key in record]
     for data, budget in sorted({(data, budget) for data, budget, _, _ in parts}):
-        yield from (f"## {data}, {budget}", "", "| detector | AP | AP50 | AP75 | AP90 | images seen | seeds |")
+        amount, unit = budget.split(" ", 1)
+        flag = "images" if unit == "images" else "minutes"
+        yield from (f"## {data}, {budget}", "", f"Rows are trained by `--data {data} --{flag} {amount}`.", "")
+        yield "| detector | AP | AP50 | AP75 | AP90 | images seen | seeds |"
         yield "|---|---|---|---|---|---|---|"
         for name in CONTENDERS:
             rows = [row for key, row in record.items() if key.startswith(f"{data} | {budget} | {name} | ")]

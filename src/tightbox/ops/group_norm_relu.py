@@ -15,7 +15,7 @@ from tightbox.ops.csr import uses_triton
 class GroupNorm(nn.GroupNorm):
     """PyTorch's, and in bfloat16 on a CPU channels_last maps learn by way of plain ones.
 
-    PyTorch's own gradient of such maps takes up to twenty times as long, copies included; in float32 little would be won.
+    PyTorch's own gradient of such maps takes up to twenty times as long, with the copies; float32 would win little.
     """
 
     def forward(self, input: Tensor) -> Tensor:
