@@ -54,11 +54,18 @@ def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeO
     Returns:
         How many images were accepted.
     """
-    # uvicorn raises the signal once more when it is done; an orderly end is none to die of.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    # uvicorn raises the signal once more when it is done. An orderly end is none to die of, and Ctrl-C is passed on from
+    # here, as asyncio may lose it if its task has ended already.
+    raised: list[int] = []
+    before = {
+        name: signal.signal(name, lambda name, _: raised.append(name)) for name in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         uvicorn.Server(configuration(app, options)).run(sockets=[listening])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    if signal.SIGINT in raised:
+        raise KeyboardInterrupt
     service: Service = app.state.service
     return service.accepted
