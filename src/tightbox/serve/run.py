@@ -54,8 +54,8 @@ def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeO
     Returns:
         How many images were accepted.
     """
-    # uvicorn raises the signal once more when it is done. An orderly end is none to die of, and Ctrl-C is passed on from
-    # here, as asyncio may lose it if its task has ended already.
+    # uvicorn raises the signal once more when it is done. An orderly end is none to die of, and Ctrl-C is passed on
+    # from here, as asyncio may lose it if its task has ended already.
     raised: list[int] = []
     before = {
         name: signal.signal(name, lambda name, _: raised.append(name)) for name in (signal.SIGTERM, signal.SIGINT)
