@@ -47,7 +47,9 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
-GROUP_NORM = partial(nn.GroupNorm, 32)
+GROUP_NORM = partial(
+    nn.GroupNorm, 32
+)  # for torchvision's pyramids and RetinaNet's heads, which have none by themselves
 Record = dict[str, dict[str, float]]
 Peer = Literal["fcos", "retinanet", "retinanet_norm", "faster_rcnn"]
 
@@ -188,8 +190,7 @@ def spread(values: Sequence[float]) -> str:
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector in get_args(Peer):
         return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head, job.neck_norm)
-    small, prefix = small_defaults(), f"{job.detector}."
-    own = {name.removeprefix(prefix): value for name, value in small.items() if name.startswith(prefix)}
+    small = small_defaults()
     return create_model(
         job.detector,
         class_names=class_names,
@@ -197,8 +198,14 @@ def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) ->
             **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
         ),
         preprocess=preprocess,
-        **{**own, **job.options},
+        **{**own_defaults(job.detector), **job.options},
     )
+
+
+def own_defaults(detector: str) -> dict[str, Any]:
+    """The options of one of our detectors that `tightbox train` has otherwise than its published model."""
+    prefix = f"{detector}."
+    return {name.removeprefix(prefix): value for name, value in small_defaults().items() if name.startswith(prefix)}
 
 
 class _Spent:
@@ -306,7 +313,7 @@ def _pyramid(first: int, extra: ExtraFPNBlock, norm: bool = False) -> BackboneWi
 
 def _faster_rcnn(classes: int) -> FasterRCNN:
     """Faster R-CNN of torchvision with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
-    own = {name.removeprefix("iou_net."): value for name, value in small_defaults().items()}
+    own = own_defaults("iou_net")
     return FasterRCNN(
         _pyramid(1, LastLevelMaxPool()),
         rpn_pre_nms_top_n_train=own["train_proposals"],

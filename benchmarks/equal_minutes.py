@@ -49,8 +49,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "equal_minutes", help="record and table, without suffix")
     args = parser.parse_args()
     budgets = [{"minutes": m} for m in args.minutes] + [{"images": n} for n in args.images]
+    sizes = {data: input_size_of(read_data(data, "train")).long_side for data in args.data}
     jobs = {
-        _key(name, data, budget, seed): _training(name, data, budget, seed, args.device)
+        _key(name, data, budget, seed): _training(name, data, budget, seed, sizes[data], args.device)
         for budget in budgets
         for seed in args.seeds
         for data in args.data
@@ -63,9 +64,8 @@ def main() -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _training(name: str, data: str, budget: Mapping[str, Any], seed: int, device: str) -> Training:
+def _training(name: str, data: str, budget: Mapping[str, Any], seed: int, size: int, device: str) -> Training:
     contender = {**CONTENDERS[name], "schedule": {"batch_size": BATCH, **CONTENDERS[name].get("schedule", {})}}
-    size = input_size_of(read_data(data, "train")).long_side
     return Training(**contender, data=data, seed=seed, size=size, device=device, **budget)
 
 

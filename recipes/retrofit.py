@@ -8,7 +8,6 @@ A detector gets one by its `head` argument, and nothing else changes:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from tightbox.losses import varifocal_loss
 
 Output = dict[str, Tensor]
 Target = dict[str, Tensor]
-GROUP_NORM = partial(nn.GroupNorm, 32)  # for RetinaNet's heads, which have none by themselves
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 MIN_IOU = 1e-6  # a positive must not turn into a negative
 

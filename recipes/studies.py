@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 from training import HERE, spread
 
-from budget import Training  # isort: skip - found by way of `training`
+from budget import Training, own_defaults  # isort: skip - found by way of `training`
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector
+from tightbox.options import MODEL_OPTIONS
 from tightbox.structures import Detections
 
 __all__ = ["FIGURES", "HERE", "Job", "Part", "Plan", "figures", "halves", "row", "rows_of", "table", "validation"]
 
 FIGURES = ("ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90")
 Job = Callable[[], dict[str, Any]]
+# The options of `tightbox train` without which small networks hardly learn from random weights.
+NEEDED = {
+    "vfnet": {"channels", "star_norm", "star_init", "iou_weighted_boxes"},
+    "iou_aware_retinanet": {"channels", "tower_depth", "tower_norm"},
+}
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,11 @@ class Plan:
     smoke: bool = False
 
     def training(self, detector: str, data: str, seed: int, images: int, part: Part = Part(), **more: Any) -> Training:
-        """A training of this plan; VFNet and RetinaNet suppress as published, and VFNet learns as published.
-
-        What small networks cannot do without stays: norm and initialisation of its star, equal weights of boxes.
-        """
-        published = {
-            "vfnet": {"suppress": "greedy", "refine_gradient": False, "atss_topk": 9},
-            "iou_aware_retinanet": {"suppress": "greedy"},
-        }
-        if detector in published:
-            more["options"] = published[detector] | more.get("options", {})
+        """A training of this plan, of VFNet and RetinaNet as published but for what small networks need."""
+        if detector in NEEDED:
+            own = own_defaults(detector).keys() - NEEDED[detector]
+            published = MODEL_OPTIONS[detector]()
+            more["options"] = {name: getattr(published, name) for name in own} | more.get("options", {})
         prepare = replace(part, seed=seed, limit=8) if self.smoke else replace(part, seed=seed)
         size = 96 if self.smoke else 320
         seen = 8 if self.smoke else images

@@ -21,7 +21,7 @@ import retrofit
 from studies import HERE, Job, Plan
 from training import machine, spread
 
-from budget import Record, run_missing, train  # isort: skip - found by way of `training`
+from budget import GROUP_NORM, Record, run_missing, train  # isort: skip - found by way of `training`
 from tightbox.files import atomic_path
 
 FOCAL = {"varifocal": False, "star": False, "refine": False}
@@ -42,8 +42,8 @@ LOSS: dict[str, tuple[dict[str, Any], str]] = {
     "γ 2, α 0.75, positives of weight 1": ({"options": {"iou_weighted": False}}, "41.2"),
 }
 RETINANET_HEADS = {
-    "varifocal loss": partial(retrofit.VarifocalRetinaNetHead, norm_layer=retrofit.GROUP_NORM),
-    "IoU branch": partial(retrofit.IoURetinaNetHead, norm_layer=retrofit.GROUP_NORM),
+    "varifocal loss": partial(retrofit.VarifocalRetinaNetHead, norm_layer=GROUP_NORM),
+    "IoU branch": partial(retrofit.IoURetinaNetHead, norm_layer=GROUP_NORM),
 }
 HEADS: dict[str, tuple[dict[str, Any], str]] = {
     "torchvision's RetinaNet, focal loss": ({"detector": "retinanet_norm"}, "36.5"),

@@ -71,7 +71,8 @@ class Row:
 
 
 def row(options: Mapping[str, Any] | None = None, augment: Mapping[str, Any] | None = None, **more: Any) -> Row:
-    return Row(options=options or {}, augment=augment or {}, **more)
+    # Norms are a part to be measured, and a default of `tightbox train`.
+    return Row(options={"neck_norm": False, **(options or {})}, augment=augment or {}, **more)
 
 
 ROWS = {
