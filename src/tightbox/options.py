@@ -96,12 +96,14 @@ class PyramidOptions(_Options):
         channels: width of the feature pyramid, and of a dense head.
         neck: FPN, or PAFPN, which adds a bottom-up path to it (VFNet-X).
         neck_norm: group norms after the pyramid's 3x3 convolutions (VFNet-X; small models from random weights).
+        lateral_norm: and after its lateral 1x1 convolutions, which VFNet-X has not (small models from random weights).
         neck_deformable: the bottom-up path ends in modulated deformable convolutions (DCNv2; VFNet-X).
     """
 
     channels: int = 256
     neck: Literal["fpn", "pafpn"] = "fpn"
     neck_norm: bool = False
+    lateral_norm: bool = False
     neck_deformable: bool = False
 
     def __post_init__(self) -> None:
@@ -109,8 +111,9 @@ class PyramidOptions(_Options):
         _require(
             self.neck == "pafpn" or not self.neck_deformable, "neck_deformable needs the bottom-up path: neck=pafpn"
         )
-        fits = self.channels % 32 == 0 or not self.neck_norm
-        _require(fits, f"channels is {self.channels}; with neck_norm it must be a multiple of 32")
+        norms = [name for name in ("neck_norm", "lateral_norm") if getattr(self, name)]
+        fits = self.channels % 32 == 0 or not norms
+        _require(fits, f"channels is {self.channels}; with {' and '.join(norms)} it must be a multiple of 32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,8 @@ class VFNetOptions(PyramidOptions):
         distance_unit: what exp() of the box branch is multiplied by: the level's distance range, or its stride.
         iou_weighted_boxes: weigh each positive of the box losses by its IoU; off, small boxes, whose IoU is low at
             first, learn as fast as large ones.
+        box_weight: what both box losses, which the paper weighs by 2 (final box) and 1.5 (initial box), are multiplied
+            by; with less, classes are learned from fewer images.
         normaliser: box losses are divided by the sum of IoU weights (released code) or the number of positives (paper).
         offset_gradient: fraction of the gradient that flows through the star's offsets into the initial box.
         ignore_crowds: leave points inside crowd regions out of the class loss; the published training does not.
@@ -170,6 +175,7 @@ class VFNetOptions(PyramidOptions):
     center_sampling: bool = False
     distance_unit: Literal["range", "stride"] = "range"
     iou_weighted_boxes: bool = True
+    box_weight: float = 1.0
     normaliser: Literal["iou_sum", "num_positives"] = "iou_sum"
     offset_gradient: float = 0.1
     ignore_crowds: bool = False

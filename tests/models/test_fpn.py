@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tightbox.models.fpn import FPN, STRIDES
+from tightbox.ops.group_norm_relu import GroupNorm
 from tightbox.options import PyramidOptions
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -38,8 +40,9 @@ def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 300), (40, 100), (1, 1)])
-def test_equals_the_pyramid_written_out(size: tuple[int, int]) -> None:
-    fpn = FPN([4, 6, 8], NARROW)
+@pytest.mark.parametrize("norms", [{}, {"lateral_norm": True}, {"neck_norm": True, "lateral_norm": True}])
+def test_equals_the_pyramid_written_out(size: tuple[int, int], norms: dict[str, Any]) -> None:
+    fpn = FPN([4, 6, 8], PyramidOptions(channels=32, **norms))
     maps = features(*size)
     with torch.no_grad():
         for ours, theirs in zip(fpn([m.clone() for m in maps]), plain(fpn, maps), strict=True):
@@ -88,6 +91,20 @@ def test_weights_start_as_xavier_says_and_there_are_no_norms() -> None:
         assert 0.95 * bound < conv.weight.abs().max() <= bound
         assert conv.bias is not None
         assert not conv.bias.any()
+
+
+@pytest.mark.parametrize("option", ["neck_norm", "lateral_norm"])
+def test_where_the_norms_are(option: str) -> None:
+    """With a norm a convolution's bias would be in vain."""
+    options: dict[str, Any] = {option: True}
+    fpn = FPN([4, 6, 8], PyramidOptions(channels=64, **options))
+    normed = {"neck_norm": [*fpn.output, fpn.p6, fpn.p7], "lateral_norm": list(fpn.lateral)}[option]
+    for part in (*fpn.lateral, *fpn.output, fpn.p6, fpn.p7):
+        kinds = [type(m) for m in part.modules() if not list(m.children())]
+        assert kinds == ([nn.Conv2d, GroupNorm] if part in normed else [nn.Conv2d])
+        conv = next(m for m in part.modules() if isinstance(m, nn.Conv2d))
+        assert (conv.bias is None) == (part in normed)
+        assert conv.kernel_size == ((1, 1) if part in list(fpn.lateral) else (3, 3))
 
 
 def test_the_inputs_are_left_alone() -> None:

@@ -104,6 +104,8 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
                     assert output.centerness is not None
                     c = sigmoid(output.centerness[i, n].item())
                     terms["centerness"] -= weight["box"] * math.log(c) + (1 - weight["box"]) * math.log(1 - c)
+                if not options.iou_weighted_boxes:
+                    weight = dict.fromkeys(quality, 1.0)
                 for name, box in boxes.items():
                     terms[name] += weight[name] * (1 - overlap(box, truth)[1])
                     weights[name] += weight[name]
@@ -113,14 +115,14 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
                 p = sigmoid(logit)
                 entropy = -q * math.log(p) - (1 - q) * math.log(1 - p)
                 if options.varifocal:
-                    terms["class"] += entropy * (q if q > 0 else 0.75 * p**2)
+                    terms["class"] += entropy * ((q if options.iou_weighted else 1) if q > 0 else 0.75 * p**2)
                 else:
                     terms["class"] += entropy * (0.25 * (1 - p) ** 2 if q > 0 else 0.75 * p**2)
     count = max(positives, 1)
     by = {n: max(w, 1.0) if options.normaliser == "iou_sum" else count for n, w in weights.items()}
-    losses = {"class": terms["class"] / count, "box": 2 * terms["box"] / by["box"]}
+    losses = {"class": terms["class"] / count, "box": options.box_weight * 2 * terms["box"] / by["box"]}
     if options.refine:
-        losses["initial_box"] = 1.5 * terms["initial_box"] / by["initial_box"]
+        losses["initial_box"] = options.box_weight * 1.5 * terms["initial_box"] / by["initial_box"]
     if options.centerness:
         losses["centerness"] = terms["centerness"] / count
     return losses
@@ -134,7 +136,16 @@ def assert_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -> d
 
 
 @pytest.mark.parametrize("variant", LADDER)
-@pytest.mark.parametrize("changes", [{}, {"normaliser": "num_positives"}, {"assigner": "fcos"}, {"atss_topk": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normaliser": "num_positives"},
+        {"assigner": "fcos"},
+        {"atss_topk": 2},
+        {"box_weight": 0.4, "iou_weighted": False, "iou_weighted_boxes": False},
+    ],
+)
 def test_losses_equal_sums_over_points(variant: str, changes: dict[str, Any]) -> None:
     assert_losses(build(**LADDER[variant], **changes), image_batch((96, 96), (90, 70)), TWO)
 

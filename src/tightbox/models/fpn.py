@@ -39,7 +39,7 @@ class FPN(nn.Module):
         super().__init__()
         self.extra = extra
         channels, norm = options.channels, options.neck_norm
-        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.lateral = nn.ModuleList(_conv(c, channels, 1, norm=options.lateral_norm) for c in in_channels)
         self.output = nn.ModuleList(_conv(channels, channels, norm=norm) for _ in in_channels)
         if options.neck == "pafpn":
             self.down = nn.ModuleList(_conv(channels, channels, stride=2, norm=norm) for _ in in_channels[1:])
@@ -78,8 +78,10 @@ class FPN(nn.Module):
         return [*levels, p6, p7]
 
 
-def _conv(inputs: int, outputs: int, *, stride: int = 1, norm: bool, deformable: bool = False) -> nn.Module:
-    """3x3; with a norm, without bias."""
+def _conv(
+    inputs: int, outputs: int, side: int = 3, *, stride: int = 1, norm: bool, deformable: bool = False
+) -> nn.Module:
+    """Square, of this side; with a norm, without bias."""
     kind = ModulatedDeformConv2d if deformable else nn.Conv2d
-    conv = kind(inputs, outputs, 3, stride, padding=1, bias=not norm)
+    conv = kind(inputs, outputs, side, stride, padding=side // 2, bias=not norm)
     return nn.Sequential(OrderedDict(conv=conv, norm=group_norm(outputs))) if norm else conv

@@ -110,12 +110,13 @@ class VFNet(Detector):
             losses["centerness"] = (terms * positive).sum() / positives
         else:
             weight = quality
-        losses["box"] = FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
+        scale = self.options.box_weight
+        losses["box"] = scale * FINAL_BOX_WEIGHT * self._box_loss(boxes, gt_boxes, weight, positives)
         if self.options.refine:
             initial, initial_quality = decoded(output.initial)
             if self.options.normaliser == "iou_sum":
                 weight = initial_quality
-            losses["initial_box"] = INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
+            losses["initial_box"] = scale * INITIAL_BOX_WEIGHT * self._box_loss(initial, gt_boxes, weight, positives)
 
         learned = quality if self.options.varifocal else positive.to(quality)
         class_target = torch.zeros_like(output.logits).scatter_(2, labels[..., None], learned[..., None])
