@@ -72,7 +72,7 @@ class Row:
 
 def row(options: Mapping[str, Any] | None = None, augment: Mapping[str, Any] | None = None, **more: Any) -> Row:
     # Norms are a part to be measured, and a default of `tightbox train`.
-    return Row(options={"neck_norm": False, **(options or {})}, augment=augment or {}, **more)
+    return Row(options={"neck_norm": False, "lateral_norm": False, **(options or {})}, augment=augment or {}, **more)
 
 
 ROWS = {
