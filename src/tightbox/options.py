@@ -111,9 +111,8 @@ class PyramidOptions(_Options):
         _require(
             self.neck == "pafpn" or not self.neck_deformable, "neck_deformable needs the bottom-up path: neck=pafpn"
         )
-        norms = [name for name in ("neck_norm", "lateral_norm") if getattr(self, name)]
-        fits = self.channels % 32 == 0 or not norms
-        _require(fits, f"channels is {self.channels}; with {' and '.join(norms)} it must be a multiple of 32")
+        fits = self.channels % 32 == 0 or not (self.neck_norm or self.lateral_norm)
+        _require(fits, f"channels is {self.channels}; with neck_norm or lateral_norm it must be a multiple of 32")
 
 
 @dataclass(frozen=True, kw_only=True)

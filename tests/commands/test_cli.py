@@ -130,7 +130,11 @@ def _leave(root: Path) -> None:
         (_leave, ["--flip", "1.5"], ["flip is 1.5; it must be in [0, 1]"]),
         (_leave, ["--color", "-1"], ["color is -1.0; it must be in [0, 1]"]),
         (_leave, ["--long-side", "8"], ["long_side is 8; it must be from 32 to 16384"]),
-        (_leave, ["--vfnet.channels", "40"], ["channels is 40; with neck_norm it must be a multiple of 32"]),
+        (
+            _leave,
+            ["--vfnet.channels", "40"],
+            ["channels is 40; with neck_norm or lateral_norm it must be a multiple of 32"],
+        ),
         (_leave, ["--vfnet.top-k", "0"], ["top_k is 0; it must be at least 1"]),
         (_leave, ["--vfnet.assigner", "best"], ["--vfnet.assigner", "atss"]),
         (_leave, ["--backbone", "resnet81"], ["no model named 'resnet81'; did you mean"]),

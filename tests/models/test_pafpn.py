@@ -145,5 +145,5 @@ def test_every_detector_with_a_pyramid_learns_through_it(build: Any) -> None:
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="neck=pafpn"):
         PyramidOptions(neck_deformable=True)
-    with pytest.raises(UserError, match="with neck_norm it must be a multiple of 32"):
+    with pytest.raises(UserError, match="with neck_norm or lateral_norm it must be a multiple of 32"):
         PyramidOptions(channels=40, neck_norm=True)
