@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
 from typing import Any
@@ -108,6 +109,13 @@ def iou_aware_pair(
                 for rows, (_, rank) in zip(found, (before, after), strict=True)
             ]
             yield Evidence(data, sides[0], sides[1], IOU_AWARE, command_of(found[1]))
+
+
+def iou_aware_strict() -> Iterator[Evidence]:
+    """The IoU branch at high IoUs."""
+    for figure in ("ap75", "ap90"):
+        for evidence in iou_aware_pair((RETINANET, CLASS_SCORE), (BRANCH, CHOSEN), figure):
+            yield replace(evidence, data=f"{evidence.data}, {figure.upper()}")
 
 
 def iou_aware_bound() -> Iterator[Evidence]:
