@@ -32,6 +32,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from tightbox.commands.train import small as small_defaults
+from tightbox.commands.train import small_options
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
@@ -198,14 +199,8 @@ def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) ->
             **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
         ),
         preprocess=preprocess,
-        **{**own_defaults(job.detector), **job.options},
+        **{**small_options(job.detector), **job.options},
     )
-
-
-def own_defaults(detector: str) -> dict[str, Any]:
-    """The options of one of our detectors that `tightbox train` has otherwise than its published model."""
-    prefix = f"{detector}."
-    return {name.removeprefix(prefix): value for name, value in small_defaults().items() if name.startswith(prefix)}
 
 
 class _Spent:
@@ -313,7 +308,7 @@ def _pyramid(first: int, extra: ExtraFPNBlock, norm: bool = False) -> BackboneWi
 
 def _faster_rcnn(classes: int) -> FasterRCNN:
     """Faster R-CNN of torchvision with as many proposals and as wide a head as our IoU-Net has in `tightbox train`."""
-    own = own_defaults("iou_net")
+    own = small_options("iou_net")
     return FasterRCNN(
         _pyramid(1, LastLevelMaxPool()),
         rpn_pre_nms_top_n_train=own["train_proposals"],

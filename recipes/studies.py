@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from training import HERE, spread
 
-from budget import Training, own_defaults  # isort: skip - found by way of `training`
+from budget import Training  # isort: skip - found by way of `training`
+from tightbox.commands.train import small_options
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.inference.detect import evaluate_detections
@@ -78,7 +79,7 @@ class Plan:
     def training(self, detector: str, data: str, seed: int, images: int, part: Part = Part(), **more: Any) -> Training:
         """A training of this plan, of VFNet and RetinaNet as published but for what small networks need."""
         if detector in NEEDED:
-            own = own_defaults(detector).keys() - NEEDED[detector]
+            own = small_options(detector).keys() - NEEDED[detector]
             published = MODEL_OPTIONS[detector]()
             more["options"] = {name: getattr(published, name) for name in own} | more.get("options", {})
         prepare = replace(part, seed=seed, limit=8) if self.smoke else replace(part, seed=seed)

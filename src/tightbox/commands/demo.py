@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tightbox.commands import on_data
+from tightbox.commands.train import small, small_options
 from tightbox.errors import UserError
 from tightbox.files import write_json, write_text
 from tightbox.progress import progress_bar
@@ -99,30 +100,29 @@ def run(args: Namespace) -> int:
 
 
 def _new_model(train: DetectionData, seed: int) -> Detector:
-    """A VFNet that learns from random weights and few images, small enough for two CPU cores."""
+    """The VFNet of `tightbox train` on a smaller backbone."""
     import torch
 
     from tightbox.models import create_model
-    from tightbox.options import Preprocess
+    from tightbox.options import BackboneOptions, Preprocess
 
     torch.manual_seed(seed)
     return create_model(
         "vfnet",
         class_names=train.class_names,
-        backbone="resnet10t",
-        pretrained_backbone=False,
+        backbone=BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"]),
         preprocess=Preprocess(long_side=SIDE, short_side=SIDE),
-        channels=64,
-        tower_depth=2,
-        star_norm=True,
-        star_init="kaiming",
+        **small_options("vfnet"),
     )
 
 
 def _options(minutes: float, seed: int) -> TrainOptions:
     from tightbox.options import TrainOptions
 
-    return TrainOptions(minutes=minutes, batch_size=4, lr=3e-3, ema=0.98, seed=seed)
+    defaults = small()
+    return TrainOptions(
+        minutes=minutes, batch_size=defaults["batch_size"], optimizer=defaults["optimizer"], ema=0.98, seed=seed
+    )
 
 
 def _seconds_after_training(model: Detector, val: DetectionData) -> float:

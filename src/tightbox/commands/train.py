@@ -72,6 +72,12 @@ def small() -> dict[str, Any]:
     return _flat(read_yaml(Path(__file__).with_name("small.yaml")))
 
 
+def small_options(detector: str) -> dict[str, Any]:
+    """Those of a detector's own options."""
+    prefix = f"{detector}."
+    return {name.removeprefix(prefix): value for name, value in small().items() if name.startswith(prefix)}
+
+
 def earlier_choices(arguments: Sequence[str]) -> dict[str, Any]:
     """The defaults of `train --resume --out DIR` and `train --init CHECKPOINT`, in the place of the usual ones.
 
