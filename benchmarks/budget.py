@@ -31,8 +31,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead, _default_ancho
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from tightbox.commands.train import small as small_defaults
-from tightbox.commands.train import small_options
+from tightbox.commands.train import small, small_options
 from tightbox.data.dataset import DetectionDataset, EpochBatches, Item, collate
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
@@ -48,9 +47,8 @@ from tightbox.training.optimizer import build_optimizer, moving_average
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
-GROUP_NORM = partial(
-    nn.GroupNorm, 32
-)  # for torchvision's pyramids and RetinaNet's heads, which have none by themselves
+# For torchvision's pyramids and RetinaNet's heads, which have none by themselves.
+GROUP_NORM = partial(nn.GroupNorm, 32)
 Record = dict[str, dict[str, float]]
 Peer = Literal["fcos", "retinanet", "retinanet_norm", "faster_rcnn"]
 
@@ -112,9 +110,9 @@ def trained(job: Training) -> tuple[Detector, dict[str, float]]:
     preprocess = Preprocess(long_side=job.size, short_side=job.size)
     model = _build(job, data.class_names, preprocess).to(device)
     augment = AugmentOptions(**{"mosaic": 0.5, "vertical_flip": 0.5, **job.augment})
-    small = small_defaults()
+    defaults = small()
     options = TrainOptions(
-        **{"batch_size": small["batch_size"], "optimizer": small["optimizer"], "seed": job.seed, **job.schedule}
+        **{"batch_size": defaults["batch_size"], "optimizer": defaults["optimizer"], "seed": job.seed, **job.schedule}
     )
     dataset = DetectionDataset(
         data, preprocess, transform=TrainTransform(augment, preprocess), seed=job.seed, cache_mb=2000
@@ -191,12 +189,12 @@ def spread(values: Sequence[float]) -> str:
 def _build(job: Training, class_names: Sequence[str], preprocess: Preprocess) -> Detector:
     if job.detector in get_args(Peer):
         return TorchvisionDetector(cast(Peer, job.detector), class_names, preprocess, job.head, job.neck_norm)
-    small = small_defaults()
+    defaults = small()
     return create_model(
         job.detector,
         class_names=class_names,
         backbone=BackboneOptions(
-            **{"name": small["backbone"], "pretrained": False, "zero_init": small["zero_init"], **job.backbone}
+            **{"name": defaults["backbone"], "pretrained": False, "zero_init": defaults["zero_init"], **job.backbone}
         ),
         preprocess=preprocess,
         **{**small_options(job.detector), **job.options},

@@ -16,26 +16,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from studies import published
 from training import HERE, machine
 
 from budget import FIGURES, Record, Training, spread, train_missing  # isort: skip - found by way of `training`
 from tightbox.files import atomic_path
 
 PUBLISHED: dict[str, Any] = {
-    "options": {
-        "star_norm": False,
-        "star_init": "published",
-        "iou_weighted_boxes": True,
-        "refine_gradient": False,
-        "suppress": "greedy",
-        "neck_norm": False,
-        "distance_unit": "range",
-        "atss_topk": 9,
-        "lateral_norm": False,
-        "iou_weighted": True,
-        "box_weight": 1.0,
-        "tower_depth": 3,
-    },
+    "options": published("vfnet", but={"channels"}),
     "backbone": {"zero_init": True},
     "schedule": {"batch_size": 8, "optimizer": "adamw"},
 }
@@ -115,6 +103,7 @@ def _page(record: Record) -> Iterator[str]:
     yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18, 64 channels, 320 pixels."
     for data, images in sorted({tuple(key.split(" | ")[:2]) for key in record}):
         yield from ("", f"## {data}, {images} images seen", "")
+        yield from (f"Rows are trained by `--data {data} --images {images}`.", "")
         yield from ("| VFNet | AP | AP50 | AP75 | AP90 | CPU seconds | seeds |", "|---|---|---|---|---|---|---|")
         for name in _rows():
             found = [row for key, row in record.items() if key.startswith(f"{data} | {images} | {name} | ")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,20 @@ from tightbox.models import Detector
 from tightbox.options import MODEL_OPTIONS
 from tightbox.structures import Detections
 
-__all__ = ["FIGURES", "HERE", "Job", "Part", "Plan", "figures", "halves", "row", "rows_of", "table", "validation"]
+__all__ = [
+    "FIGURES",
+    "HERE",
+    "Job",
+    "Part",
+    "Plan",
+    "figures",
+    "halves",
+    "published",
+    "row",
+    "rows_of",
+    "table",
+    "validation",
+]
 
 FIGURES = ("ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90")
 Job = Callable[[], dict[str, Any]]
@@ -28,6 +41,12 @@ NEEDED = {
     "vfnet": {"channels", "star_norm", "star_init", "iou_weighted_boxes"},
     "iou_aware_retinanet": {"channels", "tower_depth", "tower_norm"},
 }
+
+
+def published(detector: str, but: Set[str]) -> dict[str, Any]:
+    """The published model's values of the options that `tightbox train` has otherwise, `but` for these."""
+    model = MODEL_OPTIONS[detector]()
+    return {name: getattr(model, name) for name in small_options(detector) if name not in but}
 
 
 @dataclass(frozen=True)
@@ -79,9 +98,7 @@ class Plan:
     def training(self, detector: str, data: str, seed: int, images: int, part: Part = Part(), **more: Any) -> Training:
         """A training of this plan, of VFNet and RetinaNet as published but for what small networks need."""
         if detector in NEEDED:
-            own = small_options(detector).keys() - NEEDED[detector]
-            published = MODEL_OPTIONS[detector]()
-            more["options"] = {name: getattr(published, name) for name in own} | more.get("options", {})
+            more["options"] = published(detector, NEEDED[detector]) | more.get("options", {})
         prepare = replace(part, seed=seed, limit=8) if self.smoke else replace(part, seed=seed)
         size = 96 if self.smoke else 320
         seen = 8 if self.smoke else images

@@ -73,7 +73,7 @@ def small() -> dict[str, Any]:
 
 
 def small_options(detector: str) -> dict[str, Any]:
-    """Those of a detector's own options."""
+    """A detector's own options, as far as their defaults here are not those of its published model."""
     prefix = f"{detector}."
     return {name.removeprefix(prefix): value for name, value in small().items() if name.startswith(prefix)}
 
