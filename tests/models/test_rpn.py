@@ -116,3 +116,20 @@ def test_sample(positives: int, negatives: int, drawn: tuple[int, int]) -> None:
         assert (what[: drawn[0]] >= 0).all()
         assert what[what != IGNORED].equal(of_image[rows][what != IGNORED])
         assert len(rows.unique()) == len(rows)
+
+
+def test_every_sample_is_as_likely_as_any_other() -> None:
+    """One of three objects and two of three of the background: 3 · 3 = 9 samples.
+
+    Pearson's χ² of n draws is Σ (count − n/9)² / (n/9); with 8 degrees of freedom it passes 26.1 once in a thousand.
+    """
+    torch.manual_seed(0)
+    n = 9000
+    matched = torch.tensor([BACKGROUND, 4, BACKGROUND, 0, IGNORED, 2, BACKGROUND]).repeat(n, 1)
+    chosen, learns = sample(matched, 3, 0.4)
+    assert ((learns >= 0).sum(1) == 1).all()
+    assert ((learns == BACKGROUND).sum(1) == 2).all()
+    places = torch.zeros(n, 7).scatter(1, chosen, 1)
+    counts = places.unique(dim=0, return_counts=True)[1]
+    assert len(counts) == 9
+    assert ((counts - n / 9) ** 2 / (n / 9)).sum() < 26.1
