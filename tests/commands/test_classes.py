@@ -48,6 +48,15 @@ def test_only_classes(data: Path) -> None:
         read_data(data, "train").only_classes(["cat", "fish", "cow"])
 
 
+def test_ids_of_classes_that_are_left_out_are_given_to_no_other(data: Path) -> None:
+    some = read_data(data, "train").only_classes(["cat"])
+    assert some.left_out == {"dog": 2, "bird": 3}
+    known = some.with_classes(["dog", "owl", "cat"])  # as a model has them: dogs keep their id, owls get a new one
+    assert known.category_ids == (2, 4, 1)
+    assert known.left_out == {"bird": 3}
+    assert [record.labels.tolist() for record in known.records] == [[2], []]
+
+
 def test_train_and_eval(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     train = ["train", "--model", "unitbox", "--data", str(data), "--out", str(out), *SMALL, "--classes", "dog", "cat"]

@@ -140,6 +140,31 @@ def test_refinement_moves_boxes(checkpoint: Path, data: Path, results: Path) -> 
     assert any(a["bbox"] != b["bbox"] for a, b in zip(still, moved, strict=True))
 
 
+def test_only_some_classes_are_judged_and_the_others_keep_their_ids(
+    checkpoint: Path, data: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, rows = rescore(checkpoint, data, results, "--refine-steps", "0", "--classes", "cat")
+    assert status == 0
+    assert sorted(row["category_id"] for row in rows) == [3, 3, 5, 5]
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # The cat's exact box is before the weak one; dogs are background, so that theirs are no class to average over.
+    assert [line[1] for line in table if line[:1] in (["before"], ["after"])] == ["100.0", "100.0"]
+
+
+def test_a_class_without_objects_that_the_model_does_not_know_moves_no_other(
+    checkpoint: Path, data: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Roboflow's exports begin so: a category 0 of which there is nothing."""
+    content = json.loads((data / "val.json").read_text())
+    content["categories"].insert(0, {"id": 0, "name": "animals"})
+    (data / "val.json").write_text(json.dumps(content))
+    assert rescore(checkpoint, data, results, "--refine-steps", "0")[0] == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    before, after = (next(line for line in table if line[:1] == [name]) for name in ("before", "after"))
+    assert before[1:] == after[1:]
+    assert float(after[1]) == pytest.approx(95.0, abs=0.1)  # as above
+
+
 def test_no_results_are_no_results(checkpoint: Path, data: Path, results: Path) -> None:
     results.write_text("[]")
     assert rescore(checkpoint, data, results) == (0, [])

@@ -57,9 +57,10 @@ def run(args: Namespace) -> int:
         way_out = "train a model for it with `tightbox train --model iou_net --standalone`"
         raise UserError(f"{args.checkpoint} cannot judge boxes; {way_out}")
     known = data.with_classes(model.class_names)
-    ground_truth = GroundTruth.from_data(data)
-    given = read_predictions(Path(args.dt), ground_truth)
-    detections = by_record(given, ground_truth, known)
+    # The file may have detections of classes that --classes leaves out, or that the model does not know.
+    whole = GroundTruth.from_data(data.with_classes((*data.class_names, *data.left_out)))
+    given = read_predictions(Path(args.dt), whole)
+    detections = by_record(given, whole, known)
     numbers = THRESHOLDS | rules.thresholds(args)
     suppress = None if args.suppress == "none" else rules.suppression(args.suppress, numbers)
     with progress_bar("rescoring") as progress:
@@ -74,7 +75,8 @@ def run(args: Namespace) -> int:
             progress=progress,
         )
     print("         AP  AP50  AP75  AP90   boxes")
-    for name, predictions in (("before", given), ("after", Predictions.from_detections(found, known))):
+    after = GroundTruth.from_data(known), Predictions.from_detections(found, known)
+    for name, (ground_truth, predictions) in (("before", (whole, given)), ("after", after)):
         metrics = evaluate(ground_truth, predictions)
         print(f"{name:6} {percents(getattr(metrics, figure) for figure in FIGURES)} {len(predictions):7d}")
     write_json(out, to_results(found, known))

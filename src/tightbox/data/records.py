@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count, pairwise, starmap
@@ -60,6 +60,7 @@ class DetectionData:
         class_names: (C,) the name of each label.
         category_ids: (C,) the data set's own id of each label, for result files.
         records: one per image, images without objects too.
+        left_out: ids of the data set's other classes, by name, which are not given to anything else.
     """
 
     layout: str
@@ -68,11 +69,12 @@ class DetectionData:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: tuple[ImageRecord, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def with_classes(self, names: Sequence[str]) -> Self:
         """The same images with the labels of `names`, matched by name (a checkpoint's order, or the train split's).
 
-        Names that this split lacks get ids that it does not use.
+        Names that the data set lacks get ids that it does not use.
 
         Raises:
             UserError: if there are objects here of a class that is not in `names`.
@@ -85,12 +87,13 @@ class DetectionData:
                 f"the {self.split} split of {self.root} has objects of classes that were not trained: "
                 f"{', '.join(unknown)}; leave them out with --classes, rename them there, or train with some"
             )
-        own = dict(zip(self.class_names, self.category_ids, strict=True))
-        fresh = count(max(self.category_ids, default=0) + 1)
+        own = {**self.left_out, **dict(zip(self.class_names, self.category_ids, strict=True))}
+        fresh = count(max(own.values(), default=0) + 1)
         ids = tuple(own[name] if name in own else next(fresh) for name in names)
         table = np.array([label_of.get(name, -1) for name in self.class_names], dtype=np.int64)
         records = tuple(replace(record, labels=table[record.labels]) for record in self.records)
-        return replace(self, class_names=tuple(names), category_ids=ids, records=records)
+        left_out = {name: own[name] for name in own if name not in label_of}
+        return replace(self, class_names=tuple(names), category_ids=ids, records=records, left_out=left_out)
 
     def only_classes(self, names: Sequence[str]) -> Self:
         """The same images with the objects of these classes only, labelled in this order.
