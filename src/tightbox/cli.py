@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -123,6 +124,7 @@ def _refuse_empty(options: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for findings of the doctor, 2 for mistakes, 130 for Ctrl-C."""
     given = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's, of images that are read all the same
     try:
         parser = build_parser(given[0] if given else "", given[1:])
         if not given:

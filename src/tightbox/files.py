@@ -26,7 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_paths(*paths: Path) -> Iterator[list[Path]]:
     """The same for files of one folder that belong together: none gets its name before all are on the disk."""
-    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    # Of a long name a part, as the temporary one is longer still.
+    temporaries = [path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp") for path in paths]
     try:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         yield temporaries

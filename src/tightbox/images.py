@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 # Pillow hands these to an interpreter of programs, or to whatever handler another library has registered.
 _UNSAFE = frozenset({"EPS", "WMF", "GRIB", "BUFR", "HDF5"})
 
+_JPEG_SIDE = 65_500  # pixels, as many as JPEG's library writes
+
 # How to turn the stored pixels upright, by the value of the EXIF orientation tag.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -156,12 +158,18 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """The image as PNG where `path` ends so, else as JPEG; whole or not at all.
+    """The image as PNG where `path` ends so, else as JPEG, which has to be smaller if it is huge; whole or not at all.
 
     Raises:
         UserError: if the disk refuses.
     """
     whole = io.BytesIO()  # Pillow, writing itself, takes no notice of a disk that takes half of a file
-    image.save(whole, format="PNG" if path.suffix == ".png" else "JPEG", quality=92)
+    if path.suffix == ".png":
+        image.save(whole, format="PNG")
+    else:
+        if max(image.size) > _JPEG_SIDE:
+            image = image.copy()
+            image.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+        image.save(whole, format="JPEG", quality=92)
     with atomic_path(path) as temporary:
         temporary.write_bytes(whole.getbuffer())

@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> Any:
     for value in _plain_values(content):
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise UserError(f"{path} holds a whole number of more than 63 bits; correct it")
-        if isinstance(value, str) and not _is_whole(value):
+        if isinstance(value, str) and not is_whole(value):
             raise UserError(f"{path} holds half a character; save it as UTF-8")
     return content
 
@@ -242,11 +242,12 @@ def _refuse_half_characters(path: Path, text: str) -> None:
     if re.search(r"\\u[dD][89a-fA-F]", text) is None:
         return
     for found in _JSON_TEXT.finditer(text):
-        if "\\u" in found[0] and not _is_whole(json.loads(found[0])):
+        if "\\u" in found[0] and not is_whole(json.loads(found[0])):
             raise UserError(f"{path} holds half a character, {shown(found[0])}; correct it")
 
 
-def _is_whole(text: str) -> bool:
+def is_whole(text: str) -> bool:
+    """Whether a text, such as the name of a file, has whole characters only, so that it can be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

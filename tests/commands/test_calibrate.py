@@ -125,7 +125,65 @@ def test_out_is_needed_and_no_input(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert_one_sentence(capsys, "margins in pixels would not hold")
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (5, "must be a list of detections, but are 5"),
+        ([{"image_id": [1]}], "result 1 has the image_id [1]"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, -4], "score": 0.5}], "width or height is negative"),
+    ],
+)
+def test_results_of_other_images_are_checked(
+    rows: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gt, dt = files(tmp_path)
+    (tmp_path / "new.json").write_text(json.dumps(rows))
+    out = tmp_path / "out.json"
+    assert status(["calibrate", "--gt", gt, "--dt", dt, "--out", out, "--apply-to", tmp_path / "new.json"]) == 2
+    assert_one_sentence(capsys, message)
+    assert not out.exists()
+
+
+def test_other_images_may_be_more_and_of_any_ids(tmp_path: Path) -> None:
+    """Boxes that would be corners among the images that were learned from; of these nothing is known."""
+    gt, dt = files(tmp_path, count=100)
+    rows = [
+        {
+            "image_id": 1000 + i if i % 2 else f"new {i}",
+            "category_id": 1,
+            "bbox": [9, 9, 90, 90],
+            "score": 0.5,
+            "iou": 0.5,
+        }
+        for i in range(200)
+    ]
+    (tmp_path / "new.json").write_text(json.dumps(rows))
+    out = tmp_path / "out.json"
+    assert status(["calibrate", "--gt", gt, "--dt", dt, "--out", out, "--apply-to", tmp_path / "new.json"]) == 0
+    assert [row["image_id"] for row in json.loads(out.read_text())] == [row["image_id"] for row in rows]
+
+
+def test_what_is_beside_the_result_is_no_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gt, dt = files(tmp_path)
+    dt = dt.rename(tmp_path / "new.calibration.json")
+    assert status(["calibrate", "--gt", gt, "--dt", dt, "--out", tmp_path / "new.json"]) == 2
+    assert_one_sentence(capsys, "would be overwritten")
+
+
 # Checkpoints
+
+
+def test_a_split_that_cannot_be_reported_on_leaves_the_card(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((data / "test.json").read_text())
+    content["categories"].append({"id": 9, "name": "owl"})
+    content["annotations"][0]["category_id"] = 9
+    (data / "test.json").write_text(json.dumps(content))
+    card = (checkpoint / "card.json").read_bytes()
+    assert status(["calibrate", checkpoint, "--data", data]) == 2
+    assert_one_sentence(capsys, "has objects of classes that were not trained: owl")
+    assert (checkpoint / "card.json").read_bytes() == card
 
 
 def test_too_few_boxes_for_a_checkpoint(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

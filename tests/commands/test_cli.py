@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -529,6 +530,29 @@ def test_predicting_a_video(checkpoint: Path, tmp_path: Path) -> None:
     assert {row["frame"] for row in rows} == set(range(5))
     assert {row["file_name"] for row in rows} == {str(source)}
     assert (out / "film.jpg").is_file()
+
+
+def test_a_video_is_turned_upright(checkpoint: Path, tmp_path: Path) -> None:
+    """As telephones have it: stored sideways, with a matrix [[0, 1], [−1, 0]] that turns it clockwise."""
+    av = pytest.importorskip("av", reason="needs the extra video")
+    source = tmp_path / "film.mp4"
+    with av.open(str(source), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:24, :32] = 255  # white in the upper left corner, which is the upper right one once it is turned
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
+    content = bytearray(source.read_bytes())
+    matrix = content.find(b"tkhd") + 44  # behind the name: version, times, ids, duration, layer, volume
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    source.write_bytes(content)
+    assert predict(checkpoint, tmp_path / "out", source) == 0
+    with av.open(str(tmp_path / "out" / "film.mp4")) as written:
+        (frame,) = (frame.to_ndarray(format="rgb24") for frame in written.decode(video=0))
+    assert frame.shape == (64, 48, 3)
+    quarters = frame[:32, :24], frame[:32, 24:], frame[32:, :24], frame[32:, 24:]  # boxes are drawn in all of them
+    assert np.argmax([np.median(quarter) for quarter in quarters]) == 1
 
 
 def test_odd_sides_lose_a_pixel(checkpoint: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_detector_that_cannot_be_expressed(tmp_path: Path, capsys: pytest.Capt
         (["--format", "openvino", "--int8"], "--int8 and --data belong together: give both, or leave out both"),
         (["--format", "openvino", "--data", "{here}/data"], "--int8 and --data belong together"),
         (["--format", "mmdet", "--int8", "--data", "{here}/data"], "--int8 is of --format onnx and openvino, not of"),
-        (["--format", "onnx", "--int8", "--data", "{here}/data", "--max_drop", "5"], "--max_drop is 5; give the AP"),
+        (["--format", "onnx", "--int8", "--data", "{here}/data", "--max_drop", "5"], "--max-drop is 5; give the AP"),
         (
             ["--format", "openvino", "--int8", "--data", "{here}/data"],
             "has the classes lion, and the checkpoint cat, dog;",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_unreadable_images_are_passed_over_and_named_once(tmp_path: Path, capsys
     assert len(lines) == 2
     assert "1.png" in lines[0]
     assert "2.png: there is no such file" in lines[1]
+
+
+def test_any_number_of_unreadable_images_in_a_row(tmp_path: Path) -> None:
+    """As of a data set that is half downloaded: more than Python's calls may be nested."""
+    (record, _) = data_of(tmp_path, 2).records
+    missing = replace(record, path=tmp_path / "nowhere.png")
+    data = replace(data_of(tmp_path, 2), records=(missing,) * 1500 + (record,))
+    skipping = dataset(data, skip_unreadable=True)
+    _ = skipping[0, 0]
+    assert len(skipping.skipped) == 1500
 
 
 def test_an_unreadable_image_is_grey_in_evaluation(tmp_path: Path) -> None:

@@ -127,9 +127,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shown.err
         == "tightbox-runtime: cannot read absent.png: there is no such file; replace the file or leave it out\n"
     )
+    assert main(["predict", str(model), str(good), "--score-threshold", "nan"]) == 2
     assert main(["predict", str(good), str(good)]) == 2
     assert main(["predict", str(model), str(good), "--out", str(model / "results.json")]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    assert capsys.readouterr().err.count("\n") == 3
 
 
 def test_does_without_torch(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.transforms.v2 import functional as TF
 
 from tightbox import images
@@ -51,3 +52,15 @@ def test_unreadable_images_are_one_sentence(tmp_path: Path) -> None:
     for name, reason in (("text.jpg", "not an image"), ("absent.jpg", "there is no such file"), ("cut.png", "cut.png")):
         with pytest.raises(UserError, match=reason):
             open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [open_image, images.open_image])
+def test_a_program_is_not_run(read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file is one, for which Pillow starts an interpreter."""
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    path = tmp_path / "image.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(Exception, match="not an image in a format"):
+        read(path)
+    assert not started

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,13 +34,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", help="file that `tightbox export --format onnx` wrote")
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--out", help="file to write; left out, the output stream")
-    predict.add_argument("--score-threshold", type=float, default=0.3, help="leave out boxes with a lower score; 0.3")
+    predict.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        help="leave out boxes with a lower score; 0.3. Those below the model's own are not in its file",
+    )
     return parser
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError(f"--score-threshold is {args.score_threshold}; it must be between 0 and 1")
+
     from tightbox_runtime.detector import Detector
 
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's, of images that are read all the same
     detector = Detector(args.model)
     rows: list[dict[str, Any]] = []
     unreadable = 0
@@ -67,7 +77,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _write(path: Path, text: str) -> None:
     """The file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")

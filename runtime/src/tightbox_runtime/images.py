@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tightbox_runtime.errors import UserError
 
+# Pillow hands these to an interpreter of programs, or to whatever handler another library has registered.
+_UNSAFE = frozenset({"EPS", "WMF", "GRIB", "BUFR", "HDF5"})
 # How to turn the stored pixels upright, by the value of the EXIF orientation tag.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +33,8 @@ def open_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
+            if image.format in _UNSAFE:
+                raise UnidentifiedImageError
             image.load()
             turn = _TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation) or 1))
             rgb = to_rgb(image)

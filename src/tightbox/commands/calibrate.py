@@ -102,9 +102,9 @@ def _calibrate_checkpoint(args: Namespace) -> int:
         weights=weights_digest(read_weights(folder)),
         **_promises(args, matches, model.class_names),
     )
+    tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
     save_calibration(calibration, folder)
 
-    tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
     print(HEADING, *before_and_after(f"{args.split} (it learned from)", matches, calibration.ious), sep="\n")
     if method in choice.unseen:
         cross_validated = choice.unseen[method], choice.true_ious
@@ -112,7 +112,8 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     if tested is not None:
         print(*before_and_after(f"{report_split}", tested, calibration.ious), sep="\n")
     _judge(args.method, method, choice)
-    print(*promises_kept(calibration, matches, tested, model.class_names), f"written: {folder / 'card.json'}", sep="\n")
+    lines = promises_kept(calibration, matches, model.class_names, tested, f"on {report_split}")
+    print(*lines, f"written: {folder / 'card.json'}", sep="\n")
     return 0
 
 
@@ -122,19 +123,22 @@ def _calibrate_results(args: Namespace) -> int:
     usual = {"report_split": None, "method": "auto"}
     on_data.refuse(args, usual, "belongs to a checkpoint and --data; leave it out with --gt and --dt")
     out = Path(args.out)
-    if out.resolve() in {Path(path).resolve() for path in (args.gt, args.dt, args.apply_to) if path}:
-        raise UserError(f"--out {out} is one of the files to read, which would be overwritten; choose another name")
+    beside = out.with_suffix(".calibration.json")
+    if {out.resolve(), beside.resolve()} & {Path(path).resolve() for path in (args.gt, args.dt, args.apply_to) if path}:
+        written = f"--out {out}, with {beside.name} beside it,"
+        raise UserError(f"{written} is one of the files to read, which would be overwritten; choose another name")
 
     from tightbox.calibration import IOUS
     from tightbox.evaluation.calibrated_results import ResultCalibration, fit_maps
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept
-    from tightbox.evaluation.coco_files import from_coco, predictions_from_coco
+    from tightbox.evaluation.coco_files import of_other_images, predictions_from_coco, read_ground_truth
     from tightbox.evaluation.matching import match
     from tightbox.files import write_json
-    from tightbox.reading import read_json
+    from tightbox.reading import naming, read_json
 
-    rows = read_json(Path(args.dt))
-    ground_truth, predictions = from_coco(read_json(Path(args.gt)), rows)
+    rows, (_, ground_truth) = read_json(Path(args.dt)), read_ground_truth(Path(args.gt))
+    with naming(args.dt):
+        predictions = predictions_from_coco(rows, ground_truth)
     matches = match(ground_truth, predictions, IOUS)
     by_score, scores, ious = fit_maps(matches)
     trusted = replace(matches, ious=matches.scores) if by_score else matches
@@ -142,15 +146,13 @@ def _calibrate_results(args: Namespace) -> int:
     calibration = ResultCalibration(by_score, scores, ious, ground_truth.category_ids, **promises)
     if args.apply_to is not None:
         rows = read_json(Path(args.apply_to))
-        # Checked like any result file, but of whatever images.
-        images = tuple(sorted({row["image_id"] for row in rows if isinstance(row, dict) and "image_id" in row}))
-        predictions_from_coco(rows, replace(ground_truth, image_ids=images or ground_truth.image_ids))
-    beside = out.with_suffix(".calibration.json")
+        with naming(args.apply_to):
+            predictions_from_coco(rows, of_other_images(ground_truth, rows))
     write_json(out, calibration(rows))
     write_json(beside, calibration.to_json())
     judged = "scores in its place" if by_score else "predicted IoUs"
     print(HEADING, *before_and_after(judged, trusted, ious), sep="\n")
-    kept = promises_kept(calibration, trusted, None, ground_truth.class_names)
+    kept = promises_kept(calibration, trusted, ground_truth.class_names)
     print(*kept, f"written: {out} and {beside}", sep="\n")
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def run(args: Namespace) -> int:
         raise UserError(f"--out is {out}, but OpenVINO's files end in {suffix}; name it {out.with_suffix(suffix)}")
     if args.int8 != (args.data is not None):
         raise UserError("--int8 and --data belong together: give both, or leave out both")
+    if not args.int8:
+        usual = {"split": "train", "val_split": "val", "max_drop": 0.005}
+        on_data.refuse(args, usual, "belongs to --int8: give that too, or leave it out")
     if args.int8 and args.format == "mmdet":
         raise UserError("--int8 is of --format onnx and openvino, not of mmdet; leave it out, or choose one of these")
     if not 0 <= args.max_drop <= 1:
-        raise UserError(f"--max_drop is {args.max_drop:g}; give the AP that may be lost, from 0 to 1, such as 0.005")
+        raise UserError(f"--max-drop is {args.max_drop:g}; give the AP that may be lost, from 0 to 1, such as 0.005")
 
     from tightbox.models import load
 

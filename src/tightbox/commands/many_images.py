@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 
 from tightbox.commands import on_data
 from tightbox.errors import UserError
+from tightbox.reading import is_whole
 
 if TYPE_CHECKING:
     from tightbox.inference.files import Selection
@@ -76,6 +77,8 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
         manifest = Manifest.of_folder(folder)
     else:
         raise UserError(f"{folder} is no folder; --format {args.format} takes a folder of images, or --manifest FILE")
+    if args.format == "parquet" and (odd := [name for name in manifest.names if not is_whole(name)]):
+        raise UserError(f"{odd[0]!r} is no UTF-8, as names in Parquet must be; rename the file, or give --format jsonl")
 
     from tightbox.models import load
 

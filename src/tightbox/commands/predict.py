@@ -91,6 +91,8 @@ def run(args: Namespace) -> int:
     originals = {path.resolve() for path, _ in sources}
     if any((out / name).resolve() in originals for _, name in sources):
         raise UserError(f"--out {out} holds some of the sources, which would be overwritten; choose another folder")
+    if args.format == "yolo" and (named := [path for path, name in sources if str(name.with_suffix("")) == "classes"]):
+        raise UserError(f"the labels of {named[0]} would be classes.txt, which lists the classes; rename the file")
 
     from tightbox.images import UnreadableImage
     from tightbox.inference.annotate import Annotator
@@ -179,7 +181,7 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
     """Every image or video that the arguments name, with the relative path of its output.
 
     Raises:
-        UserError: if an argument names nothing, or two sources would be written to the same file.
+        UserError: if an argument names nothing.
     """
     from tightbox.images import IMAGE_SUFFIXES
 
@@ -187,8 +189,9 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
     for text in given:
         path = Path(text).expanduser()
         if path.is_dir():
-            inside = sorted(path.rglob("*"))
-            matches = {p: p.relative_to(path) for p in inside if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES}
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            # macOS leaves a file ._a.jpg, which is no image, beside a.jpg on other systems' disks.
+            matches = {p: p.relative_to(path) for p in inside if p.is_file() and not p.name.startswith("._")}
         else:
             named = [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True)))
             matches = {p: Path(p.name) for p in named if p.is_file()}
@@ -198,8 +201,10 @@ def find_sources(given: Sequence[str]) -> list[tuple[Path, Path]]:
     taken: dict[Path, Path] = {}
     for path, name in found.items():
         output = name.with_suffix(".mp4" if _is_video(path) else ".jpg")
-        if output in taken:
-            output = output.with_name(f"{path.stem}_{path.suffix[1:]}_{len(taken)}{output.suffix}")
+        number = len(taken)
+        while output in taken:
+            output = output.with_name(f"{path.stem}_{path.suffix[1:]}_{number}{output.suffix}")
+            number += 1
         taken[output] = path
     return [(path, output) for output, path in taken.items()]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -68,9 +69,21 @@ class DetectionDataset(Dataset[Item]):
         return sample.image, targets, index
 
     def _load(self, index: int) -> Sample:
+        """A sample; in training the next that can be read, where this one cannot."""
+        image = self._try(index)
+        while image is None and self.transform is not None:
+            index = next(i % len(self) for i in count(index + 1) if i % len(self) not in self.skipped)
+            image = self._try(index)
         record = self.data.records[index]
+        if image is None:
+            image = torch.full((3, record.height, record.width), GREY, dtype=torch.uint8)
+        boxes, labels, crowd = (torch.from_numpy(a) for a in (record.boxes, record.labels, record.crowd))
+        return Sample(image, boxes, labels, crowd)
+
+    def _try(self, index: int) -> Tensor | None:
+        """The image, or None and a line about it if it cannot be read and may be skipped."""
         try:
-            image = self._pixels(index)
+            return self._pixels(index)
         except UnreadableImage as error:
             if not self.skip_unreadable:
                 raise UserError(f"{error}, or do without such images: --skip-unreadable true") from error
@@ -80,11 +93,7 @@ class DetectionDataset(Dataset[Item]):
             if len(self.skipped) == len(self):
                 where = f"the {self.data.split} split of {self.data.root}"
                 raise UserError(f"not one image of {where} can be read; run tightbox doctor on it") from error
-            if self.transform is not None:
-                return self._load((index + 1) % len(self))
-            image = torch.full((3, record.height, record.width), GREY, dtype=torch.uint8)
-        boxes, labels, crowd = (torch.from_numpy(a) for a in (record.boxes, record.labels, record.crowd))
-        return Sample(image, boxes, labels, crowd)
+            return None
 
     def _pixels(self, index: int) -> Tensor:
         if index in self._cache:

@@ -18,6 +18,7 @@ from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
+from tightbox.reading import is_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,7 +173,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
         sizes = {(image.width, image.height) for images in per_split.values() for image in images}
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none
-        if path.is_file():
+        if is_file(path):
             copies[digest_of(path)].append(path)
             yield from _image(path, sizes)
         else:

@@ -14,6 +14,7 @@ from tightbox.diagnosis.numbers import Card, CardImage
 from tightbox.errors import UserError
 from tightbox.images import open_image
 from tightbox.progress import Progress, silent
+from tightbox.reading import is_file
 
 MAX_SIZE = 480, 360  # pixels of a crop
 MARGIN = 0.35  # around the boxes, in parts of their extent
@@ -52,7 +53,7 @@ def find_images(ground_truth: Mapping[str, Any], file: Path, folder: Path | None
     usual = [file.parent / "images" / split, file.parent / "images", file.parent / split, file.parent]
     usual += [file.parent.parent / part for part in (split, f"images/{split}", "images")]
     for place in usual if folder is None else [folder]:
-        if any((place / name).is_file() for name in first):
+        if any(is_file(place / name) for name in first):
             return {number: place / name for number, name in names.items()}
     if folder is not None:
         example = f" such as {first[0]}" if first else ", which name no files"

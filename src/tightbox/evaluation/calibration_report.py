@@ -32,28 +32,37 @@ def reliability_row(split: str, name: str, predicted: Floats, actual: Floats) ->
 
 
 def promises_kept(
-    calibration: Calibration | ResultCalibration, matches: Matches, tested: Matches | None, class_names: Sequence[str]
+    calibration: Calibration | ResultCalibration,
+    matches: Matches,
+    class_names: Sequence[str],
+    tested: Matches | None = None,
+    where: str = "",
 ) -> list[str]:
-    """What the margins and the score threshold, those that were asked for, reach; on `tested`, if there is any."""
+    """What the margins and the score threshold, those that were asked for, reach; on `tested`, named so, if given."""
     lines = []
     if calibration.outer is not None:
-        lines += _margins(calibration.outer, calibration.inner, matches, tested, class_names)
+        lines += _margins(calibration.outer, calibration.inner, matches, class_names, tested, where)
     if (bound := calibration.misses) is not None:
         lines.append(
             f"\nscore threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with "
             f"probability {1 - bound.delta:g} ({bound.missed} of {bound.objects} were)"
         )
         if tested is not None and len(scores := object_scores(tested)):
-            lines.append(f"on test {np.mean(scores < bound.threshold):.3f} are missed")
+            lines.append(f"{where} {np.mean(scores < bound.threshold):.3f} are missed")
     return lines
 
 
 def _margins(
-    outer: Margins, inner: Margins | None, matches: Matches, tested: Matches | None, class_names: Sequence[str]
+    outer: Margins,
+    inner: Margins | None,
+    matches: Matches,
+    class_names: Sequence[str],
+    tested: Matches | None,
+    where: str,
 ) -> list[str]:
     """Coverage and area of the margins, beside those of the plainer kinds."""
     found = matched_boxes(matches, class_names)
-    where, new = ("as learned", found) if tested is None else ("on test", matched_boxes(tested, class_names))
+    where, new = ("as learned", found) if tested is None else (where, matched_boxes(tested, class_names))
     rows: list[tuple[str, Margins, bool]] = []
     for unit in ("pixels", "size", "iou"):
         plain = outer if unit == outer.unit and not outer.classes else fit_margins(found, outer.coverage, unit)

@@ -1,7 +1,7 @@
 """Anyone's COCO ground truth and results: checked row by row, once, and turned into `GroundTruth` and `Predictions`."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,27 @@ def from_coco(content: Any, rows: Any) -> tuple[GroundTruth, Predictions]:
     return ground_truth, predictions_from_coco(rows, ground_truth)
 
 
+def of_other_images(ground_truth: GroundTruth, rows: Any) -> GroundTruth:
+    """The classes of a ground truth for results of images of which nothing is known but their ids in these rows."""
+    listed = rows if isinstance(rows, list) else []
+    ids = dict.fromkeys(
+        row["image_id"]
+        for row in listed
+        if isinstance(row, dict) and isinstance(row.get("image_id"), (int, float, str))
+    )
+    none = ground_truth[np.zeros(len(ground_truth.labels), dtype=bool)]
+    names = tuple(map(str, ids))
+    return replace(none, image_ids=tuple(ids), file_names=names, sizes=np.full((len(ids), 2), np.nan))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
 def _ids(rows: Sequence[Any], key: str) -> tuple[int, ...]:
     try:
         ids = {row["id"] for row in rows}
-        if not all(isinstance(number, (int, str)) and not isinstance(number, bool) for number in ids):
+        if not all(map(_is_id, ids)):
             raise TypeError(key)
         return tuple(sorted(ids))
     except (KeyError, TypeError) as error:

@@ -81,7 +81,8 @@ class Annotator:
         try:
             with av.open(str(path)) as video:
                 source = video.streams.video[0]
-                frames = (frame.to_image() for frame in video.decode(source))
+                # Telephones film sideways and note how to turn the frames.
+                frames = (frame.to_image().rotate(frame.rotation, expand=True) for frame in video.decode(source))
                 drawn = self._frames(path, name, frames, lambda done: progress(done, source.frames))
                 if self.draw:
                     _write_video(self.out / name, drawn, source.average_rate or 25)

@@ -21,7 +21,7 @@ from tightbox.errors import UserError
 from tightbox.files import atomic_path, digest_of, write_json
 from tightbox.inference.batches import Batch, How, batches
 from tightbox.models import Detector
-from tightbox.reading import read_json
+from tightbox.reading import exists, read_json
 from tightbox.structures import Candidates, Detections, Targets
 from tightbox.version import __version__
 
@@ -180,7 +180,7 @@ def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tup
     """Of the weights; and of the options and the images."""
     images = []
     for record in data.records:
-        state = record.path.stat() if record.path.exists() else None
+        state = record.path.stat() if exists(record.path) else None
         images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
     choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
     choices += [asdict(model.preprocess), images]

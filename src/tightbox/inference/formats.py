@@ -1,6 +1,7 @@
 """What was found in images, written as the files that other tools read: one small writer for each format."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,9 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]], results: Iterable[Imag
     """One line for each box: corners in pixels, and the size of its image."""
     sizes = {result.image_id: result.size for result in results}
     columns = ("image_id", "file_name", "frame", "width", "height", "class", "score", "iou", "x1", "y1", "x2", "y2")
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    # The names of files need not be UTF-8.
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with atomic_path(path) as temporary, temporary.open("w", **how) as file:
         lines = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         lines.writeheader()
         for row in rows:
@@ -169,7 +172,7 @@ def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[st
             region["meta"] = {"text": [f"predicted IoU {row['iou']:.3f}"], "iou": row["iou"]}
         regions.append(region)
     # Label Studio serves files of its own disk at this address, if it is told to.
-    path = quote(Path(result.file_name).absolute().as_posix().lstrip("/"))
+    path = quote(os.fsencode(Path(result.file_name).absolute().as_posix().lstrip("/")))
     prediction = {"model_version": f"tightbox {__version__}", "score": _loosest(result), "result": regions}
     return {"data": {"image": f"/data/local-files/?d={path}"}, "predictions": [prediction]}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
-from tightbox.reading import read_lines
+from tightbox.reading import is_file, read_lines
 
 _SHOWN = 3  # names in a sentence
 
@@ -72,7 +72,7 @@ def refuse_missing(root: Path, names: Iterable[str]) -> None:
     Raises:
         UserError: naming the first ones that do not.
     """
-    missing = [name for name in names if not (root / name).is_file()]
+    missing = [name for name in names if not is_file(root / name)]
     if missing:
         raise UserError(
             f"{listed(missing)} of the manifest {'do' if len(missing) > 1 else 'does'} not exist in {root}; "
@@ -97,7 +97,7 @@ def _images_in(folder: Path, prefix: str) -> Iterator[str]:
             for entry in entries:
                 if entry.is_dir():
                     yield from _images_in(Path(entry.path), f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.name.startswith("._"):
                     yield prefix + entry.name
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; check the path and its permissions") from error
