@@ -78,6 +78,15 @@ def test_several_images_together_are_each_by_itself(class_agnostic: bool) -> Non
             assert torch.equal(getattr(ours, name), getattr(expected, name)), name
 
 
+def test_of_equal_scores_the_first_boxes_are_kept() -> None:
+    """More of them than a processor sorts in one go, which is when sorting ceases to keep their order."""
+    corner = torch.arange(3000)[:, None] * 10.0
+    boxes = torch.cat([corner, corner, corner + 5, corner + 5], dim=1)
+    candidates = Candidates(boxes, torch.full((3000, 1), 0.5))
+    found = greedy_nms(candidates, candidates.class_scores, max_detections=50)
+    assert found.boxes.equal(boxes[:50])
+
+
 def test_ious_that_are_one_for_each_box_come_along() -> None:
     boxes = torch.tensor([[[0.0, 0, 4, 4], [9, 9, 10, 10]]])
     scores, ious = torch.tensor([[[0.2, 0.0], [0.0, 0.9]]]), torch.tensor([[0.3, 0.8]])

@@ -374,7 +374,7 @@ class BackboneOptions(_Options):
     """The network that turns pixels into features.
 
     Args:
-        name: any timm model that gives features at strides 8, 16 and 32.
+        name: any timm model that gives features at strides 8, 16 and 32 of images of any size.
         pretrained: start from timm's published weights (downloaded once); off, from random numbers.
         zero_init: the last norm of every residual block starts at zero where weights are random, as timm has it; off,
             at one, by which few images are enough sooner.
@@ -440,8 +440,9 @@ class TrainOptions(_Options):
             and at most every ten minutes.
         batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
-        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for what are no
-            hidden layers; or SGD with momentum 0.9 (biases at twice the rate without decay, as published).
+        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for predictions
+            and for what is too narrow or too wide; or SGD with momentum 0.9 (biases at twice the rate without decay, as
+            published).
         lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.
@@ -452,7 +453,8 @@ class TrainOptions(_Options):
             mean of the weights at their ends is evaluated and saved (stochastic weight averaging).
         ema: decay of the moving average of the weights that is evaluated and saved; 0 is off.
         clip: gradients are scaled down to this norm; 0 is off.
-        precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp32.
+        precision: number format of the forward pass; auto is bf16 where the hardware computes in it, else fp16 on a
+            GPU and fp32 on a CPU.
         eval_every: epochs between evaluations on the validation split, if no minutes are given.
         patience: stop after this many evaluations without a better AP; 0 is never.
         keep_all: keep the weights of every evaluation, in epoch-N.

@@ -64,7 +64,7 @@ def refine_boxes(
             before = ious[moving]
             # This step's prediction after is the next one's before, so that one pass with a gradient serves both.
             after, gradient = _value_and_gradient(predict_iou, moved, moving, differentiate=step + 1 < steps)
-            goes_on = ((after - before).abs() >= min_change) & (after - before >= max_drop)
+            goes_on = ((after - before).abs() >= min_change) & (after - before >= max_drop) & (step + 1 < steps)
             taken = after.isfinite()
             if roll_back:
                 taken &= goes_on | (after >= before)

@@ -14,7 +14,7 @@ from tests.helpers.models import small_state, small_vfnet, tiny_model
 from tests.helpers.references import DATA_ROOTS
 from tightbox.errors import UserError
 from tightbox.models import create_model
-from tightbox.models.mmdet import export_state, import_checkpoint
+from tightbox.models.mmdet import export_state, import_checkpoint, settings
 from tightbox.models.mmdet.coco import COCO_CLASSES
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
 
@@ -185,6 +185,36 @@ def test_what_mmdetection_has_not_is_not_exported(changes: dict[str, Any], sente
     arguments |= {"pretrained_backbone": False} | changes
     with pytest.raises(UserError, match=sentence):
         export_state(create_model("vfnet", **arguments))
+
+
+@pytest.mark.parametrize("changes", [{"star_norm": True}, {"lateral_norm": True}])
+def test_what_has_no_name_there_is_not_exported(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"has no norms after its stars.*cannot be exported to it"):
+        export_state(small_vfnet(**changes))
+
+
+def test_what_mmdetections_configuration_needs() -> None:
+    published = create_model("vfnet", num_classes=2, backbone="resnet18", pretrained_backbone=False)
+    assert settings(published) == {"bbox_head.num_classes": "2"}
+    model = small_vfnet(distance_unit="stride", neck_norm=True, lateral_norm=True)
+    assert settings(model) == {
+        "bbox_head.num_classes": "3",
+        "neck.out_channels": "64",
+        "bbox_head.in_channels": "64",
+        "bbox_head.feat_channels": "64",
+        "bbox_head.stacked_convs": "1",
+        "bbox_head.bbox_norm_type": "'stride'",
+        "neck.norm_cfg": "dict(type='GN', num_groups=32)",
+        "neck.no_norm_on_lateral": "False",
+    }
+
+
+def test_norms_of_the_pyramid_come_back(file: Callable[..., Path]) -> None:
+    model = small_vfnet(neck_norm=True, lateral_norm=True)
+    imported = import_checkpoint(file(export_state(model)), model.class_names)
+    assert imported.options == model.options
+    for name, value in imported.state_dict().items():
+        assert value.equal(model.state_dict()[name]), name
 
 
 def test_other_detectors_are_not_exported() -> None:

@@ -15,8 +15,11 @@ def backbone(name: str, **options: object) -> Backbone:
     return Backbone(BackboneOptions(name=name, pretrained=False, **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_resnet.r160_in1k", "convnext_atto", "mobilenetv3_small_100"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "test_resnet.r160_in1k", "convnext_atto", "mobilenetv3_small_100", "dla34", "tresnet_m"]
+)
 def test_features_at_strides_8_16_and_32(name: str) -> None:
+    """The last two hide their stem, and number their features from 1."""
     network = backbone(name).eval()
     with torch.no_grad():
         maps = network(torch.zeros(1, 3, 64, 96))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,33 @@ def test_many_images_leave_the_mode_as_it_was(array: np.ndarray) -> None:
     model = tiny_model().train()
     model.predict([array, array])
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["vfnet", "iou_aware_retinanet", "iou_net", "unitbox"])
+def test_a_loss_refuses_targets_that_do_not_fit(name: str) -> None:
+    model = create_model(name, num_classes=2, backbone="test_resnet", pretrained_backbone=False)
+    images = [torch.rand(3, 64, 64)] * 2
+    target = Targets.of(torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([1]))
+    for given in ([], [target], [target] * 3):
+        with pytest.raises(UserError, match=f"not {len(given)} for 2"):
+            model.loss(images, given)
+    with pytest.raises(UserError, match="not 0 for 0"):
+        model.loss([], [])
+    for label in (2, -1):
+        wrong = replace(target, labels=torch.tensor([label]))
+        with pytest.raises(UserError, match=f"labels from .*{label}.*classes are 0 to 1"):
+            model.loss(images, [target, wrong])
+
+
+def test_batches_of_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="batch_size is 0"):
+        tiny_model().predict([torch.rand(3, 64, 64)], batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8])
+def test_images_of_any_numbers(dtype: torch.dtype) -> None:
+    model = tiny_model().eval()
+    pixels = (torch.rand(3, 64, 64) * 255).round()
+    image = pixels.to(dtype) if dtype is torch.uint8 else (pixels / 255).to(dtype)
+    found, expected = model.detect([image])[0], model.detect([pixels / 255])[0]
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=0.5, rtol=0.01)

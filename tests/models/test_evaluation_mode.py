@@ -86,3 +86,11 @@ def test_a_state_dict_is_taken_whole_or_not_at_all() -> None:
     other.load_state_dict(state)
     image = torch.rand(3, 64, 64)
     assert same_detections(model.eval().predict(image), other.eval().predict(image))
+
+
+def test_parts_that_were_in_evaluation_mode_stay_in_it() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False, False]

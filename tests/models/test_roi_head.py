@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tightbox.errors import UserError
 from tightbox.models import roi_head
 from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, pyramid_level
 
@@ -107,3 +108,13 @@ def test_pooling_in_fixed_shapes_is_the_same(pooling: Any, monkeypatch: pytest.M
         pooled.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
     for one, other in zip(*pooled, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("pooling", ["prroi", "roi_align"])
+def test_a_box_that_is_no_number_is_one_sentence(pooling: Any, wrong: float) -> None:
+    """RoIAlign would take it for an address, and the process would end."""
+    levels = [torch.rand(1, 2, 64 // stride, 64 // stride) for stride in roi_head.STRIDES]
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, wrong]])
+    with pytest.raises(UserError, match="box 1 is not finite"):
+        Pyramid(levels, torch.tensor([[64, 64]]), pooling).pool([boxes])

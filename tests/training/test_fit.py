@@ -20,6 +20,7 @@ from torch import Tensor
 
 import tightbox
 from tests.helpers.models import frozen_norm_vfnet
+from tightbox.calibration import Calibration, IouCalibration
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.models import Detector
@@ -112,6 +113,16 @@ def test_resuming_is_exact(
     )
     assert_same_weights(resumed, whole)
     assert timeless(tmp_path / "parts")[1:] == timeless(tmp_path / "whole")[1:]
+
+
+def test_ctrl_c_in_the_last_batch_ends_the_training_as_it_would_have(
+    tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fit_module, "interruptible", stop_after(4))  # of four steps
+    fit(new_model(), train, val, tmp_path, replace(OPTIONS, epochs=1), AUGMENT)
+    assert "ap" in rows(tmp_path)[-1]
+    assert (tmp_path / "best").is_dir()
+    assert (tmp_path / "last").is_dir()
 
 
 def test_resuming_with_nothing_there(tmp_path: Path, train: DetectionData, new_model: NewModel) -> None:
@@ -225,6 +236,61 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     assert tightbox.load(tmp_path / "last").class_names == train.class_names
 
 
+def test_weights_that_the_last_batch_ruins_are_not_saved(
+    tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    """A finite loss may have gradients that are none; no later loss shows it at the end of an epoch."""
+    model = new_model()
+    original, calls = model.loss, iter(range(100))
+
+    def loss(*args: Any) -> dict[str, Tensor]:
+        losses = original(*args)
+        if next(calls) != 7:  # the last of the second epoch
+            return losses
+        zero = model.backbone.mean.new_zeros(1, requires_grad=True) * next(model.parameters()).sum()
+        return losses | {"box": losses["box"] + (zero * zero).sum().sqrt() * 0}  # the gradient of √ at 0 is infinite
+
+    monkeypatch.setattr(model, "loss", loss)
+    with pytest.raises(UserError, match=r"weights stopped being finite .* in epoch 2; .*checkpoints are intact"):
+        fit(model, train, None, tmp_path, OPTIONS, AUGMENT)
+    assert tightbox.load(tmp_path / "last").metrics["epoch"] == 1
+    assert [row["epoch"] for row in rows(tmp_path)] == [1]
+
+
+def test_what_a_model_carried_is_not_of_the_new_weights(
+    tmp_path: Path, train: DetectionData, new_model: NewModel
+) -> None:
+    model = new_model()
+    ious = IouCalibration((0.0, 1.0), (0.0, 1.0))
+    model.metrics, model.calibration = {"ap": 0.9}, Calibration(ious, ((0.25,) * 51,) * 10, {"weights": "others"})
+    fit(model, train, None, tmp_path, replace(OPTIONS, epochs=1), AUGMENT)
+    best = tightbox.load(tmp_path / "best")
+    assert best.calibration is None
+    assert set(best.metrics) == {"epoch", "train_seconds"}
+
+
+def test_the_last_checkpoint_has_no_figures_of_an_earlier_one(
+    tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    class Stop(Exception):
+        """After the third epoch of four, of which the second and the last are evaluated."""
+
+    model = new_model()
+    original, calls = model.loss, iter(range(100))
+
+    def loss(*args: Any) -> dict[str, Tensor]:
+        if next(calls) == 12:
+            raise Stop
+        return original(*args)
+
+    monkeypatch.setattr(model, "loss", loss)
+    with pytest.raises(Stop):
+        fit(model, train, val, tmp_path, replace(OPTIONS, epochs=4, eval_every=2), AUGMENT)
+    assert set(tightbox.load(tmp_path / "last").metrics) == {"epoch", "train_seconds"}
+    assert tightbox.load(tmp_path / "last").metrics["epoch"] == 3
+    assert tightbox.load(tmp_path / "best").metrics["epoch"] == 2
+
+
 def test_a_full_disk_keeps_the_earlier_state(
     tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
 ) -> None:
@@ -243,10 +309,20 @@ def test_a_full_disk_keeps_the_earlier_state(
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 
-def test_early_stopping(tmp_path: Path, train: DetectionData, val: DetectionData, new_model: NewModel) -> None:
+def test_early_stopping(
+    tmp_path: Path,
+    train: DetectionData,
+    val: DetectionData,
+    new_model: NewModel,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     # A learning rate of next to nothing: no evaluation is better than the first, so two more are waited for.
     options = replace(OPTIONS, epochs=9, eval_every=1, patience=2, lr=1e-12)
     fit(new_model(), train, val, tmp_path, options, AUGMENT)
+    assert len(rows(tmp_path)) == 3
+    capsys.readouterr()
+    fit(new_model(), train, val, tmp_path, options, AUGMENT, resume=True)
+    assert "stopped early; to train on, give --patience a larger number" in capsys.readouterr().out
     assert len(rows(tmp_path)) == 3
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from tightbox.models import create_model
 from tightbox.options import TrainOptions
 from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
 
@@ -93,6 +96,29 @@ def test_muon_changes_hidden_layers_alone() -> None:
     assert (muon["lr"], matrices["lr"], vectors["lr"]) == pytest.approx((0.3, 0.1, 0.1))
     assert (muon["weight_decay"], matrices["weight_decay"], vectors["weight_decay"]) == (0.05, 0.05, 0)
     assert len(vectors["params"]) == 6  # four biases; weight and bias of the norm
+
+
+@pytest.mark.parametrize("name", ["vfnet", "iou_aware_retinanet", "iou_net", "unitbox"])
+def test_muon_leaves_predictions_to_adamw_whatever_the_number_of_classes(name: str) -> None:
+    model = create_model(name, num_classes=80, backbone="resnet18", pretrained_backbone=False, **small(name))
+    muon, matrices, _ = build_optimizer(model, TrainOptions(optimizer="muon", lr=0.3)).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    outputs = [name for name in names.values() if name.startswith(model.output_layers) and name.endswith("weight")]
+    assert any("classes" in name for name in outputs)
+    assert set(outputs) <= {names[parameter] for parameter in matrices["params"]}
+    assert not set(outputs) & {names[parameter] for parameter in muon["params"]}
+
+
+def small(name: str) -> dict[str, Any]:
+    """Narrow enough for Muon to take every layer between; 80 classes are wide enough for it, too."""
+    return {} if name == "unitbox" else {"channels": 64} | ({"fc_channels": 256} if name == "iou_net" else {})
+
+
+def test_sgd_has_biases_of_both_kinds_of_layers_at_twice_the_rate() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    _, biases = build_optimizer(model, TrainOptions(optimizer="sgd", lr=0.1)).param_groups
+    assert [p.shape for p in biases["params"]] == [(4,), (2,)]
+    assert (biases["lr"], biases["weight_decay"]) == (0.2, 0)
 
 
 def test_muon_makes_the_update_orthogonal() -> None:

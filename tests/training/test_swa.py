@@ -14,6 +14,7 @@ import tightbox
 from tests.helpers.models import frozen_norm_vfnet
 from tests.training.test_fit import AUGMENT, OPTIONS, assert_same_weights, rows, stop_after, timeless
 from tightbox.data.records import DetectionData
+from tightbox.data.transforms import TrainTransform
 from tightbox.errors import UserError
 from tightbox.models import Detector
 from tightbox.options import TrainOptions
@@ -114,3 +115,19 @@ def test_a_finished_averaging_has_nothing_to_do(
 def test_options_that_make_no_sense(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         TrainOptions(**options)
+
+
+def test_the_cycles_alone_see_the_images_as_the_end_of_a_training_does(
+    tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
+) -> None:
+    """Without mosaics: the fraction of the training that is over is all of it."""
+    seen: list[float] = []
+    apply = TrainTransform.__call__
+
+    def noting(self: TrainTransform, load: Any, index: int, count: int, progress: float) -> Any:
+        seen.append(progress)
+        return apply(self, load, index, count, progress)
+
+    monkeypatch.setattr(TrainTransform, "__call__", noting)
+    fit(new_model(), train, None, tmp_path, replace(SWA, epochs=0), AUGMENT)
+    assert set(seen) == {1.0}

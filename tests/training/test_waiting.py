@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.ops import deform_conv2d
 
 from tests.helpers.models import image_batch, objects, tiny_iou_net, tiny_model, tiny_retinanet, tiny_unitbox
-from tightbox.models import Detector, roi_head, unitbox, vfnet
+from tightbox.models import Detector, detector, roi_head, unitbox, vfnet
 from tightbox.ops import csr_triton, greedy_nms_triton, group_norm_relu_triton
 from tightbox.ops.star_conv import StarSampling
 from tightbox.options import TrainOptions
@@ -67,7 +67,7 @@ class Counting(TorchDispatchMode):
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the ways that differ between a CPU, which saves work by asking for numbers, and a GPU."""
     monkeypatch.setattr(vfnet, "star_conv2d", by_torchvision)
-    for module in (roi_head, unitbox):
+    for module in (detector, roi_head, unitbox):
         monkeypatch.setattr(module, "uses_triton", lambda _: True)
 
 

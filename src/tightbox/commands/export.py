@@ -114,7 +114,7 @@ def _mmdet(model: Detector, out: Path) -> None:
 
     from tightbox import __version__
     from tightbox.files import atomic_path
-    from tightbox.models.mmdet import export_state
+    from tightbox.models.mmdet import export_state, settings
     from tightbox.models.mmdet.variants import title
 
     state = export_state(model)
@@ -124,7 +124,7 @@ def _mmdet(model: Detector, out: Path) -> None:
     with atomic_path(out) as temporary:
         temporary.write_bytes(whole.getbuffer())
     print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
-    print(f"mmdetection loads it into its VFNet with num_classes={len(model.class_names)}")
+    print("mmdetection loads it into its VFNet with " + ", ".join(f"{name}={v}" for name, v in settings(model).items()))
 
 
 def _megabytes(file: Path) -> str:

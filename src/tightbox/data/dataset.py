@@ -63,10 +63,14 @@ class DetectionDataset(Dataset[Item]):
             seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                sample = self.transform(self._load, index, len(self), clock[0] if clock else epoch / self.epochs)
+                sample = self.transform(self._load, index, len(self), clock[0] if clock else self._over(epoch))
         object_ = ~sample.crowd
         targets = Targets.of(sample.boxes[object_], sample.labels[object_], sample.boxes[sample.crowd])
         return sample.image, targets, index
+
+    def _over(self, epoch: int) -> float:
+        """The fraction of the training that is over; all of it where there are only epochs after its end."""
+        return epoch / self.epochs if self.epochs else 1.0
 
     def _load(self, index: int) -> Sample:
         """A sample; in training the next that can be read, where this one cannot."""

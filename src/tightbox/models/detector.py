@@ -40,6 +40,7 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         class_layers: how the names of the weights begin that depend on the classes.
+        output_layers: likewise of all that gives predictions, as which they are trained.
         all_together: whether it detects by greedy NMS among `best_candidates`, which takes no loop over the images.
         metrics: figures of the run that made it, carried in its card.
         views: how `detect` sees each image several times (`tightbox.inference.views`); None for once.
@@ -50,6 +51,7 @@ class Detector(nn.Module, ABC):
     default_backbone: ClassVar[str] = "resnet50"
     Options: ClassVar[type[Any]]
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.",)
+    output_layers: ClassVar[tuple[str, ...]] = ()
     all_together: ClassVar[bool] = False
     backbone: Backbone
     options: Any
@@ -226,8 +228,10 @@ class Detector(nn.Module, ABC):
 
         Raises:
             UserError: if an image cannot be read, has an unusable shape, or pixels that are NaN, infinite or out of
-                range; the sentence names it.
+                range; the sentence names it. If the batch size is not positive.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; the network sees 1 image or more together")
         if isinstance(images, ImageLike) or not isinstance(images, Iterable):  # what is neither is refused there
             return next(predict_images(self.detect_here, [images], self.preprocess, batch_size=1))
         found = predict_images(self.detect_here, images, self.preprocess, batch_size)
@@ -260,6 +264,17 @@ class Detector(nn.Module, ABC):
         }
         return save_checkpoint(Path(path), self.state_dict(), card)
 
+    def _refuse_misfits(self, images: Images, targets: Sequence[Targets]) -> None:
+        """UserError if there are not as many targets as images, or, unless a GPU would be waited for, wrong labels."""
+        if len(targets) != len(images) or not targets:
+            raise UserError(
+                f"a loss takes targets for each of one or more images, not {len(targets)} for {len(images)}"
+            )
+        labels = torch.cat([target.labels for target in targets])
+        if not uses_triton(labels) and ((labels < 0) | (labels >= len(self.class_names))).any():
+            wrong = f"there are labels from {int(labels.min())} to {int(labels.max())}"
+            raise UserError(f"{wrong}, but this detector's classes are 0 to {len(self.class_names) - 1}; correct them")
+
     def _normalise(self, images: Images) -> tuple[Tensor, Tensor]:
         """What `normalised` makes of the images, and their sizes (B, 2)."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
@@ -279,6 +294,7 @@ class Detector(nn.Module, ABC):
         height, width = images.shape[-2:]
         y, x = (torch.arange(side, device=images.device) for side in (height, width))
         inside = (y < sizes[:, :1])[:, None, :, None] & (x < sizes[:, 1:])[:, None, None]
+        images = images.to(self.backbone.mean.dtype)
         pixels = torch.where(inside, (images - self.backbone.mean) / self.backbone.std, 0)
         pixels = F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
         return pixels.contiguous(memory_format=torch.channels_last)

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 _lock = threading.Lock()
-# How many predictions are going on with a model that was in training mode; beside the models, so that these can be
-# copied and pickled.
-_predicting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# How many predictions are going on with a model that was in training mode, and which of its modules were; beside the
+# models, so that these can be copied and pickled.
+_predicting: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -24,14 +24,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     with _lock:
         switched = model.training or model in _predicting
         if switched:
-            _predicting[model] = _predicting.get(model, 0) + 1
+            others, trained = _predicting.get(model, (0, [m for m in model.modules() if m.training]))
+            _predicting[model] = others + 1, trained
             model.eval()
     try:
         yield
     finally:
         if switched:
             with _lock:
-                _predicting[model] -= 1
-                if _predicting[model] == 0:
-                    del _predicting[model]
-                    model.train()
+                predicting, trained = _predicting.pop(model)
+                if predicting > 1:
+                    _predicting[model] = predicting - 1, trained
+                else:
+                    for module in trained:
+                        module.training = True

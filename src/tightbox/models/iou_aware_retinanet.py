@@ -58,6 +58,7 @@ class IoUAwareRetinaNet(Detector):
 
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
+    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "head.iou.")
     all_together: ClassVar[bool] = True
     half_sides: Tensor
 
@@ -77,6 +78,7 @@ class IoUAwareRetinaNet(Detector):
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Focal, smooth-L1 and IoU loss, each divided by the number of positives (eq. 1 to 4)."""
+        self._refuse_misfits(images, targets)
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         anchors = self._anchors(output)

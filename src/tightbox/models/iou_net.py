@@ -60,6 +60,7 @@ class IoUNet(Detector):
     name: ClassVar[str] = "iou_net"
     Options = IoUNetOptions
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "iou_head.ious.")
+    output_layers: ClassVar[tuple[str, ...]] = (*class_layers, "rpn.objectness.", "rpn.deltas.")
 
     def make_layers(self) -> None:
         """Pyramid P2 to P6, proposals and R-CNN head unless it is standalone, and IoU head unless that is off."""
@@ -91,6 +92,7 @@ class IoUNet(Detector):
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of Faster R-CNN, and that of the IoU head."""
+        self._refuse_misfits(images, targets)
         pyramid = self.features(images)
         losses = {}
         if self.rpn is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from tightbox.boxes import area, constant, decode_deltas, encode_deltas
+from tightbox.errors import UserError
 from tightbox.ops.csr import uses_triton
 from tightbox.ops.prroi_pool import prroi_pool
 from tightbox.ops.window_pool import window_pool
@@ -57,6 +58,9 @@ class Pyramid:
                 own = (level == i)[:, None]
                 pooled = pooled + self._pool_level(i, regions * own) * own[..., None, None]
             return pooled
+        if not boxes.isfinite().all():  # which would end the process in RoIAlign
+            number = int((~boxes.isfinite().all(dim=1)).nonzero()[0])
+            raise UserError(f"box {number} is not finite; its coordinates must be numbers")
         here = [(level == i).nonzero().squeeze(1) for i in range(len(STRIDES))]
         parts = [self._pool_level(i, regions[rows]) for i, rows in enumerate(here)]
         return torch.cat(parts)[torch.cat(here).argsort()]

@@ -62,6 +62,7 @@ class UnitBox(Detector):
     name: ClassVar[str] = "unitbox"
     default_backbone: ClassVar[str] = "vgg16"
     Options = UnitBoxOptions
+    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.distances.")
 
     def make_layers(self) -> None:
         """The two branches, and a backbone of its own for each unless they share one."""
@@ -106,6 +107,7 @@ class UnitBox(Detector):
         Either is the mean over its pixels, those of the whole batch together, or the sum over them in an image. The
         paper says neither, nor how it weighs the two. Pixels in regions to be ignored have no part.
         """
+        self._refuse_misfits(images, targets)
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         confidence, matched = self._maps(pixels, targets)

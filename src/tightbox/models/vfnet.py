@@ -74,6 +74,7 @@ class VFNet(Detector):
 
     name: ClassVar[str] = "vfnet"
     Options = VFNetOptions
+    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.box.", "head.refine.", "head.centerness.")
     all_together: ClassVar[bool] = True
 
     def make_layers(self) -> None:
@@ -88,6 +89,7 @@ class VFNet(Detector):
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Class loss, box loss of each branch, and centerness loss if there is one (eq. 3 and the released code)."""
+        self._refuse_misfits(images, targets)
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         points = self._points(output)

@@ -47,11 +47,14 @@ def greedy_nms(
 
 
 def nms_in_groups(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    """Which of the boxes (N, 4) greedy suppression keeps in each group (N,), best first."""
+    """Which of the boxes (N, 4) greedy suppression keeps in each group (N,), best first, of equal ones the first."""
     if len(boxes) == 0:
         return torch.zeros_like(group)
     # To keep the groups apart their boxes are moved apart. In float32 that would blur the 80th class of a 1333 px
     # image by 1/128 px; Apple's GPUs have no float64 and must bear it. The shift from zero is for unclipped boxes.
     wide = boxes if boxes.device.type == "mps" else boxes.double()
-    keep: Tensor = batched_nms(wide - wide.min(), scores.to(wide.dtype), group, iou_threshold)
-    return keep
+    # torchvision takes boxes of equal scores in whatever order; of their ranks no two are equal.
+    order = scores.argsort(descending=True, stable=True)
+    ranks = torch.arange(len(order), 0, -1, dtype=wide.dtype, device=wide.device)
+    keep: Tensor = batched_nms((wide - wide.min())[order], ranks, group[order], iou_threshold)
+    return order[keep]

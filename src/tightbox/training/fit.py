@@ -30,7 +30,7 @@ from tightbox.training.optimizer import build_optimizer, learning_rate_factor, m
 from tightbox.training.pace import Pace, Position
 from tightbox.training.progress import Progress
 from tightbox.training.readings import Clock, Readings
-from tightbox.training.run import RESUME, Run
+from tightbox.training.run import RESUME, Run, stopped_early
 from tightbox.training.state import load_state
 
 
@@ -81,6 +81,7 @@ def fit(
             than there are to be; or if batch norms are to be synchronised on a CPU.
         Interrupted: after Ctrl-C, once the state is saved.
     """
+    model.metrics, model.calibration = {}, None  # of other weights
     accelerator = new_accelerator(
         device,
         mixed_precision=choose_precision(options.precision, device),
@@ -126,6 +127,7 @@ def fit(
         run = Run(
             out=out,
             accelerator=accelerator,
+            trained=model,
             main=result,
             swa=swa,
             train=train,
@@ -137,7 +139,7 @@ def fit(
         )
         run.keep_rows()
         readings = Readings(accelerator, position, clock)
-        goes_on = not pace.over(position)
+        goes_on = not pace.over(position) and not stopped_early(options, position)
         while goes_on:
             batches.epoch, batches.start = position.epoch, position.batch * accelerator.num_processes
             bar.start_epoch(position.epoch, pace.done(position))
@@ -163,7 +165,7 @@ def fit(
                 if accelerator.sync_gradients and readings.due():
                     stopped = readings.read(stop=stop())
                     bar.show(position.mean_losses(), pace.done(position))
-                    if stopped:
+                    if stopped and not pace.over(position):  # else it ends now as it would have
                         run.save_state()
                         raise Interrupted(f"stopped in epoch {position.epoch + 1} and saved; go on with --resume")
                     if pace.seconds is not None and pace.over(position):
@@ -184,7 +186,7 @@ class Interrupted(UserError):
 
 
 def choose_precision(precision: str, device: torch.device | None = None) -> str:
-    """Accelerate's name for a precision; "auto" is bf16 where the hardware computes in it.
+    """Accelerate's name for a precision; "auto" is bf16 where the hardware computes in it, else fp16 on a GPU.
 
     Args:
         precision: fp32, bf16, fp16 or auto.
@@ -217,6 +219,8 @@ def synchronise_batch_norms(model: nn.Module, device: torch.device) -> None:
 def _check_resumed(pace: Pace, position: Position, out: Path, accelerator: Accelerator) -> None:
     """Says so where nothing is left to be done, and refuses to have done too much."""
     if not pace.over(position):
+        if stopped_early(pace.options, position):
+            accelerator.print(f"{out} stopped early; to train on, give --patience a larger number, or 0 for no limit")
         return
     option = "--epochs" if pace.seconds is None else "--minutes"
     done = f"{pace.length(position)} of {out} are done already; to train on, give {option} a larger number"
@@ -240,7 +244,7 @@ def _loader(
         model.preprocess,
         transform=TrainTransform(augment, model.preprocess),
         seed=options.seed,
-        epochs=options.epochs or 1,
+        epochs=options.epochs or 0,
         cache_mb=options.cache // max(1, options.workers),
         skip_unreadable=options.skip_unreadable,
     )

@@ -25,13 +25,15 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     assert options.lr is not None  # the options see to it
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if options.optimizer == "sgd":
-        biases = _convolution_biases(model)
+        biases = _biases(model)
         groups: list[dict[str, Any]] = [
             {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
             {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
         ]
         return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
-    hidden = {name: p for name, p in trained if options.optimizer == "muon" and _is_hidden(p)}
+    outputs = getattr(model, "output_layers", ())
+    muon_takes = [(name, p) for name, p in trained if options.optimizer == "muon" and not name.startswith(outputs)]
+    hidden = {name: p for name, p in muon_takes if _is_hidden(p)}
     matrices = [p for name, p in trained if p.ndim > 1 and name not in hidden]
     vectors = [p for _, p in trained if p.ndim <= 1]
     by_adamw = [
@@ -54,7 +56,7 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
 
 
 def _is_hidden(parameter: Tensor) -> bool:
-    """Whether Muon changes it: layers between, no images in or predictions out, whose update does not cost a step.
+    """Whether Muon changes it, unless it gives predictions: layers whose update does not cost a step.
 
     Muon makes the update orthogonal, at a cost of the smaller side squared times the larger.
     """
@@ -62,10 +64,10 @@ def _is_hidden(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and MUON_SIDES[0] <= min(rows, columns) <= MUON_SIDES[1]
 
 
-def _convolution_biases(model: nn.Module) -> set[str]:
+def _biases(model: nn.Module) -> set[str]:
     # The published rule spares the biases of norms.
-    convolutions = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    return {f"{name}.bias" for name, m in convolutions if m.bias is not None}
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    return {f"{name}.bias" for name, m in layers if m.bias is not None}
 
 
 def learning_rate_factor(

@@ -36,6 +36,7 @@ class Run:
     Args:
         out: the folder.
         accelerator: of the training.
+        trained: the model whose weights the optimiser changes.
         main: the model that is evaluated and saved ...
         swa: ... but for that in `swa_epochs`, the mean of the weights at their ends, if there are any.
         train: training records.
@@ -48,6 +49,7 @@ class Run:
 
     out: Path
     accelerator: Accelerator
+    trained: Detector
     main: Detector
     swa: AveragedModel | None
     train: DetectionData
@@ -78,20 +80,30 @@ class Run:
         Time can be up within an epoch: then it ends there, and a resumed training goes on with the rest of it.
         """
         position, number = self.position, self.position.epoch + 1
+        self._refuse_diverged(number)
         over = self.pace.over(position)
         row = {"epoch": number, "lr": lr, **position.mean_losses()}
         row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(self.bar.rate(), 2)}
         if position.batch >= self.pace.batches:
             position.epoch, position.batch, position.loss_sums = number, 0, {}
+        self.model.metrics = {"epoch": number, "train_seconds": round(position.seconds, 1)}
         if self.val is not None and self._evaluates(number, over=over):
             row |= self._evaluate(self.val, number)
         self._write(row)
         self.save("last")
         self.save_state()
-        if self.options.patience and position.since_best >= self.options.patience:
+        if stopped_early(self.options, position):
             self.bar.print(f"stopped early: no better AP in the last {self.options.patience} evaluations")
             return False
         return not over
+
+    def _refuse_diverged(self, number: int) -> None:
+        """Raises UserError, before anything is written, if the last steps of an epoch ruined the weights."""
+        if not all(weights.isfinite().all() for weights in self.trained.parameters()):
+            raise UserError(
+                f"weights stopped being finite numbers in epoch {number}; start anew with a lower --lr or a longer "
+                "--warmup, or --resume with --precision fp32; checkpoints are intact"
+            )
 
     def _evaluates(self, number: int, *, over: bool) -> bool:
         if over or self.pace.seconds is None:
@@ -108,7 +120,7 @@ class Run:
         seconds = torch.tensor(time.monotonic() - started, device=self.accelerator.device)
         position.evaluated, position.evaluation_seconds = position.seconds, mean_over_processes(seconds).item()
         figures = metrics.to_dict()
-        model.metrics = {"epoch": number, "train_seconds": round(position.seconds, 1), **figures}
+        model.metrics |= figures
         if self.options.keep_all:
             self.save(f"epoch-{number}")
         ap, ap50, ap75 = (figures[name] or 0.0 for name in ("ap", "ap50", "ap75"))
@@ -140,6 +152,11 @@ class Run:
                 raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=row["epoch"])
+
+
+def stopped_early(options: TrainOptions, position: Position) -> bool:
+    """Whether the last evaluations, as many as the patience, were no better than the best."""
+    return options.patience > 0 and position.since_best >= options.patience
 
 
 def _epoch_of(row: str) -> float:

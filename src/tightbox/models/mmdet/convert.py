@@ -18,7 +18,7 @@ from tightbox.models.mmdet.names import to_published
 from tightbox.models.mmdet.read import PublishedFile, read_checkpoint
 from tightbox.models.mmdet.variants import recognise
 from tightbox.models.skip_init import SkipInit
-from tightbox.options import BackboneOptions
+from tightbox.options import BackboneOptions, VFNetOptions
 
 
 def import_checkpoint(
@@ -63,6 +63,12 @@ def export_state(model: Detector) -> dict[str, Tensor]:
     options = model.options
     if not (options.star and options.refine) or options.centerness:
         raise UserError("mmdetection's VFNet has star and refine, and no centerness; this model cannot be exported")
+    if options.star_norm or (options.lateral_norm and not options.neck_norm):
+        raise UserError(
+            "mmdetection's VFNet has no norms after its stars (star_norm), nor any in its pyramid that are after the "
+            "lateral convolutions alone (lateral_norm without neck_norm); this model cannot be exported to it. A "
+            "fine-tuned published model can (tightbox train --init), or train with --vfnet.star-norm false"
+        )
     if options.channels < 64:
         raise UserError(f"mmdetection's VFNet needs 64 channels or more, and this model has {options.channels}")
     published = to_published(model.state_dict())
@@ -70,6 +76,25 @@ def export_state(model: Detector) -> dict[str, Tensor]:
         name = model.backbone.options.name
         raise UserError(f"mmdetection does not compute {name} as this model does, which therefore cannot be exported")
     return {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in published.items()}
+
+
+def settings(model: Detector) -> dict[str, str]:
+    """What mmdetection's configuration needs for a VFNet that was exported, where it is not the published one."""
+    options, published = model.options, VFNetOptions()
+    found = {"bbox_head.num_classes": str(len(model.class_names))}
+    if options.channels != published.channels:
+        width = str(options.channels)
+        found |= {"neck.out_channels": width, "bbox_head.in_channels": width, "bbox_head.feat_channels": width}
+    if options.tower_depth != published.tower_depth:
+        found["bbox_head.stacked_convs"] = str(options.tower_depth)
+    if options.distance_unit != published.distance_unit:
+        found["bbox_head.bbox_norm_type"] = repr(options.distance_unit)
+    if options.neck == "pafpn":
+        found["neck.type"] = "'PAFPN'"
+    if options.neck_norm:
+        found["neck.norm_cfg"] = "dict(type='GN', num_groups=32)"
+        found["neck.no_norm_on_lateral"] = str(not options.lateral_norm)
+    return found
 
 
 def _arithmetic(backbone: BackboneOptions) -> tuple[str, bool, bool]:

@@ -73,6 +73,7 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> Variant:
             channels=classes.shape[1],
             neck="pafpn" if bottom_up else "fpn",
             neck_norm="neck.fpn_convs.0.gn.weight" in tensors,
+            lateral_norm="neck.lateral_convs.0.gn.weight" in tensors,
             neck_deformable="neck.pafpn_convs.0.conv.conv_offset.weight" in tensors,
             tower_depth=depth,
             deformable=f"bbox_head.cls_convs.{depth - 1}.conv.conv_offset.weight" in tensors,
