@@ -440,9 +440,9 @@ class TrainOptions(_Options):
             and at most every ten minutes.
         batch_size: images per step and process.
         accumulate: steps whose gradients are added up before the weights change.
-        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for predictions
-            and for what is too narrow or too wide; or SGD with momentum 0.9 (biases at twice the rate without decay, as
-            published).
+        optimizer: AdamW; Muon, which learns more from each image where weights are random, with AdamW for what tells
+            classes apart and what is too narrow or too wide; or SGD with momentum 0.9 (biases at twice
+            the rate without decay, as published).
         lr: highest learning rate; if not given 0.001 for AdamW, 0.003 for Muon, 0.01 for SGD.
         weight_decay: pull towards zero on weights, not on biases and norms.
         warmup: steps of linear warm-up; a number below 1 is a fraction of the whole training.

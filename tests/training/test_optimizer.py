@@ -99,11 +99,11 @@ def test_muon_changes_hidden_layers_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["vfnet", "iou_aware_retinanet", "iou_net", "unitbox"])
-def test_muon_leaves_predictions_to_adamw_whatever_the_number_of_classes(name: str) -> None:
+def test_muon_leaves_what_tells_classes_apart_to_adamw_however_many_there_are(name: str) -> None:
     model = create_model(name, num_classes=80, backbone="resnet18", pretrained_backbone=False, **small(name))
     muon, matrices, _ = build_optimizer(model, TrainOptions(optimizer="muon", lr=0.3)).param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
-    outputs = [name for name in names.values() if name.startswith(model.output_layers) and name.endswith("weight")]
+    outputs = [name for name in names.values() if name.startswith(model.class_layers) and name.endswith("weight")]
     assert any("classes" in name for name in outputs)
     assert set(outputs) <= {names[parameter] for parameter in matrices["params"]}
     assert not set(outputs) & {names[parameter] for parameter in muon["params"]}

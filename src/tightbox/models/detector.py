@@ -40,7 +40,6 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         class_layers: how the names of the weights begin that depend on the classes.
-        output_layers: likewise of all that gives predictions, as which they are trained.
         all_together: whether it detects by greedy NMS among `best_candidates`, which takes no loop over the images.
         metrics: figures of the run that made it, carried in its card.
         views: how `detect` sees each image several times (`tightbox.inference.views`); None for once.
@@ -51,7 +50,6 @@ class Detector(nn.Module, ABC):
     default_backbone: ClassVar[str] = "resnet50"
     Options: ClassVar[type[Any]]
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.",)
-    output_layers: ClassVar[tuple[str, ...]] = ()
     all_together: ClassVar[bool] = False
     backbone: Backbone
     options: Any

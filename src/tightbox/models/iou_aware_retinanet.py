@@ -58,7 +58,6 @@ class IoUAwareRetinaNet(Detector):
 
     name: ClassVar[str] = "iou_aware_retinanet"
     Options = IoUAwareRetinaNetOptions
-    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "head.iou.")
     all_together: ClassVar[bool] = True
     half_sides: Tensor
 

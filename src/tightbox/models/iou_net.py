@@ -60,7 +60,6 @@ class IoUNet(Detector):
     name: ClassVar[str] = "iou_net"
     Options = IoUNetOptions
     class_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.deltas.", "iou_head.ious.")
-    output_layers: ClassVar[tuple[str, ...]] = (*class_layers, "rpn.objectness.", "rpn.deltas.")
 
     def make_layers(self) -> None:
         """Pyramid P2 to P6, proposals and R-CNN head unless it is standalone, and IoU head unless that is off."""

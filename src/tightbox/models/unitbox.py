@@ -62,7 +62,6 @@ class UnitBox(Detector):
     name: ClassVar[str] = "unitbox"
     default_backbone: ClassVar[str] = "vgg16"
     Options = UnitBoxOptions
-    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.distances.")
 
     def make_layers(self) -> None:
         """The two branches, and a backbone of its own for each unless they share one."""

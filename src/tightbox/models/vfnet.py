@@ -74,7 +74,6 @@ class VFNet(Detector):
 
     name: ClassVar[str] = "vfnet"
     Options = VFNetOptions
-    output_layers: ClassVar[tuple[str, ...]] = ("head.classes.", "head.box.", "head.refine.", "head.centerness.")
     all_together: ClassVar[bool] = True
 
     def make_layers(self) -> None:

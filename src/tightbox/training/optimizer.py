@@ -31,9 +31,9 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
             {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
         ]
         return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
-    outputs = getattr(model, "output_layers", ())
-    muon_takes = [(name, p) for name, p in trained if options.optimizer == "muon" and not name.startswith(outputs)]
-    hidden = {name: p for name, p in muon_takes if _is_hidden(p)}
+    # Whatever the number of classes, which would otherwise decide about the layers that tell them apart.
+    classes, by_muon = getattr(model, "class_layers", ()), options.optimizer == "muon"
+    hidden = {name: p for name, p in trained if by_muon and _is_hidden(p) and not name.startswith(classes)}
     matrices = [p for name, p in trained if p.ndim > 1 and name not in hidden]
     vectors = [p for _, p in trained if p.ndim <= 1]
     by_adamw = [
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
 
 
 def _is_hidden(parameter: Tensor) -> bool:
-    """Whether Muon changes it, unless it gives predictions: layers whose update does not cost a step.
+    """Whether Muon changes it, unless it tells classes apart: layers whose update does not cost a step.
 
     Muon makes the update orthogonal, at a cost of the smaller side squared times the larger.
     """
