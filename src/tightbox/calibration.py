@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tightbox.structures import Detections
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+DIGESTS = ("weights", "settings")  # of what a calibration is for
 PRECISIONS = tuple(round(0.5 + 0.01 * i, 2) for i in range(51))
 
 
@@ -122,12 +123,14 @@ class Calibration(Promises):
             None where nothing reaches it. A second box on an object is wrong.
         about: how it was made, for whoever reads the card.
         weights: digest of the weights that it was learned from; None in cards from before there was one.
+        settings: likewise of the options of detector and preprocessing.
     """
 
     ious: IouCalibration
     thresholds: tuple[tuple[float | None, ...], ...]
     about: Mapping[str, Any]
     weights: str | None = None
+    settings: str | None = None
 
     def __call__(self, detections: Detections) -> Detections:
         """The same detections, in the same order, with the IoUs to expect and their outer and inner boxes."""
@@ -193,7 +196,7 @@ class Calibration(Promises):
             "ious": self.ious.to_json(),
             "thresholds": {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)},
             **self.promises_to_json(),  # which cards had not always
-            **({} if self.weights is None else {"weights": self.weights}),
+            **{name: digest for name in DIGESTS if (digest := getattr(self, name)) is not None},
         }
 
     @classmethod
@@ -207,14 +210,14 @@ class Calibration(Promises):
             rows = [[None if v is None else float(v) for v in content["thresholds"][f"{iou:.2f}"]] for iou in IOUS]
             ious, about = content["ious"], dict(content["about"])
             later = {name: content.get(name) for name in ("outer", "inner", "misses")}
-            weights = None if content.get("weights") is None else str(content["weights"])
+            digests: dict[str, Any] = {name: str(content[name]) for name in DIGESTS if content.get(name) is not None}
             if any(len(row) != len(PRECISIONS) for row in rows):
                 raise ValueError("a row of thresholds is too short or too long")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration in the card is damaged ({error}); run `tightbox calibrate`") from error
         kinds: dict[str, type[Margins | MissBound]] = {"outer": Margins, "inner": Margins, "misses": MissBound}
         parts: dict[str, Any] = {name: kinds[name].from_json(part) for name, part in later.items() if part is not None}
-        return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about, weights=weights, **parts)
+        return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about, **digests, **parts)
 
 
 def _first_at_least(values: tuple[float, ...], wanted: float, what: str) -> int:

@@ -1,7 +1,9 @@
 """Checkpoints: a folder with `weights.safetensors` and `card.json`; nothing is ever unpickled."""
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,15 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def settings_digest(*settings: Any) -> str:
+    """SHA-256 of what differs from the options' defaults, in hexadecimal, so that later options change nothing."""
+    changed = [
+        {field.name: value for field in fields(part) if (value := getattr(part, field.name)) != field.default}
+        for part in settings
+    ]
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

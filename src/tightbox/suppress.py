@@ -252,7 +252,11 @@ def box_voting(found: Detections, weights: Tensor, iou_threshold: float = 0.5) -
     mean = joins * weights.nan_to_num(0).clamp(min=0)
     mean = torch.where(mean.any(dim=1, keepdim=True), mean, joins.to(mean))
     mean /= mean.sum(dim=1, keepdim=True)
-    return replace(best, boxes=mean @ found.boxes, ious=None if found.ious is None else mean @ found.ious)
+    if found.ious is None:
+        return replace(best, boxes=mean @ found.boxes)
+    known = found.ious.isfinite()
+    ious = (mean * known) @ found.ious.nan_to_num(0, 0, 0) / (mean @ known.to(mean))  # NaN where none is known
+    return replace(best, boxes=mean @ found.boxes, ious=ious)
 
 
 @torch.library.custom_op("tightbox::suppress", mutates_args=())

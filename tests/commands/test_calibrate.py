@@ -19,6 +19,7 @@ from tightbox.checkpoint import read_weights, save_calibration, weights_digest
 from tightbox.errors import UserError
 from tightbox.margins import Margins
 from tightbox.miss_bound import MissBound
+from tightbox.models import load
 
 BY_SIZE = Margins(0.9, "size", (0.1,) * 4, (), (), (), {})
 PROMISES = Calibration(
@@ -94,7 +95,7 @@ def holds(outer: list[float], inner: list[float]) -> bool:
     [
         (["--coverage", "0"], "--coverage is 0; it must be more than 0 and less than 1"),
         (["--coverage", "1"], "--coverage is 1"),
-        (["--coverage", "0.999"], "at least 999 matched boxes"),
+        (["--coverage", "0.999"], "at least 999 images with matched boxes"),
         (["--miss", "0.001"], "takes at least 2302 objects"),  # 0.999^2302 = 0.09994 and 0.999^2301 = 0.10004
         (["--miss", "2"], "--miss is 2"),
         (["--delta", "0.1"], "--delta belongs to --miss"),
@@ -170,7 +171,44 @@ def test_what_is_beside_the_result_is_no_input(tmp_path: Path, capsys: pytest.Ca
     assert_one_sentence(capsys, "would be overwritten")
 
 
+def test_the_threshold_of_misses_is_one_of_raw_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gt, dt = files(tmp_path)
+    out = tmp_path / "out.json"
+    assert status(["calibrate", "--gt", gt, "--dt", dt, "--out", out, "--miss", "0.2"]) == 0
+    bound = json.loads((tmp_path / "out.calibration.json").read_text())["misses"]
+    assert f"\nraw_score threshold {bound['threshold']!r}: at most 0.2" in capsys.readouterr().out
+    below = [row for row in json.loads(out.read_text()) if row["raw_score"] < bound["threshold"]]
+    assert len(below) <= bound["missed"]
+
+
 # Checkpoints
+
+
+def test_a_calibration_is_of_all_classes(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (checkpoint / "card.json").read_bytes()
+    assert status(["calibrate", checkpoint, "--data", data, "--classes", "dog"]) == 2
+    assert_one_sentence(capsys, "--classes leaves out cat, which the detector finds as well")
+    assert (checkpoint / "card.json").read_bytes() == card
+
+
+def test_a_calibration_is_of_its_options(checkpoint: Path, data: Path) -> None:
+    assert status(["calibrate", checkpoint, "--data", data]) == 0
+    card = json.loads((checkpoint / "card.json").read_text())
+    card["options"]["nms_iou"] = 0.3
+    (checkpoint / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="was calibrated for other settings than it has now"):
+        load(checkpoint)
+    load(checkpoint, calibrated=False)
+
+
+def test_several_views_are_promised_nothing(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_calibration(PROMISES, checkpoint)
+    given = ["predict", checkpoint, data / "images", "--out", tmp_path / "out", "--flip"]
+    for promise in (["--coverage", "0.9"], ["--miss", "0.1"], ["--precision", "0.9"]):
+        assert status([*given, *promise]) == 2
+        assert_one_sentence(capsys, f"{promise[0]} was learned from single views; leave out --scales and --flip")
 
 
 def test_a_split_that_cannot_be_reported_on_leaves_the_card(
@@ -189,7 +227,7 @@ def test_a_split_that_cannot_be_reported_on_leaves_the_card(
 def test_too_few_boxes_for_a_checkpoint(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = (checkpoint / "card.json").read_bytes()
     assert status(["calibrate", checkpoint, "--data", data, "--coverage", "0.99"]) == 2
-    assert "at least 99 matched boxes" in capsys.readouterr().err
+    assert "at least 99 images with matched boxes" in capsys.readouterr().err
     assert (checkpoint / "card.json").read_bytes() == card
 
 

@@ -74,16 +74,38 @@ def test_objects_that_are_missed_together_count_as_fewer() -> None:
     together = bound_of_scores(scores, np.repeat(np.arange(40), 10), 0.2, 0.1)
     apart = bound_of_scores(scores, np.arange(400), 0.2, 0.1)
     assert together.threshold < apart.threshold
-    # All that a slow reading of the formula would allow, which is not more than the exact test does.
+    # All that a slow reading of the formula would allow, with one image of ten missed objects more.
     allowed = -1
     for k in range(misses_allowed(400, 0.2, 0.1) + 1):
-        missed = np.bincount(np.repeat(np.arange(40), 10)[:k], minlength=40)
-        ratio = k / 400
-        spread = np.sqrt(40 / 39 * np.sum((missed - ratio * 10) ** 2)) / 400
-        if ratio + t.ppf(0.9, 39) * spread > 0.2:
+        missed = np.append(np.bincount(np.repeat(np.arange(40), 10)[:k], minlength=40), 10)
+        ratio = (k + 10) / 410
+        spread = np.sqrt(41 / 40 * np.sum((missed - ratio * 10) ** 2)) / 410
+        if ratio + t.ppf(0.9, 40) * spread > 0.2:
             break
         allowed = k
+    assert 0 < allowed < misses_allowed(400, 0.2, 0.1)
     assert together.threshold == scores[allowed]
+
+
+@pytest.mark.parametrize(("images", "objects"), [(1, 30), (3, 10), (10, 10)])
+def test_few_images_promise_nothing_however_many_objects_they_have(images: int, objects: int) -> None:
+    of_image = np.repeat(np.arange(images), objects)
+    with pytest.raises(UserError, match=f"takes objects of more than {images} images"):
+        bound_of_scores(np.linspace(0.5, 1, images * objects), of_image, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(("images", "objects"), [(30, 10), (100, 10)])
+def test_the_promise_is_kept_where_some_images_are_hard(images: int, objects: int) -> None:
+    """Twelve of a hundred images are hard, and all of their objects have low scores."""
+    rng, of_image = np.random.default_rng(0), np.repeat(np.arange(images), objects)
+    kept = []
+    for _ in range(400):
+        hard, chance = rng.random(images) < 0.12, rng.random(images * objects)
+        scores = np.where(hard[of_image], 0.05 + 0.05 * chance, 0.5 + 0.5 * chance)
+        threshold = bound_of_scores(scores, of_image, 0.1, 0.1).threshold
+        missed = 0.12 * np.clip((threshold - 0.05) / 0.05, 0, 1) + 0.88 * np.clip((threshold - 0.5) / 0.5, 0, 1)
+        kept.append(missed <= 0.1)
+    assert np.mean(kept) > 0.9 - 3 * 0.015  # at least 0.9, with a standard deviation of 0.015 over 400 draws
 
 
 def test_json_and_back() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ def test_weights_that_are_none_count_alike() -> None:
     assert found.ious is not None
     assert box_voting(found, found.ious).boxes.tolist() == [[0, 0, 10, 9]]
     assert box_voting(found, torch.tensor([-1.0, 2.0])).boxes.tolist() == [[0, 0, 10, 8]]
+
+
+def test_a_predicted_iou_that_is_no_number_is_left_out_of_the_mean() -> None:
+    box, other = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
+    boxes, ious = torch.tensor([box, box, other]), torch.tensor([0.5, math.nan, 0.7])
+    found = box_voting(Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3), ious), torch.ones(3))
+    torch.testing.assert_close(found.ious, torch.tensor([0.5, 0.7]))
 
 
 @pytest.mark.parametrize("rule", MERGES)

@@ -19,8 +19,10 @@ from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_iou_net as tiny
 from tightbox.assigners import IGNORED
 from tightbox.boxes import encode_deltas, pairwise_iou
+from tightbox.calibration import Calibration, IouCalibration
 from tightbox.errors import UserError
 from tightbox.jitter import jittered_each
+from tightbox.margins import Margins
 from tightbox.models import IoUNet, create_model, iou_net, load, rpn, start_from
 from tightbox.models.roi_head import encode
 from tightbox.options import IoUNetOptions
@@ -498,3 +500,20 @@ def test_losses_and_gradients_are_those_of_loops_over_the_images(
             of_term, torch.autograd.grad(expected, weights, retain_graph=True, allow_unused=True), strict=True
         ):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_without_its_head_it_suppresses_greedily() -> None:
+    assert tiny().suppression == "iou_guided"
+    assert tiny(iou_head=False).suppression == "greedy"
+
+
+def test_margins_are_of_its_own_boxes_alone(images: list[Tensor]) -> None:
+    """Those of another detector, which it rescores, are off by more or less."""
+    model = tiny(refine_steps=0, rois=8).eval()
+    margins = Margins(0.9, "size", (0.1,) * 4, (), (), (), {})
+    model.calibration = Calibration(IouCalibration((0.0, 1.0), (0.25, 0.25)), ((0.25,) * 51,) * 10, {}, outer=margins)
+    given = Detections(torch.tensor([[5.0, 5.0, 40.0, 40.0]]), torch.tensor([0.9]), torch.tensor([0]))
+    (found,) = model.rescore(images[:1], [given])
+    assert found.outer is None
+    assert found.ious is not None
+    assert found.ious.tolist() == [0.25]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -106,6 +106,33 @@ def test_one_bad_item_does_not_spoil_the_others() -> None:
     assert (first, last) == (2, 4)
     assert isinstance(bad, ValueError)
     assert work.batches == [[1, -1, 2], [1], [-1], [2], [5]]
+
+
+def too_few(items: Sequence[int]) -> list[int]:
+    return [] if 13 in items else [2 * item for item in items]
+
+
+def stopping(items: Sequence[int]) -> list[int]:
+    if 13 in items:
+        raise StopIteration
+    return [2 * item for item in items]
+
+
+@pytest.mark.parametrize(("work", "message"), [(too_few, "gave 0 results for 1 images"), (stopping, "StopIteration")])
+def test_work_that_breaks_its_word_ends_nothing(work: Callable[[Sequence[int]], list[int]], message: str) -> None:
+    async def main() -> list[int | BaseException]:
+        batcher = Batcher(work, max_batch=4, max_wait_s=0)
+        batcher.start()
+        async with asyncio.timeout(30):
+            bad = await asyncio.gather(batcher(13), return_exceptions=True)
+            good = await batcher(4)
+        await batcher.stop()
+        return [*bad, good]
+
+    bad, good = asyncio.run(main())
+    assert isinstance(bad, RuntimeError)
+    assert message in str(bad)
+    assert good == 8
 
 
 def test_who_gave_up_is_not_worked_for() -> None:

@@ -88,7 +88,13 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     # The estimates to learn from are the raw ones, whatever was learned before and from whatever weights.
     model, data = on_data.open_both(args, calibrated=False)
 
-    from tightbox.checkpoint import read_weights, save_calibration, weights_digest
+    if left_out := [name for name in model.class_names if args.classes and name not in args.classes]:
+        raise UserError(
+            f"--classes leaves out {', '.join(left_out)}, which the detector finds as well, and its calibration is of "
+            "all that it finds; name these too, or leave out --classes"
+        )
+
+    from tightbox.checkpoint import read_weights, save_calibration, settings_digest, weights_digest
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
     from tightbox.evaluation.choose_map import choose_map
     from tightbox.evaluation.fit_calibration import fit_calibration
@@ -100,6 +106,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     calibration = replace(
         fit_calibration(matches, method, split=args.split, images=len(data.records)),
         weights=weights_digest(read_weights(folder)),
+        settings=settings_digest(model.options, model.preprocess),
         **_promises(args, matches, model.class_names),
     )
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)

@@ -169,6 +169,8 @@ def score_threshold(args: Namespace, model: Detector) -> float:
 
 
 def _calibration(args: Namespace, model: Detector, option: str) -> Calibration:
+    if on_data.several_views(args):
+        raise UserError(f"--{option} was learned from single views; leave out --scales and --flip")
     if model.calibration is None:
         raise UserError(
             f"{args.checkpoint} was not calibrated, so nothing is known for --{option}; run "

@@ -43,8 +43,11 @@ def promises_kept(
     if calibration.outer is not None:
         lines += _margins(calibration.outer, calibration.inner, matches, class_names, tested, where)
     if (bound := calibration.misses) is not None:
+        # Of a result file all digits, as its rows will be compared with it, and by the score that they had.
+        of_rows = isinstance(calibration, ResultCalibration)
+        threshold = f"raw_score threshold {bound.threshold!r}" if of_rows else f"score threshold {bound.threshold:.3f}"
         lines.append(
-            f"\nscore threshold {bound.threshold:.3f}: at most {bound.miss:g} of the objects are missed, with "
+            f"\n{threshold}: at most {bound.miss:g} of the objects are missed, with "
             f"probability {1 - bound.delta:g} ({bound.missed} of {bound.objects} were)"
         )
         if tested is not None and len(scores := object_scores(tested)):

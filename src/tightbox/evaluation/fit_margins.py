@@ -1,7 +1,10 @@
 """Learning margins from held-out detections by split conformal prediction.
 
 The score of a matched detection is how far the object's side lies outside the box's side, for each of the four, in
-units of the box. The margins are a quantile of these scores, with the finite-sample correction ⌈(n + 1)(1 - α)⌉.
+units of the box. The margins are a quantile of these scores, with a correction for how few images there are: boxes of
+one image are alike, so that only images can be exchanged. Of n scores in K images it is the ⌈n (K + 1) / K (1 - α)⌉-th
+smallest, which leaves room for the scores of one more image: exact for equally many boxes in each image, and the usual
+⌈(n + 1)(1 - α)⌉ for one.
 The four sides hold together either by Bonferroni's correction (each at 1 - α/4) or because the quantile is that of the
 largest of the four, once they are made comparable.
 
@@ -9,7 +12,8 @@ What makes margins narrow, the factor by predicted IoU and the proportions of th
 images, and the quantile taken on the other: given the first half, the scores of the second are exchangeable with those
 of new images, whatever was learned.
 
-Timans et al., "Adaptive Bounding Box Uncertainties via Two-Step Conformal Prediction", ECCV 2024, and Andéol et al.,
+Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023, have the correction. Timans et
+al., "Adaptive Bounding Box Uncertainties via Two-Step Conformal Prediction", ECCV 2024, and Andéol et al.,
 "Conformal Object Detection by Sequential Risk Control", 2025, have the scores of the sides; the factor is our own.
 """
 
@@ -36,6 +40,7 @@ PER_GROUP = 100  # boxes of like predicted IoU that a factor is learned from: fe
 MAX_GROUPS = 12
 FOLDS = 4
 CONSTANT: Factors = ((0.0,), (1.0,))  # the factor that changes nothing
+LEAST_MARGIN = 1e-6  # of all classes together, where each has a multiple of it for its own
 LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
 
 
@@ -111,24 +116,24 @@ def fit_margins(
     if unit == "iou" and np.isnan(found.raw).any():
         raise UserError("margins by predicted IoU need one for each box; choose margins by size instead")
     shape, rest = _halves(found.of(inner), seed)
-    if len(rest) < (needed := boxes_needed(coverage, simultaneous)):
+    if (images := len(np.unique(rest.images))) < (needed := images_needed(coverage, simultaneous)):
         raise UserError(
-            f"a coverage of {coverage:g} needs at least {needed} matched boxes in the half of the images that the "
-            f"quantile is taken from, but there are {len(rest)}; calibrate on more images, or ask for less"
+            f"a coverage of {coverage:g} needs at least {needed} images with matched boxes in the half that the "
+            f"quantile is taken from, but there are {images}; calibrate on more images, or ask for less"
         )
     # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
     factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
     plain = _plain(coverage, unit, factors)
-    sides, scores = _sides(plain, shape, rest, simultaneous)
-    own = _of_classes(scores, rest.labels, classes, coverage, simultaneous)
+    sides, scores = _sides(plain, shape, rest, simultaneous, least=LEAST_MARGIN if classes else 0.0)
+    own = _of_classes(scores, rest, classes, coverage, simultaneous)
     without = [label for label, value in enumerate(own) if value is None]
     facts: dict[str, Any] = {"boxes": len(rest), "shape_boxes": len(shape), "simultaneous": simultaneous}
     facts |= {"classes_without_own": without} if classes else {}
     return replace(plain, sides=sides, classes=own, about=facts | about)
 
 
-def boxes_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
-    """The least number n of scores with ⌈(n + 1)(1 - α)⌉ ≤ n, below which no finite margin would do."""
+def images_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
+    """The least number K of images with (K + 1) / K (1 - α) ≤ 1, below which no finite margin would do."""
     return max(1, math.ceil(1 / _allowed(coverage, simultaneous) - 1e-9) - 1)
 
 
@@ -181,7 +186,7 @@ def _helpful_factors(shape: MatchedBoxes, coverage: float, inner: bool, seed: in
     areas: dict[bool, list[float]] = {True: [], False: []}
     for k in range(FOLDS):
         learn, held = shape[fold != k], shape[fold == k]
-        if len(held) < boxes_needed(coverage):
+        if len(np.unique(held.images)) < images_needed(coverage):
             return CONSTANT
         for scaled in areas:
             plain = _plain(coverage, "iou", _factors(learn, coverage) if scaled else CONSTANT)
@@ -207,11 +212,13 @@ def _factors(shape: MatchedBoxes, coverage: float) -> Factors:
     return tuple(middle.tolist()), tuple(np.maximum(factor, LEAST_FACTOR).tolist())
 
 
-def _sides(plain: Margins, shape: MatchedBoxes, rest: MatchedBoxes, simultaneous: Simultaneous) -> tuple[Sides, Floats]:
+def _sides(
+    plain: Margins, shape: MatchedBoxes, rest: MatchedBoxes, simultaneous: Simultaneous, least: float = 0.0
+) -> tuple[Sides, Floats]:
     """The four sides: their proportions by `shape`, their size by `rest`, whose scores (N, 4) are in proportions."""
     proportions = _proportions(_scores(shape, plain), plain.coverage)
     scores = _scores(rest, plain) / proportions
-    sides = proportions * np.maximum(_quantile(scores, plain.coverage, simultaneous), 0)
+    sides = proportions * np.maximum(_quantile(scores, rest.images, plain.coverage, simultaneous), least)
     return tuple(sides.tolist()), scores
 
 
@@ -225,11 +232,12 @@ def _proportions(scores: Floats, coverage: float) -> Floats:
     return np.asarray(np.maximum(each, 0.05 * largest))
 
 
-def _quantile(scores: Floats, coverage: float, simultaneous: Simultaneous) -> Floats:
-    """(4,) the conformal quantile of (N, 4) scores, enough of them, of each side or of their largest."""
+def _quantile(scores: Floats, images: Ints, coverage: float, simultaneous: Simultaneous) -> Floats:
+    """(4,) the conformal quantile of (N, 4) scores from enough images (N,), of each side or of their largest."""
     if simultaneous == "max":
         scores = scores.max(axis=1, keepdims=True).repeat(4, axis=1)
-    rank = math.ceil((len(scores) + 1) * (1 - _allowed(coverage, simultaneous)) - 1e-9)
+    corrected = 1 + 1 / len(np.unique(images))
+    rank = math.ceil(len(scores) * corrected * (1 - _allowed(coverage, simultaneous)) - 1e-9)
     return np.asarray(np.sort(scores, axis=0)[rank - 1])
 
 
@@ -239,17 +247,18 @@ def _allowed(coverage: float, simultaneous: Simultaneous) -> float:
 
 
 def _of_classes(
-    scores: Floats, labels: Ints, classes: int, coverage: float, simultaneous: Simultaneous
+    scores: Floats, rest: MatchedBoxes, classes: int, coverage: float, simultaneous: Simultaneous
 ) -> tuple[float | None, ...]:
-    """What the margins of all are multiplied with for each class; None for one with too few boxes for its own."""
-    pooled = _quantile(scores, coverage, simultaneous).clip(0)
+    """What the margins of all are multiplied with for each class; None for one in too few images for its own."""
+    pooled = _quantile(scores, rest.images, coverage, simultaneous).clip(LEAST_MARGIN)
     own: list[float | None] = []
     for label in range(classes):
-        part = scores[labels == label]
-        if len(part) < boxes_needed(coverage, simultaneous) or not pooled.min() > 0:
+        of_class = rest.labels == label
+        part, images = scores[of_class], rest.images[of_class]
+        if len(np.unique(images)) < images_needed(coverage, simultaneous):
             own.append(None)
         else:  # the largest ratio of the four sides: with "max" they are all the same
-            own.append(float((_quantile(part, coverage, simultaneous).clip(0) / pooled).max()))
+            own.append(float((_quantile(part, images, coverage, simultaneous).clip(0) / pooled).max()))
     return tuple(own)
 
 

@@ -5,7 +5,8 @@ falls as the threshold rises. Thresholds are tested from the lowest on, each for
 are missed, until one cannot be rejected (fixed sequence testing: Angelopoulos et al., "Learn then Test", 2021). The
 test is the exact one for a binomial count (Clopper and Pearson), which takes objects to be independent. They are not:
 an image that is hard is hard for all of its objects. So a second bound must hold as well, Student's for a ratio of sums
-over images, which takes only images to be independent and is right for many of them.
+over images, which takes only images to be independent and is right for many of them. Of few images, and while nothing
+is missed, it would know no spread; so one more image is added, of mean size, all of it missed.
 """
 
 import numpy as np
@@ -57,6 +58,11 @@ def bound_of_scores(scores: Floats, images: Ints, miss: float, delta: float = 0.
             f"there are {len(scores)}; calibrate on more images, or ask for less"
         )
     too_many = np.flatnonzero(_bounds_by_image(images[order], delta) > miss)
+    if len(too_many) and too_many[0] == 0:
+        raise UserError(
+            f"to promise at most {miss:g} missed with probability {1 - delta:g} takes objects of more than "
+            f"{len(np.unique(images))} images; calibrate on more images, or ask for less"
+        )
     allowed = min(allowed, int(too_many[0]) - 1 if len(too_many) else allowed)
     threshold = float(scores[allowed])
     if threshold == -np.inf:
@@ -80,18 +86,19 @@ def misses_allowed(objects: int, miss: float, delta: float) -> int:
 
 
 def _bounds_by_image(images: Ints, delta: float) -> Floats:
-    """(G,) upper bound on the missed fraction if the first k = 0, 1, ... objects are missed; 0 with one image only.
+    """(G,) upper bound on the missed fraction if the first k = 0, 1, ... objects are missed.
 
-    With m of n objects missed in an image and r = Σm / Σn: r + t · √(K / (K - 1) · Σ(m - r n)²) / Σn over K images.
+    With m of n objects missed in an image and r = Σm / Σn: r + t · √(K / (K - 1) · Σ(m - r n)²) / Σn over K images, of
+    which one is added: as large as the mean of the others, and missed.
     """
     names, of_image, counts = np.unique(images, return_inverse=True, return_counts=True)
-    if len(names) < 2:
-        return np.zeros(len(images))
+    number, added, sizes = len(names) + 1, len(images) / len(names), counts.astype(np.float64)
     earlier = rank_in_group(of_image)  # how many objects of the same image are missed before each
-    missed = np.arange(len(images))
-    m_m = np.concatenate([[0.0], np.cumsum(2 * earlier + 1)[:-1]])
-    m_n = np.concatenate([[0.0], np.cumsum(counts[of_image])[:-1].astype(np.float64)])
-    ratio = missed / len(images)
-    squares = np.maximum(m_m - 2 * ratio * m_n + ratio**2 * float((counts.astype(np.float64) ** 2).sum()), 0)
-    spread = np.sqrt(len(names) / (len(names) - 1) * squares) / len(images)
-    return np.asarray(ratio + t.ppf(1 - delta, len(names) - 1) * spread)
+    m_m = added**2 + np.concatenate([[0.0], np.cumsum(2 * earlier + 1)[:-1]])
+    m_n = added**2 + np.concatenate([[0.0], np.cumsum(sizes[of_image])[:-1]])
+    n_n = added**2 + (sizes**2).sum()
+    total = len(images) + added
+    ratio = (np.arange(len(images)) + added) / total
+    squares = np.maximum(m_m - 2 * ratio * m_n + ratio**2 * n_n, 0)
+    spread = np.sqrt(number / (number - 1) * squares) / total
+    return np.asarray(ratio + t.ppf(1 - delta, number - 1) * spread)

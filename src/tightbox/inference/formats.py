@@ -1,6 +1,7 @@
 """What was found in images, written as the files that other tools read: one small writer for each format."""
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,7 @@ def box_rows(found: Detections, class_names: Sequence[str]) -> list[dict[str, An
     ]
     if found.ious is not None:
         for row, iou in zip(rows, found.ious.tolist(), strict=True):
-            row["iou"] = round(iou, 6)
+            row["iou"] = round(iou, 6) if math.isfinite(iou) else None
     return rows
 
 

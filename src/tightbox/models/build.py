@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tightbox.calibration import Calibration
-from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights, weights_digest
+from tightbox.checkpoint import CARD, WEIGHTS, load_weights, read_card, read_weights, settings_digest, weights_digest
 from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.detector import Detector
@@ -111,11 +111,13 @@ def load(path: str | Path, *, calibrated: bool = True) -> Detector:
     if calibrated and card.get("calibration") is not None:
         with naming(folder / CARD):
             model.calibration = Calibration.from_json(card["calibration"])
-        if model.calibration.weights not in (None, weights_digest(tensors)):
-            raise UserError(
-                f"{folder / CARD} was calibrated for other weights than those beside it, so its promises do not hold; "
-                f"run `tightbox calibrate {folder} --data DIR` again"
-            )
+        now = {"weights": weights_digest(tensors), "settings": settings_digest(model.options, model.preprocess)}
+        for what, digest in now.items():
+            if getattr(model.calibration, what) not in (None, digest):
+                raise UserError(
+                    f"{folder / CARD} was calibrated for other {what} than it has now, so its promises do not hold; "
+                    f"run `tightbox calibrate {folder} --data DIR` again"
+                )
     return model.eval()
 
 

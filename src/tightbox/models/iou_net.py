@@ -152,9 +152,15 @@ class IoUNet(Detector):
         )
 
     @property
+    def suppression(self) -> str:
+        """The rule that the options name; greedy in the place of IoU-guided where there is no IoU head."""
+        rule = super().suppression
+        return "greedy" if rule == "iou_guided" and self.iou_head is None else rule
+
+    @property
     def suppresses_by_iou(self) -> bool:
         """Whether its own suppression is the IoU-guided one."""
-        return self.iou_head is not None and self.options.suppress == "iou_guided"
+        return self.suppression == "iou_guided"
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """As every detector, but that a candidate is of one class, also under a ranking that leaves classes out."""
@@ -205,7 +211,10 @@ class IoUNet(Detector):
             else:
                 chosen.append(suppress(candidates, scores))
         found = self.refine(pyramid, chosen, refine_steps)
-        return found if self.calibration is None else [self.calibration(detections) for detections in found]
+        if self.calibration is None:
+            return found
+        calibration = replace(self.calibration, outer=None, inner=None)  # margins are those of its own boxes
+        return [calibration(detections) for detections in found]
 
     @torch.no_grad()
     def refine(self, pyramid: Pyramid, detections: Sequence[Detections], steps: int | None = None) -> list[Detections]:

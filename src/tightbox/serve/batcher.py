@@ -86,7 +86,7 @@ class Batcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
-            results = await loop.run_in_executor(self._thread, self.work, [waiting.item for waiting in batch])
+            results = await loop.run_in_executor(self._thread, self._results, [waiting.item for waiting in batch])
         except Exception as error:
             if len(batch) > 1:  # one bad item does not spoil the others
                 LOG.warning("a batch of %d failed (%s); its images are tried one by one", len(batch), error)
@@ -99,3 +99,13 @@ class Batcher(Generic[T, R]):
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)
+
+    def _results(self, items: list[T]) -> Sequence[R]:
+        """As many as there are items, or an exception that a future can carry, which a StopIteration is not."""
+        try:
+            results = self.work(items)
+        except StopIteration as error:
+            raise RuntimeError("the detector raised StopIteration") from error
+        if len(results) != len(items):
+            raise RuntimeError(f"the detector gave {len(results)} results for {len(items)} images")
+        return results
