@@ -235,6 +235,10 @@ class TorchvisionDetector(Detector):
     """torchvision's detectors behind our surface, so that all are trained and evaluated by the same lines."""
 
     name: ClassVar[str] = "torchvision"
+    class_layers: ClassVar[tuple[str, ...]] = (
+        "detector.head.classification_head.cls_logits.",
+        "detector.roi_heads.box_predictor.cls_score.",
+    )
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--seconds", type=float, default=20, help="of each figure, at least one batch")
     parser.add_argument("--batch_size", type=int, default=SMALL["batch_size"])
-    parser.add_argument("--side", type=int, default=SMALL["long_side"], help="long side of the images in training")
+    parser.add_argument("--side", type=int, default=320, help="long side of the images in training")
     parser.add_argument("--backbone", default=SMALL["backbone"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")

@@ -309,12 +309,14 @@ def page() -> Iterator[str]:
     yield from ("# What the papers say, what we measured", "")
     yield "Written by `python recipes/claims.py` from the records of the studies; typed by hand are the papers' figures"
     yield "and the causes. The papers trained ResNet-50 from ImageNet's weights on COCO, or VGG-16 on WIDER FACE. Ours"
-    yield "are ResNet-18 from random weights on synthetic scenes and on three sets of photographs: BCCD (blood cells),"
-    yield "Vehicles and Aquarium. Compare directions, not figures."
+    yield "are ResNet-18 from random weights on synthetic scenes and on photographs: BCCD (blood cells) and, where it"
+    yield "is named, Aquarium. Compare directions, not figures."
     yield ""
     yield "The rule: a claim *shows* in a comparison if the mean of the differences, seed by seed, is in the paper's"
-    yield "direction and larger than twice its standard error; it is *the opposite* if that is so in the other"
-    yield f"direction; otherwise the difference lies *within the spread*. Fewer than {FEWEST} seeds are too few."
+    yield "direction and differs from 0 by Student's two-sided test at 5 %: with three seeds, if it is larger than 4.3"
+    yield "times its standard error. It is *the opposite* if that is so in the other direction; otherwise the"
+    yield f"difference lies *within the spread*. Fewer than {FEWEST} seeds are too few. Where nothing differs, one"
+    yield "comparison in twenty differs by chance."
     yield from ("", "| | claim | here | paper |", "|---|---|---|---|")
     for number, claim in enumerate(CLAIMS, 1):
         yield f"| {number} | {claim.paper}: {claim.claim} | {_bold(claim.verdict())} | {claim.published} |"

@@ -10,6 +10,7 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t
 from training import HERE
 
 DATA = ("scenes", "bccd", "vehicles", "aquarium")
@@ -52,11 +53,11 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
-        """Whether the mean difference is larger than twice its standard error, and in which direction."""
+        """Whether the mean difference is one from 0 by Student's test of pairs at 5 %, and in which direction."""
         found = self.differences
         if len(found) < FEWEST:
             return FEW
-        if abs(mean(found)) <= 2 * stdev(found) / sqrt(len(found)):
+        if abs(mean(found)) <= t.ppf(0.975, len(found) - 1) * stdev(found) / sqrt(len(found)):
             return NOT
         return SHOWS if self.sign * mean(found) > 0 else OPPOSITE
 

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see whether all runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of records and tables")
     args = parser.parse_args()
+    if args.smoke and args.out == HERE:
+        parser.error("--smoke is for another --out: its records look like those of real trainings")
     for folder in map(Path, args.data):
         if folder.name == "scenes":
             scenes(folder)

@@ -18,11 +18,11 @@ def _recipes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("after", "sign", "expected"),
     [
-        # Differences 1, 2, 3: mean 2, standard deviation 1, standard error 1/√3 = 0.577, and 2 > 1.155.
-        ([11.0, 22.0, 33.0], 1, "shows"),
-        ([11.0, 22.0, 33.0], -1, "the opposite"),
-        # -1, 0, 4: mean 1, deviation √7 = 2.646, error 1.528, and 1 < 3.055.
-        ([9.0, 20.0, 34.0], 1, "within the spread"),
+        # Differences 2, 3, 4: mean 3, standard deviation 1, standard error 1/√3 = 0.577. Student's t of two degrees of
+        # freedom is 4.303 at 2.5 %, and 3 > 2.484, but 2 is not.
+        ([12.0, 23.0, 34.0], 1, "shows"),
+        ([12.0, 23.0, 34.0], -1, "the opposite"),
+        ([11.0, 22.0, 33.0], 1, "within the spread"),
         ([10.0, 20.0, 30.0], 1, "within the spread"),
         ([11.0, 22.0], 1, "too few seeds"),
     ],
@@ -39,7 +39,7 @@ def test_the_verdict_over_data_sets_leaves_out_what_has_too_few_seeds() -> None:
     from evidence import Evidence, verdict
 
     before = {0: 10.0, 1: 20.0, 2: 30.0}
-    up = Evidence("a", before, {0: 11.0, 1: 22.0, 2: 33.0}, "page", "command")
+    up = Evidence("a", before, {0: 12.0, 1: 23.0, 2: 34.0}, "page", "command")
     same = Evidence("b", before, before, "page", "command")
     few = Evidence("c", before, {0: 12.0}, "page", "command")
     assert verdict([up, few]) == "shows"
@@ -47,7 +47,7 @@ def test_the_verdict_over_data_sets_leaves_out_what_has_too_few_seeds() -> None:
     assert verdict([same]) == "does not show"
     assert verdict([few]) == "too few seeds"
     assert verdict([]) == "not measured"
-    assert up.line() == "| a | 20.0 → 22.0 | +2.0 ± 0.6 | 3 | shows |"
+    assert up.line() == "| a | 20.0 → 23.0 | +3.0 ± 0.6 | 3 | shows |"
 
 
 def test_the_page_is_what_the_records_say() -> None:

@@ -100,3 +100,13 @@ def test_a_box_without_area_is_named(box: Any) -> None:
 def test_lowest_iou_out_of_range(low: float) -> None:
     with pytest.raises(UserError, match="must lie between 0 and 1"):
         jitter_boxes(torch.tensor([(0.0, 0.0, 9.0, 9.0)]), 5, SIZE, low=low)
+
+
+def test_the_sides_move_by_different_amounts() -> None:
+    sizes = torch.tensor([160.0, 120.0, 160.0, 120.0])
+    box = torch.tensor([[100.0, 100.0, 260.0, 220.0]])
+    moved = (jitter_boxes(box, 4000, (600, 800))[0].cpu() - box.cpu()).abs() / sizes.cpu()
+    moved = moved[moved.amax(dim=1) > 1e-3]
+    relative = moved / moved.amax(dim=1, keepdim=True)
+    # The side that moves most is any of the four, the others are even over [0, 1]: (1 + 3 / 2) / 4 on average.
+    assert relative.mean().item() == pytest.approx(0.625, abs=0.03)

@@ -202,3 +202,14 @@ def test_half_precision_boxes_are_refined_in_float32() -> None:
     targets, boxes = off_by_a_fifth(5)
     found, ious = refine_boxes(boxes.half(), TrueIoU(targets.half()))
     assert (found.dtype, ious.dtype) == (torch.float32, torch.float32)
+
+
+def test_a_box_that_goes_on_is_clipped_to_its_own_image() -> None:
+    # The first box stops at once, as its prediction does not change; the second grows to its own image's border.
+    boxes = torch.tensor([[1.0, 1.0, 5.0, 5.0], [1.0, 1.0, 9.0, 9.0]])
+
+    def wider(boxes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.where(index == 1, (boxes[:, 2] - boxes[:, 0]) / 12, 0.5 + 0 * boxes[:, 0])
+
+    found, _ = refine_boxes(boxes, wider, steps=5, size=torch.tensor([[6, 6], [12, 12]]))
+    assert found[1, 2] > 9.5

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tests.helpers.data import noise_image
 from tightbox.data.dataset import DetectionDataset, EpochBatches, collate, evaluation_loader
 from tightbox.data.records import DetectionData, ImageRecord
-from tightbox.data.transforms import TrainTransform
+from tightbox.data.transforms import Sample, TrainTransform
 from tightbox.errors import UserError
 from tightbox.images import open_image
 from tightbox.options import AugmentOptions, Preprocess
@@ -55,6 +55,19 @@ def test_pixels_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
     assert not all(expected[0, i][0].equal(expected[1, i][0]) for i in range(5))
     other_seed = dataset(data, seed=4)
     assert not all(expected[0, i][0].equal(other_seed[0, i][0]) for i in range(5))
+
+
+def test_a_transform_is_told_the_part_of_the_training_that_is_over(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def transform(load: Callable[[int], Sample], index: int, count: int, progress: float) -> Sample:
+        seen.append(progress)
+        return load(index)
+
+    samples = dataset(data_of(tmp_path, 2), transform=transform, epochs=4)
+    for epoch in range(4):
+        _ = samples[epoch, 0]
+    assert seen == [0, 0.25, 0.5, 0.75]
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:

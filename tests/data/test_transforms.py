@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tightbox.data.transforms import HOLE_SIZES, MIN_VISIBLE, Sample, TrainTransform, _side_crop, resize
+from tightbox.data.transforms import HOLE_SIZES, MIN_VISIBLE, Sample, TrainTransform, _cut, _side_crop, resize
 from tightbox.options import AugmentOptions, Preprocess
 
 # Far apart from each other and from black and grey, so that resizing cannot mix one from two others.
@@ -307,3 +307,27 @@ def test_cutout_and_crops_of_sides_come_as_often_as_asked() -> None:
     changed = [once(sample, replace(STILL, cutout=0.5, side_crop=0.5), seed) for seed in range(100)]
     assert 30 < sum(bool((c.image == 0).any()) for c in changed) < 70
     assert 30 < sum(not c.boxes.equal(sample.boxes) for c in changed) < 70
+
+
+def test_a_crop_that_would_lose_every_object_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, transform = painted([(30, 20, 50, 50)]), TrainTransform(STILL, PREPROCESS)
+    crop = {"top": 0, "left": 0, "height": 64, "width": 33}  # 3 of the object's 20 columns
+    monkeypatch.setattr(transform.iou_crop, "make_params", lambda _: crop)
+    assert transform._iou_crop(sample) is sample
+
+
+def test_a_cut_may_be_anywhere() -> None:
+    image = torch.arange(5 * 7).view(1, 5, 7).expand(3, 5, 7).to(torch.uint8)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    sample = Sample(image, torch.zeros(0, 4), nothing, nothing.bool())
+    torch.manual_seed(0)
+    firsts = {divmod(int(_cut(sample, (3, 4)).image[0, 0, 0]), 7) for _ in range(300)}
+    assert firsts == {(y, x) for y in range(3) for x in range(4)}
+
+
+def test_half_of_the_scales_are_below_the_geometric_middle() -> None:
+    transform = TrainTransform(replace(STILL, scale_min=0.5, scale_max=2.0), PREPROCESS)
+    torch.manual_seed(0)
+    widths = [transform(lambda _: painted([(0, 0, 96, 64)]), 0, 1, 0.0).size[1] for _ in range(1000)]
+    # 500 ± 3 standard deviations of 16; of scales that are even themselves a third would be below 1.
+    assert 450 <= sum(width < 96 for width in widths) <= 550

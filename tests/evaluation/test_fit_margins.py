@@ -120,6 +120,22 @@ def test_coverage_where_the_boxes_of_an_image_are_alike(images: int) -> None:
     assert np.mean(kept) > 0.9 - 3 * 0.09 / 20
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("outwards", [0.1, -0.1])
+def test_outer_margins_are_of_objects_beyond_their_boxes_and_inner_ones_of_those_within(
+    inner: bool, outwards: float
+) -> None:
+    found = MatchedBoxes(
+        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (60, 1)),
+        errors=np.full((60, 4), 100 * outwards),
+        raw=np.full(60, 0.5),
+        labels=np.zeros(60, dtype=np.int64),
+        images=np.arange(60),
+    )
+    needed = max(-outwards if inner else outwards, 0)
+    assert fit_margins(found, 0.9, "size", inner=inner).sides == pytest.approx((needed,) * 4)
+
+
 def test_a_class_has_margins_where_all_together_need_none() -> None:
     """Nineteen of twenty boxes are far too large, of one class; those of the other are as often too small as not."""
 

@@ -87,6 +87,13 @@ def test_weights_that_are_none_count_alike() -> None:
     assert box_voting(found, torch.tensor([-1.0, 2.0])).boxes.tolist() == [[0, 0, 10, 8]]
 
 
+def test_the_threshold_of_box_voting() -> None:
+    # IoUs: the second with the first 0.6, the third with the first 0.7, which is not above, and with the second 6/7.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 7.0]])
+    found = box_voting(Detections(boxes, torch.tensor([0.9, 0.6, 0.5]), torch.zeros(3)), torch.ones(3), 0.7)
+    torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6.5]]))
+
+
 def test_a_predicted_iou_that_is_no_number_is_left_out_of_the_mean() -> None:
     box, other = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
     boxes, ious = torch.tensor([box, box, other]), torch.tensor([0.5, math.nan, 0.7])

@@ -517,3 +517,33 @@ def test_margins_are_of_its_own_boxes_alone(images: list[Tensor]) -> None:
     assert found.outer is None
     assert found.ious is not None
     assert found.ious.tolist() == [0.25]
+
+
+def test_the_last_output_is_the_background(images: list[Tensor]) -> None:
+    model = tiny(score_threshold=0.01).eval()
+    assert model.head is not None
+    for wanted in range(4):
+        with torch.no_grad():
+            model.head.classes.weight.zero_()
+            model.head.classes.bias.copy_(5.0 * torch.eye(4)[wanted])
+        scores = model.candidates(images[:1])[0].class_scores
+        if wanted == 3:
+            assert len(scores) == 0 or scores.max() < 0.02  # e⁰ / (e⁵ + 3) = 0.0066
+        else:
+            assert (scores.amax(dim=0) > 0.9).tolist() == [label == wanted for label in range(3)]
+
+
+def test_it_refines_as_its_options_say(images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def noted(boxes: Tensor, _: Any, **how: Any) -> tuple[Tensor, Tensor]:
+        seen.update(how)
+        return boxes, torch.zeros(len(boxes))
+
+    monkeypatch.setattr(iou_net, "refine_boxes", noted)
+    model = tiny().eval()
+    given = Detections(torch.tensor([[1.0, 1.0, 30.0, 30.0]]), torch.tensor([0.5]), torch.tensor([0]))
+    with torch.no_grad():
+        model.refine(model.features(images[:1]), [given], 3)
+    del seen["size"]
+    assert seen == {"steps": 3, "step_size": 0.5, "min_change": 0.001, "max_drop": -0.01, "roll_back": False}

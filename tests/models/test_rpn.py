@@ -133,3 +133,16 @@ def test_every_sample_is_as_likely_as_any_other() -> None:
     counts = places.unique(dim=0, return_counts=True)[1]
     assert len(counts) == 9
     assert ((counts - n / 9) ** 2 / (n / 9)).sum() < 26.1
+
+
+def test_equal_boxes_of_two_levels_are_both_proposed() -> None:
+    sizes = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    rpn = RPN(32, 8.0, False)
+    anchors = rpn._anchors(sizes, torch.device("cpu"))
+    logits, deltas = torch.full((1, len(anchors)), -5.0), torch.zeros(1, len(anchors), 4)
+    box = torch.tensor([10.0, 10.0, 40.0, 40.0])
+    for place in (0, 16 * 16 * 3):  # the first anchors of the first two levels
+        logits[0, place] = 5.0
+        deltas[0, place] = encode_deltas(anchors[place], box)
+    boxes, _ = rpn.proposals(RPNOutput(anchors, logits, deltas, sizes), torch.tensor([[64, 64]]), 2)
+    torch.testing.assert_close(boxes[0], box.expand(2, 4), atol=1e-3, rtol=0)

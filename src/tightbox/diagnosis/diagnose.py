@@ -133,7 +133,8 @@ def _group(evidence: Evidence, which: Bools) -> Group:
 
 def _tightness(evidence: Evidence) -> Tightness:
     kept = np.where(evidence.kept >= 0, evidence.kept_iou, evidence.nearest_iou)
-    columns = (values[evidence.objects] for values in (kept, evidence.best_iou))
+    # Rounding may take an IoU beyond 1.
+    columns = (np.minimum(values[evidence.objects], 1) for values in (kept, evidence.best_iou))
     return Tightness(*(tuple(np.histogram(ious, bins=20, range=(0, 1))[0].tolist()) for ious in columns))
 
 

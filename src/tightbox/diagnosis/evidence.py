@@ -12,6 +12,7 @@ from tightbox.evaluation.average_precision import SIZES, size_index
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.ladder import ON_OBJECT
 from tightbox.evaluation.matching import Matches
+from tightbox.evaluation.overlaps import overlapping_pairs
 
 if TYPE_CHECKING:
     from tightbox.inference.before_suppression import BestCandidates
@@ -115,14 +116,12 @@ def gather_evidence(matches: Matches, candidates: BestCandidates | None) -> Evid
     hits = np.flatnonzero(outcome.hit)
     kept[outcome.matched[hits]], kept_iou[outcome.matched[hits]] = hits, outcome.ious[hits]
     nearest, nearest_iou = np.full(objects, -1), np.zeros(objects)
-    # By rising IoU, so that what is written last is the largest.
-    touching = np.flatnonzero(matches.best_gt >= 0)
-    touching = touching[np.argsort(matches.best_iou[touching], kind="stable")]
-    nearest[matches.best_gt[touching]] = touching
-    nearest_iou[matches.best_gt[touching]] = matches.best_iou[touching]
-    # One that found an object may overlap another of its class more, and is then the nearest of neither.
-    closer = kept_iou > nearest_iou
-    nearest, nearest_iou = np.where(closer, kept, nearest), np.where(closer, kept_iou, nearest_iou)
+    # A detection may be the nearest of several objects, and of one that is not the nearest to it.
+    for pairs in overlapping_pairs(matches.images, matches.boxes, matches.ground_truth):
+        detection, target, overlap = pairs
+        tighter = (matches.labels[detection] == matches.ground_truth.labels[target]) & (overlap > nearest_iou[target])
+        rising = np.flatnonzero(tighter)[np.argsort(overlap[tighter], kind="stable")]  # the largest is written last
+        nearest[target[rising]], nearest_iou[target[rising]] = detection[rising], overlap[rising]
     best_iou, from_candidates = nearest_iou, np.zeros(objects, dtype=bool)
     if candidates is not None:
         # A candidate as tight as the nearest detection is that detection, which was out-ranked and not suppressed.

@@ -39,6 +39,18 @@ def test_manifests_that_make_no_sense(tmp_path: Path, content: bytes, message: s
         Manifest.of_file(tmp_path / "list.txt")
 
 
+def test_a_name_written_in_two_ways_is_one_image(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\n./b/../a.png\n")
+    with pytest.raises(UserError, match=r"names a.png more than once"):
+        Manifest.of_file(tmp_path / "list.txt")
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    plain_image(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in", target_is_directory=True)
+    assert Manifest.of_folder(tmp_path / "in").names == ("a.png",)
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*list.txt: No such file"):
         Manifest.of_file(tmp_path / "list.txt")

@@ -47,7 +47,7 @@ class Manifest:
         Raises:
             UserError: if it cannot be read, names nothing, or an image twice.
         """
-        names = sorted(read_lines(path))
+        names = sorted(map(os.path.normpath, read_lines(path)))
         if not names:
             raise UserError(f"the manifest {path} names no image; write one path a line")
         doubles = sorted({first for first, second in pairwise(names) if first == second})
@@ -95,7 +95,7 @@ def _images_in(folder: Path, prefix: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if entry.is_dir(follow_symlinks=False):  # a link may lead back to where it is
                     yield from _images_in(Path(entry.path), f"{prefix}{entry.name}/")
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.name.startswith("._"):
                     yield prefix + entry.name
