@@ -193,13 +193,24 @@ def iou_net_overfitting() -> Iterator[Evidence]:
 
 
 def iou_net_many_steps() -> Iterator[Evidence]:
-    """Ten steps of refinement against ten of repeated regression, from the same boxes."""
+    """Ten steps of refinement against ten of regression, from the same boxes, and ten of either against one."""
+    yield from _by_steps("after ten, regression → refinement", ("regression", 10), ("optimisation", 10))
+    yield from _by_steps("regression, one → ten", ("regression", 1), ("regression", 10), sign=-1)
+    yield from _by_steps("refinement, one → ten", ("optimisation", 1), ("optimisation", 10))
+
+
+def iou_net_one_regression() -> Iterator[Evidence]:
+    """Ten steps of refinement against one of regression."""
+    return _by_steps("", ("regression", 1), ("optimisation", 10))
+
+
+def _by_steps(words: str, before: tuple[str, int], after: tuple[str, int], sign: int = 1) -> Iterator[Evidence]:
     for data, old in record("iou_net").items():
         sides = [
-            {seed: 100 * r["ap_by_steps"][kind][-1] for seed, r in seeds_of(old).items()}
-            for kind in ("regression", "optimisation")
+            {seed: 100 * r["ap_by_steps"][kind][steps] for seed, r in seeds_of(old).items()}
+            for kind, steps in (before, after)
         ]
-        yield Evidence(data, sides[0], sides[1], "iou_net", old["command"])
+        yield Evidence(f"{data}, {words}" if words else data, sides[0], sides[1], "iou_net", old["command"], sign)
 
 
 def iou_net_gains(pairs: Iterable[tuple[str, str, str]], step: str = REFINED) -> Iterator[Evidence]:

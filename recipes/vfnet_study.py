@@ -1,7 +1,8 @@
 """The tables of VarifocalNet's paper, at small scale: what each part brings, α and γ, and the loss on other heads.
 
-Trains on one thread until a number of images is seen, with the options of `tightbox train` but for those of a row, and
-writes `recipes/vfnet.json` and, from it, `vfnet.md`; trainings in the record are not run again:
+Trains on one thread until a number of images is seen, with the published options but for those of a row and those
+without which small networks hardly learn (`studies.NEEDED`), by the schedule of `tightbox train`. Writes
+`recipes/vfnet.json` and, from it, `vfnet.md`; trainings in the record are not run again:
 
     python recipes/vfnet_study.py --data DIR [DIR ...] --images 1504 --seeds 0 1 2
 """
@@ -116,7 +117,9 @@ def page(record: Record) -> Iterator[str]:
     yield from ("# VarifocalNet's tables at small scale", "")
     command = shlex.join(["python", *sys.argv])
     yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18 from random weights, 64 channels,"
-    yield "320 pixels. Paper: AP of ResNet-50 from ImageNet's weights on COCO val2017, 12 epochs."
+    yield "320 pixels. Paper: AP of ResNet-50 from ImageNet's weights on COCO val2017, 12 epochs. Unlike the published"
+    yield "model all of ours have norms after their stars, whose weights begin by their width, and positives that count"
+    yield "alike in the box losses."
     for title, table in TABLES.items():
         for data, images in sorted({tuple(key.split(" | ")[:2]) for key in record}):
             lines = list(_rows(record, f"{data} | {images}", table))
