@@ -226,6 +226,16 @@ def test_annotated_images_are_written_on_request(checkpoint: Path, images: Path,
     assert status(arguments(checkpoint, images, images / "out", "--images")) == 2
 
 
+def test_annotated_images_stay_in_their_folder(checkpoint: Path, tmp_path: Path) -> None:
+    noise_image(tmp_path / "in" / "a.png", 64, 48, seed=1)
+    listed = tmp_path / "lists" / "list.txt"
+    listed.parent.mkdir()
+    listed.write_text("../in/a.png\n")
+    given = ["predict", checkpoint, "--manifest", listed, "--out", tmp_path / "out", "--format", "jsonl", "--images"]
+    assert status(given) == 0
+    assert (tmp_path / "out" / "images" / "__" / "in" / "a.png.jpg").is_file()
+
+
 def test_a_full_disk_loses_nothing(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

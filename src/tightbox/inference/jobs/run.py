@@ -52,8 +52,9 @@ class Work:
             rows.append(row_of(part.start + offset, name, selected, model.class_names))
             if self.drawn is not None and result.image is not None:
                 drawn = draw_detections(result.image, selected.found, model.class_names)
-                # The whole name and not its stem, as a.png may lie beside a.jpg.
-                write_image(self.drawn / f"{name.lstrip('/')}.jpg", drawn)
+                # The whole name and not its stem, as a.png may lie beside a.jpg; and none leads out of the folder.
+                inside = name.lstrip("/").replace("../", "__/")
+                write_image(self.drawn / f"{inside}.jpg", drawn)
             progress()
         write_rows(target, rows)
 
