@@ -45,8 +45,8 @@ FRACTIONS: dict[str, tuple[dict[str, Any], int, float]] = {
 }
 LADDER: dict[str, dict[str, Any]] = {  # options in use
     "greedy": {"suppress": "greedy", "refine_steps": 0},
-    "IoU-guided": {"refine_steps": 0},
-    "IoU-guided, refinement": {},
+    "IoU-guided": {"suppress": "iou_guided", "refine_steps": 0},
+    "IoU-guided, refinement": {"suppress": "iou_guided"},
     "greedy, refinement": {"suppress": "greedy"},
     "greedy, refinement, score × IoU": {"suppress": "greedy", "rank_by_iou": True},
     "greedy, refinement of step 2, score × IoU": {"suppress": "greedy", "rank_by_iou": True, "refine_step_size": 2.0},
