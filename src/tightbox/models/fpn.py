@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightbox.boxes import at_least_float32
 from tightbox.models.dense import group_norm
 from tightbox.ops.modulated_deform_conv import ModulatedDeformConv2d
 from tightbox.options import PyramidOptions
@@ -73,7 +74,7 @@ class FPN(nn.Module):
         # In bf16, oneDNN 3.13 returns uninitialised memory as the weight gradient of a strided 3x3 convolution on a 1x1
         # map. These two maps are small: float32 costs nothing.
         with torch.autocast(levels[-1].device.type, enabled=False):
-            p6 = self.p6((levels if self.extra == "p5" else features)[-1].float())
+            p6 = self.p6(at_least_float32((levels if self.extra == "p5" else features)[-1]))
             p7 = self.p7(F.relu(p6) if self.extra == "p5" else p6)
         return [*levels, p6, p7]
 
