@@ -24,7 +24,7 @@ from tightbox.models.unitbox import PixelOutput
 from tightbox.structures import Detections
 
 TITLE = "UnitBox"
-HALF = {"region_scale": 0.5}
+HALF, WHOLE = {"region_scale": 0.5}, {"region_scale": 1.0}
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 ONE, PER_CLASS = Part(one_class=True), Part()
 IOU_LOSS = "one class, region of half the size"
@@ -33,11 +33,11 @@ PUBLISHED = "one class, published region"
 VARIANTS: dict[str, tuple[Part, dict[str, Any], dict[str, Any]]] = {
     IOU_LOSS: (ONE, HALF, {}),
     "one class, half region, ℓ2 at 0.003": (ONE, {**HALF, "loss": "l2"}, {}),
-    PUBLISHED: (ONE, {}, {}),
+    PUBLISHED: (ONE, WHOLE, {}),
     "per class, region of half the size": (PER_CLASS, HALF, {}),
     "one class, half region, ℓ2 at 0.01": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.01}),
     "one class, half region, ℓ2 at 0.001": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.001}),
-    "per class, published region": (PER_CLASS, {}, {}),
+    "per class, published region": (PER_CLASS, WHOLE, {}),
 }
 L2_LOSS = [name for name in VARIANTS if "ℓ2" in name]
 ORACLES = ("true confidence map", "true confidence map, true boxes", "predicted box at each object's centre")
