@@ -233,17 +233,25 @@ def iou_net_suppression() -> Iterator[Evidence]:
 
 
 def standalone() -> Iterator[Evidence]:
-    """IoU-guided suppression and refinement by a head that was trained alone, on other detectors' boxes."""
-    last = "before its NMS: IoU-guided, refinement"
+    """Refinement, alone and with IoU-guided suppression, of other detectors' boxes by a head trained alone."""
+    for last, how in (
+        ("+ refinement", "refined"),
+        ("before its NMS: IoU-guided, refinement", "suppressed and refined"),
+    ):
+        yield from _rescored(last, how)
+
+
+def _rescored(last: str, how: str) -> Iterator[Evidence]:
     for data, study in record("rescoring").items():
         for detector, found in study["detectors"].items():
             sides = [by_seed(seeds_of(found), row, "ap") for row in (rescoring.OWN, last)]
-            yield Evidence(f"{data}, {detector}", sides[0], sides[1], "rescoring", found["command"])
+            yield Evidence(f"{data}, {detector}, {how}", sides[0], sides[1], "rescoring", found["command"])
     for data in DATA:
         for detector in rescoring.VARIANTS:
             if rows := trainings("photographs_rescoring", data, detector):
                 sides = [by_seed(rows, "rows", row, "ap") for row in (rescoring.OWN, last)]
-                yield Evidence(f"{data}, {detector}", sides[0], sides[1], "photographs_rescoring", command_of(rows))
+                name = f"{data}, {detector}, {how}"
+                yield Evidence(name, sides[0], sides[1], "photographs_rescoring", command_of(rows))
 
 
 # VarifocalNet
