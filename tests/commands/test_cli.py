@@ -505,12 +505,16 @@ def test_sources_are_never_overwritten(checkpoint: Path, tmp_path: Path, capsys:
 
 
 def film(path: Path, frames: int, width: int = 64, height: int = 48) -> Path:
+    return write_video(path, [np.full((height, width, 3), i * 20, np.uint8) for i in range(frames)])
+
+
+def write_video(path: Path, frames: list[Any], codec: str = "libx264", pix_fmt: str = "yuv420p") -> Path:
     av = pytest.importorskip("av", reason="needs the extra video")
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(frames):
-            pixels = np.full((height, width, 3), i * 20, np.uint8)
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for pixels in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         file.mux(stream.encode())
     return path
@@ -535,14 +539,9 @@ def test_predicting_a_video(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_video_is_turned_upright(checkpoint: Path, tmp_path: Path) -> None:
     """As telephones have it: stored sideways, with a matrix [[0, 1], [−1, 0]] that turns it clockwise."""
     av = pytest.importorskip("av", reason="needs the extra video")
-    source = tmp_path / "film.mp4"
-    with av.open(str(source), "w") as file:
-        stream = file.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        pixels = np.zeros((48, 64, 3), np.uint8)
-        pixels[:24, :32] = 255  # white in the upper left corner, which is the upper right one once it is turned
-        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        file.mux(stream.encode())
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255  # white in the upper left corner, which is the upper right one once it is turned
+    source = write_video(tmp_path / "film.mp4", [pixels])
     content = bytearray(source.read_bytes())
     matrix = content.find(b"tkhd") + 44  # behind the name: version, times, ids, duration, layer, volume
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
@@ -558,14 +557,8 @@ def test_a_video_is_turned_upright(checkpoint: Path, tmp_path: Path) -> None:
 def test_odd_sides_lose_a_pixel(checkpoint: Path, tmp_path: Path) -> None:
     """H.264 has even sides only, unlike other codecs."""
     av = pytest.importorskip("av", reason="needs the extra video")
-    source = tmp_path / "film.avi"
-    with av.open(str(source), "w") as file:
-        stream = file.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 63, 47, "bgr0"
-        for i in range(3):
-            frame = av.VideoFrame.from_ndarray(np.full((47, 63, 3), i, np.uint8), format="rgb24")
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
+    frames = [np.full((47, 63, 3), i, np.uint8) for i in range(3)]
+    source = write_video(tmp_path / "film.avi", frames, "ffv1", "bgr0")
     assert predict(checkpoint, tmp_path / "out", source) == 0
     with av.open(str(tmp_path / "out" / "film.mp4")) as written:
         assert [(f.width, f.height) for f in written.decode(video=0)] == [(62, 46)] * 3

@@ -10,7 +10,7 @@ from tightbox.diagnosis.evidence import gather_evidence
 
 
 def test_a_detection_may_be_the_nearest_of_two_objects() -> None:
-    # 0.85 of the first object, which it is nearer to; 80 / 85 of the second, whose own detection has 60 / 80.
+    # Of the first object it has 82 / 85, of the second, which it is nearer to, 80 / 82; neither has another.
     truth = data_set((1, 1, 0, 0, 100, 85), (1, 1, 0, 0, 100, 80))
     found = gather_evidence(matched(truth, [result(0.9, 0, 0, 100, 82)]), None)
     assert found.nearest.tolist() == [0, 0]

@@ -35,6 +35,18 @@ def drawn(count: int, seed: int = 0, classes: int = 1) -> MatchedBoxes:
     )
 
 
+def squares(errors: Any, images: Any = None, labels: Any = None) -> MatchedBoxes:
+    """Boxes of 100 pixels that are trusted alike, off by these errors, (N, 4) or the same on all sides (N,)."""
+    count = len(errors)
+    return MatchedBoxes(
+        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (count, 1)),
+        errors=errors if errors.ndim == 2 else np.tile(errors[:, None], (1, 4)),
+        raw=np.full(count, 0.5),
+        labels=np.zeros(count, dtype=np.int64) if labels is None else labels,
+        images=np.arange(count) if images is None else images,
+    )
+
+
 @pytest.mark.parametrize("unit", ["iou", "size", "pixels"])
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("simultaneous", ["max", "bonferroni"])
@@ -71,13 +83,7 @@ def test_the_quantile_by_hand() -> None:
     # With fewer than 25 boxes no proportions are learned, so the margin is the ⌈21 × 0.9⌉ = 19th of 20 errors.
     count = 40
     errors = np.random.default_rng(1).permutation(np.arange(1.0, count + 1))
-    found = MatchedBoxes(
-        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (count, 1)),
-        errors=np.tile(errors[:, None], (1, 4)),
-        raw=np.full(count, 0.5),
-        labels=np.zeros(count, dtype=np.int64),
-        images=np.arange(count),
-    )
+    found = squares(errors)
     half = np.random.default_rng(7).permutation(count)[:20]
     rest = np.sort(np.delete(errors, half))
     for unit, size in (("pixels", 1.0), ("size", 100.0)):
@@ -89,32 +95,24 @@ def test_the_quantile_of_several_boxes_in_each_image_by_hand() -> None:
     """Five boxes in each of 40 images: of 100 scores in 20 images the ⌈100 · 21/20 · 0.9⌉ = ⌈94.5⌉ = 95th."""
     errors = np.random.default_rng(1).permutation(np.arange(1.0, 201))
     images = np.arange(200) // 5
-    found = MatchedBoxes(
-        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (200, 1)),
-        errors=np.tile(errors[:, None], (1, 4)),
-        raw=np.full(200, 0.5),
-        labels=np.zeros(200, dtype=np.int64),
-        images=images,
-    )
+    found = squares(errors, images)
     half = np.random.default_rng(7).permutation(40)[:20]
     rest = np.sort(errors[~np.isin(images, half)])
     assert fit_margins(found, 0.9, "pixels", seed=7).sides == pytest.approx((rest[94],) * 4)
 
 
-@pytest.mark.parametrize("images", [20, 40])
+@pytest.mark.parametrize("images", [20, 22, 40])
 def test_coverage_where_the_boxes_of_an_image_are_alike(images: int) -> None:
-    """All errors of an image are the same: only images can be exchanged, and ten boxes in each add nothing.
+    """All ten errors of an image are the same, so that only images can be exchanged.
 
-    Of 10 (20) images the largest (the 19th) error is taken, which a new one exceeds in 1 of 11 (2 of 21) draws; the
-    standard deviation over 400 calibrations is at most 0.09 / √400. Counting boxes, the 100 scores of 10 images would
-    give the 91st, which is the largest as well, but the 200 of 20 the 181st, the 19th and not the one before.
+    Of the 10 (11, 20) images of the second half the 10th (11th, 19th) error is taken, which a new one exceeds in 1 of
+    11 (1 of 12, 2 of 21) draws; the standard deviation over 400 calibrations is at most 0.09 / √400. Counting boxes
+    would give the ⌈111 · 0.9⌉ = 100th of 110 scores, the 10th of 11 errors, which a new one exceeds in 1 of 6.
     """
     rng, kept = np.random.default_rng(0), []
     for seed in range(400):
-        error = np.repeat(rng.normal(size=images), 10)
-        boxes = np.tile([0.0, 0.0, 100.0, 100.0], (10 * images, 1))
-        columns = np.full(10 * images, 0.5), np.zeros(10 * images, dtype=np.int64), np.arange(10 * images) // 10
-        margins = fit_margins(MatchedBoxes(boxes, np.tile(error[:, None], (1, 4)), *columns), 0.9, "pixels", seed=seed)
+        found = squares(np.repeat(rng.normal(size=images), 10), np.arange(10 * images) // 10)
+        margins = fit_margins(found, 0.9, "pixels", seed=seed)
         new = rng.normal(size=4000)
         kept.append(np.mean(new <= max(margins.sides[0], 0)))
     assert np.mean(kept) > 0.9 - 3 * 0.09 / 20
@@ -125,13 +123,7 @@ def test_coverage_where_the_boxes_of_an_image_are_alike(images: int) -> None:
 def test_outer_margins_are_of_objects_beyond_their_boxes_and_inner_ones_of_those_within(
     inner: bool, outwards: float
 ) -> None:
-    found = MatchedBoxes(
-        boxes=np.tile([0.0, 0.0, 100.0, 100.0], (60, 1)),
-        errors=np.full((60, 4), 100 * outwards),
-        raw=np.full(60, 0.5),
-        labels=np.zeros(60, dtype=np.int64),
-        images=np.arange(60),
-    )
+    found = squares(np.full(60, 100 * outwards))
     needed = max(-outwards if inner else outwards, 0)
     assert fit_margins(found, 0.9, "size", inner=inner).sides == pytest.approx((needed,) * 4)
 
@@ -143,9 +135,7 @@ def test_a_class_has_margins_where_all_together_need_none() -> None:
         rng = np.random.default_rng(seed)
         labels = (rng.random(8000) < 0.05).astype(np.int64)
         loose, close = -rng.uniform(1, 5, (8000, 4)), rng.normal(0, 5, (8000, 4))
-        errors = np.where(labels[:, None] == 0, loose, close)
-        boxes = np.tile([0.0, 0.0, 100.0, 100.0], (8000, 1))
-        return MatchedBoxes(boxes, errors, np.full(8000, 0.5), labels, np.arange(8000))
+        return squares(np.where(labels[:, None] == 0, loose, close), labels=labels)
 
     margins, new = fit_margins(two_classes(0), 0.9, "size", classes=2), two_classes(1)
     assert margins.about["classes_without_own"] == []

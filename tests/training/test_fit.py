@@ -52,6 +52,19 @@ def stop_after(steps: int) -> Any:
     return interruptible
 
 
+def change_losses(
+    monkeypatch: Any, model: Detector, call: int, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Let `change` make something else of the losses of one call, counted from 0."""
+    original, calls = model.loss, iter(range(100))
+
+    def loss(*args: Any) -> dict[str, Tensor]:
+        losses = original(*args)
+        return change(losses) if next(calls) == call else losses
+
+    monkeypatch.setattr(model, "loss", loss)
+
+
 def assert_same_weights(a: Detector, b: Detector) -> None:
     for name, value in a.state_dict().items():
         assert torch.equal(value, b.state_dict()[name]), name
@@ -224,13 +237,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any
 ) -> None:
     model = new_model()
-    original, calls = model.loss, iter(range(100))
-
-    def loss(*args: Any) -> dict[str, Tensor]:
-        losses = original(*args)
-        return losses | {"box": losses["box"] * math.nan} if next(calls) == 5 else losses
-
-    monkeypatch.setattr(model, "loss", loss)
+    change_losses(monkeypatch, model, 5, lambda losses: losses | {"box": losses["box"] * math.nan})
     with pytest.raises(UserError, match=r"epoch 2, batch 2 \(box nan, .*--lr.*checkpoints are intact"):
         fit(model, train, None, tmp_path, OPTIONS, AUGMENT)
     assert tightbox.load(tmp_path / "last").class_names == train.class_names
@@ -241,16 +248,12 @@ def test_weights_that_the_last_batch_ruins_are_not_saved(
 ) -> None:
     """A finite loss may have gradients that are none; no later loss shows it at the end of an epoch."""
     model = new_model()
-    original, calls = model.loss, iter(range(100))
 
-    def loss(*args: Any) -> dict[str, Tensor]:
-        losses = original(*args)
-        if next(calls) != 7:  # the last of the second epoch
-            return losses
+    def ruined(losses: dict[str, Tensor]) -> dict[str, Tensor]:
         zero = model.backbone.mean.new_zeros(1, requires_grad=True) * next(model.parameters()).sum()
         return losses | {"box": losses["box"] + (zero * zero).sum().sqrt() * 0}  # the gradient of √ at 0 is infinite
 
-    monkeypatch.setattr(model, "loss", loss)
+    change_losses(monkeypatch, model, 7, ruined)  # the last of the second epoch
     with pytest.raises(UserError, match=r"weights stopped being finite .* in epoch 2; .*checkpoints are intact"):
         fit(model, train, None, tmp_path, OPTIONS, AUGMENT)
     assert tightbox.load(tmp_path / "last").metrics["epoch"] == 1
@@ -275,15 +278,11 @@ def test_the_last_checkpoint_has_no_figures_of_an_earlier_one(
     class Stop(Exception):
         """After the third epoch of four, of which the second and the last are evaluated."""
 
+    def stop(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise Stop
+
     model = new_model()
-    original, calls = model.loss, iter(range(100))
-
-    def loss(*args: Any) -> dict[str, Tensor]:
-        if next(calls) == 12:
-            raise Stop
-        return original(*args)
-
-    monkeypatch.setattr(model, "loss", loss)
+    change_losses(monkeypatch, model, 12, stop)
     with pytest.raises(Stop):
         fit(model, train, val, tmp_path, replace(OPTIONS, epochs=4, eval_every=2), AUGMENT)
     assert set(tightbox.load(tmp_path / "last").metrics) == {"epoch", "train_seconds"}

@@ -15,6 +15,9 @@ from tightbox.errors import UserError
 from tightbox.training.pace import Position
 
 Clock = Callable[[], float]
+WAY_OUT = (  # of a training that diverged
+    "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
+)
 STEPS = 10  # between two readings on a device that works ahead; fetching a number makes the process wait for it
 
 
@@ -77,7 +80,4 @@ class Readings:
 
 def _diverged(epoch: int, batch: int, losses: Mapping[str, float]) -> str:
     terms = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-    return (
-        f"the loss stopped being a finite number in epoch {epoch}, batch {batch} ({terms}); "
-        "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
-    )
+    return f"the loss stopped being a finite number in epoch {epoch}, batch {batch} ({terms}); {WAY_OUT}"

@@ -22,6 +22,7 @@ from tightbox.models import Detector
 from tightbox.options import TrainOptions
 from tightbox.training.pace import Pace, Position
 from tightbox.training.progress import Progress
+from tightbox.training.readings import WAY_OUT
 from tightbox.training.state import save_state
 
 RESUME = "resume"
@@ -100,10 +101,7 @@ class Run:
     def _refuse_diverged(self, number: int) -> None:
         """Raises UserError, before anything is written, if the last steps of an epoch ruined the weights."""
         if not all(weights.isfinite().all() for weights in self.trained.parameters()):
-            raise UserError(
-                f"weights stopped being finite numbers in epoch {number}; start anew with a lower --lr or a longer "
-                "--warmup, or --resume with --precision fp32; checkpoints are intact"
-            )
+            raise UserError(f"weights stopped being finite numbers in epoch {number}; {WAY_OUT}")
 
     def _evaluates(self, number: int, *, over: bool) -> bool:
         if over or self.pace.seconds is None:
