@@ -31,8 +31,7 @@ from tightbox.calibration import IOUS
 from tightbox.data.layout import read_data, splits
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
-from tightbox.evaluation.choose_map import choose_of_pairs
-from tightbox.evaluation.fit_calibration import FITS
+from tightbox.evaluation.fit_calibration import FITS, choose_of_pairs
 from tightbox.evaluation.fit_margins import MatchedBoxes, covered, fit_margins, matched_boxes, relative_area
 from tightbox.evaluation.fit_miss_bound import bound_of_scores, object_scores
 from tightbox.evaluation.inputs import GroundTruth, Predictions

@@ -14,8 +14,7 @@ from tightbox.diagnosis.gallery import pick_cards
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.sentences import sentences
 from tightbox.errors import UserError
-from tightbox.evaluation.average_precision import AveragePrecision
-from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco import AveragePrecision, evaluate
 from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.matching import match
 from tightbox.inference.before_suppression import BestCandidates

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from tightbox.evaluation.calibration_measures import (
+    Baseline,
+    PlattScaling,
     calibration_measures,
     d_ece,
+    fit_platt,
+    fit_scores,
+    fit_steps,
     laace,
     oce,
     thresholded_protocol,
 )
 from tightbox.evaluation.coco_files import from_coco
-from tightbox.evaluation.fit_scores import Baseline, PlattScaling, fit_platt, fit_scores, fit_steps
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import match
 
@@ -52,7 +56,7 @@ def test_platt_scaling_fits_no_worse_than_the_published_one() -> None:
     kept = predictions.scores >= first[predictions.labels]
     columns = {n: getattr(predictions, n)[kept] for n in ("images", "labels", "boxes", "scores", "ious")}
     matches = match(ground_truth, Predictions(**columns), (0.0,))
-    maps = fit_scores(matches, "platt").maps
+    maps = fit_scores(matches, "platt")
     for label, each in enumerate(maps):
         assert isinstance(each, PlattScaling)
         rows = matches.of_class(label)

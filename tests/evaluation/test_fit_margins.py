@@ -14,6 +14,7 @@ from tightbox.evaluation.fit_margins import (
     fit_margins,
     images_needed,
     matched_boxes,
+    outer_coverage,
 )
 from tightbox.evaluation.matching import match
 from tightbox.margins import Unit, grown
@@ -222,3 +223,21 @@ def test_matched_boxes_of_files() -> None:
     # The box (11, 9, 31, 28) and its object (10, 10, 30, 30): outside on the left by 1, above by -1, right -1, below 2.
     np.testing.assert_allclose(found.errors, [[1, -1, -1, 2]])
     assert (found.raw.tolist(), found.labels.tolist(), found.images.tolist()) == ([0.7], [0], [0])
+
+
+def test_outer_boxes_that_hold_their_object() -> None:
+    """Three objects in three images: one held, one held but for its right side, one without a detection on it."""
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 10, 10]]
+    content = {
+        "images": [{"id": i} for i in (1, 2, 3)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    rows = [
+        {"image_id": i, "category_id": 1, "bbox": box, "score": 0.1 * i}
+        for i, box in zip((1, 2, 3), boxes, strict=True)
+    ]
+    outer = np.array([[-1.0, 0, 11, 10], [-1, -1, 9.9, 11], [0, 0, 100, 100]])
+    matches = match(*from_coco(content, rows))
+    assert outer_coverage(matches, outer) == (1, 2)
+    assert outer_coverage(match(*from_coco(content, [])), np.empty((0, 4))) == (0, 0)

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.helpers.results import Json, data_set, matched, random_case, result
-from tightbox.evaluation import overlaps
+from tightbox.evaluation import matching
 
 
 def slow_overlap(box: Sequence[float], other: Sequence[float], crowd: bool = False) -> float:
@@ -113,7 +113,7 @@ def test_boxes_on_a_small_grid_match_by_the_rules_read_aloud(
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
 def test_best_boxes_of_the_same_and_of_other_classes(seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlaps, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", at_once)
     ground_truth, results = random_case(seed, crowd=0.2)
 
     matches = matched(ground_truth, results)

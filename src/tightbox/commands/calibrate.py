@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.choose_map import MapChoice
-    from tightbox.evaluation.fit_calibration import Method
+    from tightbox.evaluation.fit_calibration import MapChoice, Method
     from tightbox.evaluation.matching import Matches
     from tightbox.models import Detector
 
@@ -96,8 +95,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
 
     from tightbox.checkpoint import read_weights, save_calibration, settings_digest, weights_digest
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
-    from tightbox.evaluation.choose_map import choose_map
-    from tightbox.evaluation.fit_calibration import fit_calibration
+    from tightbox.evaluation.fit_calibration import choose_map, fit_calibration
 
     folder = Path(args.checkpoint)
     matches = _detected(model, data, args)

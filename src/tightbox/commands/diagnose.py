@@ -101,7 +101,7 @@ def _promised(
         return []
     import numpy as np
 
-    from tightbox.evaluation.coverage import outer_coverage
+    from tightbox.evaluation.fit_margins import outer_coverage
     from tightbox.evaluation.matching import match
 
     around = [each.outer.double().numpy() for each in detections if each.outer is not None]

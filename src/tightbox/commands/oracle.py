@@ -29,7 +29,7 @@ def run(args: Namespace) -> int:
     of_results = on_data.of_results(args)
     ladder = _of_results(Path(args.gt), Path(args.dt)) if of_results else _of_model(args)
 
-    from tightbox.diagnosis.ladder_plot import draw_ladder
+    from tightbox.diagnosis.plots import draw_ladder
 
     print(_table(ladder))
     if of_results:

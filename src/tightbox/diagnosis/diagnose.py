@@ -12,9 +12,8 @@ from tightbox.calibration import IOUS
 from tightbox.diagnosis.evidence import Evidence, gather_evidence
 from tightbox.diagnosis.gallery import pick_cards
 from tightbox.diagnosis.numbers import ClassRow, Diagnosis, Group, ScoreReliability, Tightness
-from tightbox.evaluation.average_precision import SIZES, AveragePrecision
 from tightbox.evaluation.calibration_measures import calibration_measures
-from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco import SIZES, AveragePrecision, evaluate
 from tightbox.evaluation.figures import Bools, Floats, mean
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.ladder import ON_OBJECT, TRUE_BOX, TRUE_IOU_SCORE, Ladder, results_ladder

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tightbox.evaluation.average_precision import SIZES, size_index
+from tightbox.evaluation.coco import SIZES, size_index
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.ladder import ON_OBJECT
-from tightbox.evaluation.matching import Matches
-from tightbox.evaluation.overlaps import overlapping_pairs
+from tightbox.evaluation.matching import Matches, overlapping_pairs
 
 if TYPE_CHECKING:
     from tightbox.inference.before_suppression import BestCandidates

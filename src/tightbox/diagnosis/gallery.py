@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 
 from tightbox.diagnosis.evidence import Evidence
-from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Card, CardBox, CardImage
-from tightbox.evaluation.average_precision import SIZES
+from tightbox.diagnosis.sentences import KINDS
+from tightbox.evaluation.coco import SIZES
 from tightbox.evaluation.figures import Bools, Floats, Ints, number
 from tightbox.evaluation.matching import rank_in_group
 from tightbox.evaluation.tide import KINDS as ERRORS

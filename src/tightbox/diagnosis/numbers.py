@@ -3,9 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tightbox.evaluation.average_precision import AveragePrecision
 from tightbox.evaluation.calibration_measures import CalibrationMeasures
-from tightbox.evaluation.coco import CocoMetrics
+from tightbox.evaluation.coco import AveragePrecision, CocoMetrics
 from tightbox.evaluation.ladder import OracleVariant
 from tightbox.evaluation.lrp import Lrp
 from tightbox.evaluation.reliability import Correlation, Reliability

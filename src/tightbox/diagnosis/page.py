@@ -10,10 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tightbox.diagnosis.crops import crop_images
-from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis
 from tightbox.diagnosis.plots import draw_plots
-from tightbox.diagnosis.sentences import sentences
+from tightbox.diagnosis.sentences import KINDS, sentences
 from tightbox.files import write_text
 from tightbox.progress import Progress, silent
 from tightbox.version import __version__

@@ -1,8 +1,8 @@
-"""What the figures say, in one plain sentence for each part of the page."""
+"""What the figures say, in one plain sentence for each part of the page, and TIDE's kinds of error in words."""
 
 from functools import partial
+from typing import NamedTuple
 
-from tightbox.diagnosis.kinds import KINDS
 from tightbox.diagnosis.numbers import Diagnosis, ScoreReliability
 from tightbox.evaluation.figures import percent
 
@@ -13,6 +13,24 @@ STAGES = {
     "suppression": "suppression that keeps the wrong box",
     "localisation": "boxes that are not quite tight",
     "misses": "objects that have no box on them",
+}
+
+
+class Kind(NamedTuple):
+    """How an error is called in a table, in a sentence about all of its kind, and on the card of one."""
+
+    column: str
+    all: str
+    one: str
+
+
+KINDS = {
+    "classification": Kind("class", "the wrong class", "on an object of another class"),
+    "localisation": Kind("location", "loose boxes", "on its object, but too loose"),
+    "both": Kind("both", "loose boxes of the wrong class", "loosely on an object of another class"),
+    "duplicate": Kind("duplicate", "second boxes on one object", "a second box on an object that was found"),
+    "background": Kind("background", "boxes on no object", "on no object"),
+    "missed": Kind("missed", "missed objects", "an object that was missed"),
 }
 
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from tightbox.calibration import IOUS, IouCalibration, Promises
 from tightbox.errors import UserError
-from tightbox.evaluation.choose_map import choose_of_pairs
 from tightbox.evaluation.figures import Floats
-from tightbox.evaluation.fit_calibration import FITS
+from tightbox.evaluation.fit_calibration import FITS, choose_of_pairs
 from tightbox.evaluation.matching import Matches
 
 

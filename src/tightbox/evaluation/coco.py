@@ -2,16 +2,18 @@
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from tightbox.calibration import IOUS
-from tightbox.evaluation.figures import Bools, Floats, Ints, mean, number, percent, percents
+from tightbox.evaluation.figures import Bools, Floats, Ints, difference, mean, number, percent, percents
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import Matches, match
 
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}  # COCO's sizes, in pixels
+SIZES = tuple(AREAS)
+CURVE = (50, 60, 70, 75, 80, 90)  # IoU thresholds, in per cent, of the AP curves
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -67,6 +69,39 @@ class CocoMetrics:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class AveragePrecision:
+    """COCO AP, and what it is made of; None where no ground-truth box could tell.
+
+    Attributes:
+        ap: over the IoU thresholds 0.50 to 0.95.
+        by_iou: at single ones, by `CURVE` as text.
+        by_size: by `SIZES`.
+        by_class: by class name.
+    """
+
+    ap: float | None
+    by_iou: dict[str, float | None]
+    by_size: dict[str, float | None]
+    by_class: dict[str, float | None]
+
+    @classmethod
+    def of_coco(cls, metrics: CocoMetrics) -> Self:
+        """The evaluator's own figures."""
+        return cls(
+            metrics.ap,
+            {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE},
+            {size: getattr(metrics, f"ap_{size}") for size in SIZES},
+            {name: row.ap for name, row in metrics.per_class.items()},
+        )
+
+    def minus(self, other: Self) -> Self:
+        """What this has more."""
+        parts = (self.by_iou, other.by_iou), (self.by_size, other.by_size), (self.by_class, other.by_class)
+        differences = ({key: difference(ap, theirs.get(key)) for key, ap in ours.items()} for ours, theirs in parts)
+        return type(self)(difference(self.ap, other.ap), *differences)
+
+
 def evaluate(ground_truth: GroundTruth, predictions: Predictions, max_detections: int = 100) -> CocoMetrics:
     """COCO's figures.
 
@@ -90,6 +125,11 @@ def evaluate(ground_truth: GroundTruth, predictions: Predictions, max_detections
         ar=mean(np.array(found)[:, there] / matches.positives[there]),
         per_class={name: ClassMetrics(mean(aps), number(aps[0]), number(aps[5]), boxes) for name, aps, boxes in rows},
     )
+
+
+def size_index(areas: Floats) -> Ints:
+    """(N,) position in `SIZES` of objects of these areas in pixels."""
+    return np.searchsorted([largest for _, largest in AREAS.values()][:-1], areas)
 
 
 def _average_precisions(matches: Matches) -> Floats:

@@ -13,7 +13,7 @@ from tightbox.data.coco import crowd_flag
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.inputs import GroundTruth, Predictions
-from tightbox.evaluation.overlaps import overlapping_pairs
+from tightbox.evaluation.matching import overlapping_pairs
 from tightbox.reading import LARGEST_NUMBER, naming, read_json, shown
 
 Json = Mapping[str, Any]

@@ -26,7 +26,7 @@ import numpy as np
 
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Columns, Floats, Ints
-from tightbox.evaluation.isotonic import like_groups, monotone_steps
+from tightbox.evaluation.fit_calibration import like_groups, monotone_steps
 from tightbox.evaluation.matching import Matches
 from tightbox.margins import OUTWARD, Margins, Unit, grown
 
@@ -42,6 +42,7 @@ FOLDS = 4
 CONSTANT: Factors = ((0.0,), (1.0,))  # the factor that changes nothing
 LEAST_MARGIN = 1e-6  # of all classes together, where each has a multiple of it for its own
 LEAST_FACTOR = 1e-3  # of a box's size: no predicted IoU earns a box that is exact
+ROUNDING = 0.01  # pixels; the boxes of both sides were rounded or were float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +141,20 @@ def images_needed(coverage: float, simultaneous: Simultaneous = "max") -> int:
 def covered(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> Bools:
     """(N,) whether all four sides of the object are within the outer box (or the inner box within the object)."""
     return np.asarray((_scores(found.of(inner), margins) <= 1 + 1e-9).all(axis=1))
+
+
+def outer_coverage(matches: Matches, outer: Floats, at_iou: float = AT_IOU) -> tuple[int, int]:
+    """The number of matched detections whose outer box holds the object, and that of all matched ones.
+
+    Args:
+        matches: matched at `at_iou` at least.
+        outer: (N, 4) xyxy outer boxes in the order of the predictions.
+        at_iou: IoU from which a detection is matched.
+    """
+    outcome = matches.at(at_iou)
+    objects = _corners(matches.ground_truth.boxes[outcome.matched[outcome.hit]])
+    beyond = (objects - outer[matches.rows[outcome.hit]]) * OUTWARD
+    return int((beyond <= ROUNDING).all(axis=1).sum()), len(objects)
 
 
 def relative_area(found: MatchedBoxes, margins: Margins, *, inner: bool = False) -> float:

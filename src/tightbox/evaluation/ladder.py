@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tightbox.evaluation.average_precision import AveragePrecision
-from tightbox.evaluation.coco import evaluate
+from tightbox.evaluation.coco import AveragePrecision, evaluate
 from tightbox.evaluation.figures import difference
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import match

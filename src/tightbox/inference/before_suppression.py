@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from tightbox.boxes import pairwise_iou
 from tightbox.data.records import DetectionData, ImageRecord
-from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.coco import AveragePrecision
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.ladder import ON_OBJECT, Ladder
 from tightbox.inference.batches import How

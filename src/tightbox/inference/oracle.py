@@ -13,7 +13,7 @@ from torch import Tensor
 from tightbox.boxes import centerness, iou, pairwise_iou
 from tightbox.data.records import DetectionData
 from tightbox.evaluation import ladder
-from tightbox.evaluation.average_precision import AveragePrecision
+from tightbox.evaluation.coco import AveragePrecision
 from tightbox.evaluation.ladder import Ladder, OracleVariant
 from tightbox.inference.candidates import AssignedCandidates, iterate_assigned
 from tightbox.inference.detect import evaluate_detections
