@@ -41,8 +41,8 @@ from tightbox.files import atomic_path, write_json
 from tightbox.images import open_image
 from tightbox.inference.batches import Loading
 from tightbox.inference.detect import detect_data
-from tightbox.margins import Margins
 from tightbox.models import load
+from tightbox.promises import Margins
 
 KEPT = Path("runs/conformal")
 COVERAGE, MISS, DELTA = 0.9, 0.2, 0.1

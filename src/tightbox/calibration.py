@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tightbox.errors import UserError
-from tightbox.margins import Margins, grown
-from tightbox.miss_bound import MissBound
+from tightbox.promises import PROMISES, Margins, MissBound, Promises
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,31 +85,6 @@ class IouCalibration:
             sentence = "an IoU calibration needs the lists of numbers estimates and ious; calibrate again"
             raise UserError(sentence) from error
         return cls(*map(tuple, lists))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promises:
-    """What can be promised of images like those that it was learned from; each part is None if it was not asked for.
-
-    Attributes:
-        outer: margins of the boxes that hold their object.
-        inner: margins of the boxes that lie in their object.
-        misses: the score threshold that misses few objects.
-    """
-
-    outer: Margins | None = None
-    inner: Margins | None = None
-    misses: MissBound | None = None
-
-    def moved(self, boxes: ArrayLike, raw: ArrayLike | None, labels: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """The "outer" and the "inner" boxes (N, 4), those that there are, of boxes with raw predicted IoUs."""
-        ways = {"outer": (self.outer, 1.0), "inner": (self.inner, -1.0)}
-        return {n: grown(boxes, way * m.distances(boxes, raw, labels)) for n, (m, way) in ways.items() if m is not None}
-
-    def promises_to_json(self) -> dict[str, Any]:
-        """Those that there are, by name."""
-        parts = {"outer": self.outer, "inner": self.inner, "misses": self.misses}
-        return {name: part.to_json() for name, part in parts.items() if part is not None}
 
 
 @dataclass(frozen=True)
@@ -209,14 +183,13 @@ class Calibration(Promises):
         try:
             rows = [[None if v is None else float(v) for v in content["thresholds"][f"{iou:.2f}"]] for iou in IOUS]
             ious, about = content["ious"], dict(content["about"])
-            later = {name: content.get(name) for name in ("outer", "inner", "misses")}
+            later = {name: content[name] for name in PROMISES if content.get(name) is not None}
             digests: dict[str, Any] = {name: str(content[name]) for name in DIGESTS if content.get(name) is not None}
             if any(len(row) != len(PRECISIONS) for row in rows):
                 raise ValueError("a row of thresholds is too short or too long")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration in the card is damaged ({error}); run `tightbox calibrate`") from error
-        kinds: dict[str, type[Margins | MissBound]] = {"outer": Margins, "inner": Margins, "misses": MissBound}
-        parts: dict[str, Any] = {name: kinds[name].from_json(part) for name, part in later.items() if part is not None}
+        parts: dict[str, Any] = {name: PROMISES[name].from_json(part) for name, part in later.items()}
         return cls(IouCalibration.from_json(ious), tuple(map(tuple, rows)), about, **digests, **parts)
 
 

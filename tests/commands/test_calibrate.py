@@ -17,9 +17,8 @@ from tests.helpers.models import tiny_model
 from tightbox.calibration import Calibration, IouCalibration
 from tightbox.checkpoint import read_weights, save_calibration, weights_digest
 from tightbox.errors import UserError
-from tightbox.margins import Margins
-from tightbox.miss_bound import MissBound
 from tightbox.models import load
+from tightbox.promises import Margins, MissBound
 
 BY_SIZE = Margins(0.9, "size", (0.1,) * 4, (), (), (), {})
 PROMISES = Calibration(

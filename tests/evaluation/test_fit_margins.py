@@ -17,7 +17,7 @@ from tightbox.evaluation.fit_margins import (
     outer_coverage,
 )
 from tightbox.evaluation.matching import match
-from tightbox.margins import Unit, grown
+from tightbox.promises import Unit, grown
 
 
 def drawn(count: int, seed: int = 0, classes: int = 1) -> MatchedBoxes:

@@ -10,7 +10,7 @@ from tightbox.errors import UserError
 from tightbox.evaluation.coco_files import from_coco
 from tightbox.evaluation.fit_miss_bound import bound_of_scores, fit_miss_bound, misses_allowed, object_scores
 from tightbox.evaluation.matching import Matches, match
-from tightbox.miss_bound import MissBound
+from tightbox.promises import MissBound
 
 
 def found(scores: list[float | None]) -> Matches:

@@ -22,10 +22,10 @@ from tightbox.boxes import encode_deltas, pairwise_iou
 from tightbox.calibration import Calibration, IouCalibration
 from tightbox.errors import UserError
 from tightbox.jitter import jittered_each
-from tightbox.margins import Margins
 from tightbox.models import IoUNet, create_model, iou_net, load, rpn, start_from
 from tightbox.models.roi_head import encode
 from tightbox.options import IoUNetOptions
+from tightbox.promises import Margins
 from tightbox.rank import by_power
 from tightbox.structures import Detections, ImageBatch, Targets
 from tightbox.suppress import greedy_nms

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tightbox.calibration import IOUS, IouCalibration, Promises
+from tightbox.calibration import IOUS, IouCalibration
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.fit_calibration import FITS, choose_of_pairs
 from tightbox.evaluation.matching import Matches
+from tightbox.promises import Promises
 
 
 @dataclass(frozen=True)

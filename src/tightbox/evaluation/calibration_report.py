@@ -11,7 +11,7 @@ from tightbox.evaluation.fit_margins import covered, fit_margins, matched_boxes,
 from tightbox.evaluation.fit_miss_bound import object_scores
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import reliability
-from tightbox.margins import Margins
+from tightbox.promises import Margins
 
 HEADING = "predicted IoU against true IoU      boxes  error  worst  predicted actual"
 

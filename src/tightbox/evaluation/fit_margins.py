@@ -28,7 +28,7 @@ from tightbox.errors import UserError
 from tightbox.evaluation.figures import Bools, Columns, Floats, Ints
 from tightbox.evaluation.fit_calibration import like_groups, monotone_steps
 from tightbox.evaluation.matching import Matches
-from tightbox.margins import OUTWARD, Margins, Unit, grown
+from tightbox.promises import OUTWARD, Margins, Unit, grown
 
 Simultaneous = Literal["max", "bonferroni"]
 Sides = tuple[float, float, float, float]

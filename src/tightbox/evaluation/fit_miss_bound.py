@@ -15,7 +15,7 @@ from scipy.stats import binom, t
 from tightbox.errors import UserError
 from tightbox.evaluation.figures import Floats, Ints
 from tightbox.evaluation.matching import Matches, rank_in_group
-from tightbox.miss_bound import MissBound
+from tightbox.promises import MissBound
 
 
 def object_scores(matches: Matches, at_iou: float = 0.5) -> Floats:

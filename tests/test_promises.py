@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightbox.errors import UserError
-from tightbox.margins import Margins, grown
+from tightbox.promises import Margins, grown
 
 BY_IOU = Margins(0.9, "iou", (0.1, 0.2, 0.3, 0.4), (None, 2.0), (0.5, 0.9), (1.0, 0.5), {"by": "hand"})
 

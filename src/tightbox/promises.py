@@ -1,11 +1,12 @@
-"""Margins around boxes that hold with a probability: a value that the card keeps and that detection applies.
+"""What holds with a stated probability in images like those it was learned from: values that the card keeps.
 
-An outer box reaches at least as far as its object on all four sides, an inner box at most as far.
+Margins make of a box an outer box, which reaches at least as far as its object on all four sides, and an inner box,
+which reaches at most as far. A bound on misses is a score threshold that misses few objects.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,11 +68,14 @@ class Margins:
         Raises:
             UserError: if predicted IoUs are needed and not there.
         """
-        if self.unit == "iou" and raw is None:
-            raise UserError("these margins depend on the predicted IoU, but the boxes have none; give such boxes")
-        units = box_units(boxes, self.unit)
-        if self.unit == "iou":
-            units = units * self.factor(np.asarray(raw, dtype=np.float64))[:, None]
+        corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        units = np.maximum(np.tile(corners[:, 2:] - corners[:, :2], 2), 0)
+        if self.unit == "pixels":
+            units = np.ones_like(corners)
+        elif self.unit == "iou":
+            if raw is None:
+                raise UserError("these margins depend on the predicted IoU, but the boxes have none; give such boxes")
+            units = units * self.factor(raw)[:, None]
         if self.classes:
             own = np.array([1.0 if value is None else value for value in self.classes])
             units = units * own[np.asarray(labels, dtype=np.int64)][:, None]
@@ -102,13 +106,68 @@ class Margins:
         return cls(coverage=coverage, unit=unit, classes=classes, about=about, **lists)  # type: ignore[arg-type]
 
 
-def box_units(boxes: ArrayLike, unit: Unit) -> NDArray[np.float64]:
-    """(N, 4) what the margins of left, top, right and bottom are multiples of, before any factor."""
-    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if unit == "pixels":
-        return np.ones_like(corners)
-    sizes = np.maximum(corners[:, 2:] - corners[:, :2], 0)
-    return np.concatenate([sizes, sizes], axis=1)
+@dataclass(frozen=True)
+class MissBound:
+    """With probability 1 - delta over the draw of the held-out objects, at most a fraction `miss` is missed.
+
+    Attributes:
+        miss: fraction of the objects that may be missed.
+        delta: probability with which the promise may fail.
+        at_iou: IoU from which an object counts as found.
+        threshold: boxes with a lower score are left out.
+        objects: held-out objects that it was chosen on.
+        missed: how many of these are missed at the threshold.
+    """
+
+    miss: float
+    delta: float
+    at_iou: float
+    threshold: float
+    objects: int
+    missed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, for a checkpoint's card."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote.
+
+        Raises:
+            UserError: if it did not.
+        """
+        try:
+            return cls(**{name: kind(content[name]) for name, kind in get_type_hints(cls).items()})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the bound on misses in the card is damaged ({error}); calibrate again") from error
+
+
+PROMISES: dict[str, type[Margins | MissBound]] = {"outer": Margins, "inner": Margins, "misses": MissBound}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promises:
+    """What can be promised of images like those that it was learned from; each part is None if it was not asked for.
+
+    Attributes:
+        outer: margins of the boxes that hold their object.
+        inner: margins of the boxes that lie in their object.
+        misses: the score threshold that misses few objects.
+    """
+
+    outer: Margins | None = None
+    inner: Margins | None = None
+    misses: MissBound | None = None
+
+    def moved(self, boxes: ArrayLike, raw: ArrayLike | None, labels: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """The "outer" and the "inner" boxes (N, 4), those that there are, of boxes with raw predicted IoUs."""
+        ways = {"outer": (self.outer, 1.0), "inner": (self.inner, -1.0)}
+        return {n: grown(boxes, way * m.distances(boxes, raw, labels)) for n, (m, way) in ways.items() if m is not None}
+
+    def promises_to_json(self) -> dict[str, Any]:
+        """Those that there are, by name."""
+        return {name: part.to_json() for name in PROMISES if (part := getattr(self, name)) is not None}
 
 
 def grown(boxes: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
