@@ -16,7 +16,6 @@ from tightbox.evaluation.reliability import (
     Correlation,
     correlation,
     laece,
-    localisation_aware_reliability,
     reliability,
 )
 
@@ -99,11 +98,12 @@ def test_laece_by_hand() -> None:
         result(0.9, 50, 0, 10, 10, category=2),
         result(0.9, 0, 0, 9, 9, category=3),
     ]
-    report = laece(matched(truth, rows, 0.1))
+    matches = matched(truth, rows, 0.1)
+    report = laece(matches)
     assert report.error == pytest.approx(0.26)
     assert {c: table.error for c, table in report.per_class.items()} == pytest.approx({1: 0.42, 2: 0.1})
     # All classes in one table: (0.80, 0.84] as before, and in (0.88, 0.92] scores of 0.9 against (1 + 0) / 2.
-    assert localisation_aware_reliability(matched(truth, rows, 0.1), 0.1).error == pytest.approx((0.42 + 0.4) / 2)
+    assert reliability(matches.scores, matches.at(0.1).earned, 25).error == pytest.approx((0.42 + 0.4) / 2)
 
 
 @pytest.mark.parametrize(

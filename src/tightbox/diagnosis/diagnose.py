@@ -19,13 +19,7 @@ from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.ladder import ON_OBJECT, TRUE_BOX, TRUE_IOU_SCORE, Ladder, results_ladder
 from tightbox.evaluation.lrp import optimal_lrp
 from tightbox.evaluation.matching import match
-from tightbox.evaluation.reliability import (
-    Reliability,
-    correlation,
-    laece,
-    localisation_aware_reliability,
-    reliability,
-)
+from tightbox.evaluation.reliability import Reliability, correlation, laece, reliability
 from tightbox.evaluation.tide import ClassErrors, tide
 from tightbox.progress import Progress, silent
 
@@ -74,18 +68,14 @@ def diagnose_results(
 
     per_class = {}
     for label, (name, category) in enumerate(zip(ground_truth.class_names, ground_truth.category_ids, strict=True)):
-        table = calibration.per_class.get(category)
-        per_class[name] = ClassRow(
-            _group(evidence, ground_truth.labels == label),
-            optimum.per_class[category],
-            errors.per_class[category],
-            None if table is None else table.error,
-        )
+        group, table = _group(evidence, ground_truth.labels == label), calibration.per_class.get(category)
+        error = None if table is None else table.error
+        per_class[name] = ClassRow(group, optimum.per_class[category], errors.per_class[category], error)
     better = evidence.had_better_box
-    counted = ~matches.at(LAECE_TAU).ignored
-    true_ious, ious = matches.best_iou[counted], matches.ious[counted]
+    outcome = matches.at(LAECE_TAU)
+    columns = matches.scores, outcome.earned, matches.ious, matches.best_iou
+    scores, earned, ious, true_ious = (column[~outcome.ignored] for column in columns)
     has_iou = bool(len(predictions.ious)) and not np.isnan(predictions.ious).any()
-    everything = np.ones_like(ground_truth.crowd)
     return Diagnosis(
         title=title,
         from_candidates=before is not None,
@@ -95,16 +85,14 @@ def diagnose_results(
         notes=(*notes, *_notes(ground_truth, predictions, before)),
         coco=coco,
         aps=aps,
-        all=_group(evidence, everything),
+        all=_group(evidence, evidence.objects),
         tightness=_tightness(evidence),
         lrp=optimum.mean,
         errors=ClassErrors(errors.ap, errors.gain, errors.count),
         laece={f"{LAECE_TAU:g}": calibration.error, "0.5": laece(matches, ON_OBJECT).error},
         measures=calibration_measures(ground_truth, predictions),
         # A score predicts the IoU of a box that is right and 0 of one that is wrong; a predicted IoU the true one.
-        score=_reliability(
-            localisation_aware_reliability(matches, LAECE_TAU, bins=20), matches.scores[counted], true_ious
-        ),
+        score=_reliability(reliability(scores, earned), scores, true_ious),
         predicted_iou=_reliability(reliability(ious, true_ious), ious, true_ious) if has_iou else None,
         before_suppression={} if before is None else dict(before.ladder.correlations),
         ladder=ladder.variants,

@@ -81,12 +81,6 @@ class LaEce:
     per_class: dict[int, Reliability]
 
 
-def localisation_aware_reliability(matches: Matches, iou_threshold: float, bins: int = 25) -> Reliability:
-    """Scores of all classes against IoU for hits and 0 for false positives, which LaECE compares."""
-    outcome = matches.at(iou_threshold)
-    return reliability(matches.scores[~outcome.ignored], outcome.earned[~outcome.ignored], bins)
-
-
 def laece(matches: Matches, iou_threshold: float = 0.1, bins: int = 25) -> LaEce:
     """Localisation-aware expected calibration error: |mean score - precision × mean IoU of the hits| over score bins.
 
@@ -125,9 +119,8 @@ def correlation(predicted: ArrayLike, true_ious: ArrayLike, above: float = 0.5) 
     predicted, true_ious = predicted[true_ious > above], true_ious[true_ious > above]
     if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(true_ious) == 0:
         return Correlation(None, None, len(predicted))
-    pearson, spearman = (
-        float(np.corrcoef(*pair)[0, 1]) for pair in ((predicted, true_ious), (rankdata(predicted), rankdata(true_ious)))
-    )
+    ranks = rankdata(predicted), rankdata(true_ious)
+    pearson, spearman = (float(np.corrcoef(*pair)[0, 1]) for pair in ((predicted, true_ious), ranks))
     return Correlation(pearson, spearman, len(predicted))
 
 
