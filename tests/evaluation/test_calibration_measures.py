@@ -59,7 +59,7 @@ def test_platt_scaling_fits_no_worse_than_the_published_one() -> None:
     maps = fit_scores(matches, "platt")
     for label, each in enumerate(maps):
         assert isinstance(each, PlattScaling)
-        rows = matches.of_class(label)
+        rows = matches.labels == label
         wanted = np.where(matches.at(0.0).hit, matches.at(0.0).ious, 0.0)[rows]
         theirs = REFERENCE["expected"]["platt"]["params"][str(label)]
         logits = np.log(matches.scores[rows] / (1 - matches.scores[rows]))

@@ -150,7 +150,7 @@ def test_detections_stand_by_class_then_score_then_image() -> None:
     assert matches.rows.tolist() == [2, 1, 4, 0, 3]
     assert matches.labels.tolist() == [0, 0, 0, 0, 1]
     np.testing.assert_array_equal(matches.ious, [np.nan] * 4 + [0.7])
-    assert [matches.of_class(label) for label in range(3)] == [slice(0, 4), slice(4, 5), slice(5, 5)]
+    assert [(found, rows.tolist()) for _, found, rows in matches.counted(0.5)] == [(0, [0, 1, 2, 3]), (0, [4]), (0, [])]
 
 
 def test_the_better_score_goes_first_and_the_loser_takes_what_is_left() -> None:

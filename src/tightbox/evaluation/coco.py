@@ -134,11 +134,8 @@ def size_index(areas: Floats) -> Ints:
 
 def _average_precisions(matches: Matches) -> Floats:
     """(T, K) that of each IoU threshold and class; NaN where there is no ground-truth box."""
-    table = []
-    for outcome in matches.outcomes:
-        kept = ~outcome.ignored
-        table.append(class_average_precisions(matches.labels[kept], outcome.hit[kept], matches.positives))
-    return np.array(table)
+    kept = [(outcome.hit[~outcome.ignored], matches.labels[~outcome.ignored]) for outcome in matches.outcomes]
+    return np.array([class_average_precisions(labels, hit, matches.positives) for hit, labels in kept])
 
 
 def class_average_precisions(labels: Ints, hit: Bools, positives: Ints) -> Floats:

@@ -16,8 +16,6 @@ from tightbox.evaluation.inputs import GroundTruth, Predictions
 from tightbox.evaluation.matching import overlapping_pairs
 from tightbox.reading import LARGEST_NUMBER, naming, read_json, shown
 
-Json = Mapping[str, Any]
-
 ROUNDING = 1e-6  # float32 arithmetic ends this little outside [0, 1] at times
 
 
@@ -128,32 +126,23 @@ def from_coco(content: Any, rows: Any) -> tuple[GroundTruth, Predictions]:
 
 def of_other_images(ground_truth: GroundTruth, rows: Any) -> GroundTruth:
     """The classes of a ground truth for results of images of which nothing is known but their ids in these rows."""
-    listed = rows if isinstance(rows, list) else []
-    ids = dict.fromkeys(
-        row["image_id"]
-        for row in listed
-        if isinstance(row, dict) and isinstance(row.get("image_id"), (int, float, str))
-    )
+    given = [row.get("image_id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    ids: tuple[Any, ...] = tuple(dict.fromkeys(each for each in given if isinstance(each, (int, float, str))))
     none = ground_truth[np.zeros(len(ground_truth.labels), dtype=bool)]
-    names = tuple(map(str, ids))
-    return replace(none, image_ids=tuple(ids), file_names=names, sizes=np.full((len(ids), 2), np.nan))
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return replace(none, image_ids=ids, file_names=tuple(map(str, ids)), sizes=np.full((len(ids), 2), np.nan))
 
 
 def _ids(rows: Sequence[Any], key: str) -> tuple[int, ...]:
     try:
         ids = {row["id"] for row in rows}
-        if not all(map(_is_id, ids)):
+        if not all(isinstance(each, (int, str)) and not isinstance(each, bool) for each in ids):
             raise TypeError(key)
         return tuple(sorted(ids))
     except (KeyError, TypeError) as error:
         raise UserError(f"the ground truth's {key} must be objects that each have a whole number as id") from error
 
 
-def _class_names(categories: Sequence[Json]) -> tuple[str, ...]:
+def _class_names(categories: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The name of each category, by ascending id; where two have the same, the id is added to the later one."""
     names = {}
     for category in categories:
@@ -228,9 +217,8 @@ def _is_box(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Whether it is a number as JSON has them, or one of NumPy's; no text, and neither true nor false."""
-    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
-        return False
-    return not isinstance(value, int) or abs(value) < LARGEST_NUMBER
+    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return numeric and (not isinstance(value, int) or abs(value) < LARGEST_NUMBER)
 
 
 def _outside(values: Floats) -> Bools:
@@ -249,9 +237,8 @@ def _refuse_corners(ground_truth: GroundTruth, predictions: Predictions) -> None
     if not len(as_corners) or (as_corners[:, 2:] >= 0).all(axis=1).mean() < 0.99:
         return
     objects = int(ground_truth.positives.sum())
-    met, met_as_corners = (
-        _objects_met(ground_truth, predictions.images, boxes) for boxes in (predictions.boxes, as_corners)
-    )
+    met = _objects_met(ground_truth, predictions.images, predictions.boxes)
+    met_as_corners = _objects_met(ground_truth, predictions.images, as_corners)
     if met_as_corners - met < max(3, 0.1 * objects):
         return
     ends, limits = predictions.boxes[:, :2] + predictions.boxes[:, 2:], ground_truth.sizes[predictions.images]

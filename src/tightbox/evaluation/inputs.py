@@ -126,5 +126,4 @@ def _as_xywh(corners: Iterable[Any]) -> Floats:
     """[x, y, width, height] of xyxy boxes; three decimals undo float32, whose 38.65 would come back as 38.65002."""
     boxes = _joined(corners, np.float64).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
-    rounded: Floats = boxes.round(3)
-    return rounded
+    return np.round(boxes, 3)

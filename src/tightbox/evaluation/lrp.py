@@ -4,7 +4,6 @@ Oksuz et al., "Localization Recall Precision (LRP): A New Performance Metric for
 Metric to Measure them All", TPAMI 2021.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +52,11 @@ def optimal_lrp(matches: Matches, iou_threshold: float = 0.5) -> LrpReport:
         matches: matched at `iou_threshold` at least.
         iou_threshold: τ, the IoU from which a detection counts as right.
     """
-    return _report(matches, iou_threshold, None)
+    return lrp(matches, None, iou_threshold)
 
 
-def lrp(matches: Matches, score_threshold: float = 0.0, iou_threshold: float = 0.5) -> LrpReport:
-    """LRP of the detections with at least `score_threshold`; the other arguments are those of `optimal_lrp`."""
-    return _report(matches, iou_threshold, score_threshold)
-
-
-def _report(matches: Matches, iou_threshold: float, score_threshold: float | None) -> LrpReport:
+def lrp(matches: Matches, score_threshold: float | None = 0.0, iou_threshold: float = 0.5) -> LrpReport:
+    """LRP of the detections with at least `score_threshold`, None for the best; the rest as for `optimal_lrp`."""
     outcome = matches.at(iou_threshold)
     per_class = {}
     for category, positives, counted in matches.counted(iou_threshold):
@@ -72,27 +67,22 @@ def _report(matches: Matches, iou_threshold: float, score_threshold: float | Non
         ends = np.flatnonzero(np.diff(scores, append=-np.inf))
         if score_threshold is not None:
             ends = ends[scores[ends] >= score_threshold][-1:]
-        error = (loose[ends] / (1 - iou_threshold) + ends + 1 - 2 * hits[ends] + positives) / np.maximum(
-            ends + 1 - hits[ends] + positives, 1
-        )
+        together = np.maximum(ends + 1 - hits[ends] + positives, 1)
+        error = (loose[ends] / (1 - iou_threshold) + ends + 1 - 2 * hits[ends] + positives) / together
         if not positives:
             per_class[category] = Lrp(None, None, None, None)
         elif not len(ends) or (score_threshold is None and not hits[-1]):
             per_class[category] = Lrp(1.0, None, None, 1.0)
         else:
-            best = int(np.argmin(error))
-            end = int(ends[best])
+            end = int(ends[np.argmin(error)])
             found = int(hits[end])
             per_class[category] = Lrp(
-                error=float(error[best]),
+                error=float(error.min()),
                 localisation=float(loose[end]) / found if found else None,
                 false_positives=1 - found / (end + 1),
                 false_negatives=1 - found / positives,
                 threshold=float(scores[end]) if score_threshold is None else score_threshold,
             )
-    return LrpReport(_mean(per_class.values()), per_class)
-
-
-def _mean(classes: Collection[Lrp]) -> Lrp:
     columns = ("error", "localisation", "false_positives", "false_negatives")
-    return Lrp(**{name: mean(getattr(row, name) for row in classes) for name in columns})
+    means = {name: mean(getattr(row, name) for row in per_class.values()) for name in columns}
+    return LrpReport(Lrp(**means), per_class)

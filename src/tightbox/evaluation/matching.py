@@ -91,18 +91,13 @@ class Matches:
                 return outcome
         raise ValueError(f"matched at the IoUs {self.thresholds}, not at {threshold}")
 
-    def of_class(self, label: int) -> slice:
-        """Where the detections of a class stand."""
-        start, stop = np.searchsorted(self.labels, (label, label + 1))
-        return slice(int(start), int(stop))
-
     def counted(self, threshold: float) -> Iterator[tuple[int, int, Ints]]:
         """Of each class the id, how many boxes there are to find, and where its detections that count stand."""
         ignored = self.at(threshold).ignored
-        categories = self.ground_truth.category_ids
-        for label, (category, positives) in enumerate(zip(categories, self.positives.tolist(), strict=True)):
-            part = self.of_class(label)
-            yield category, positives, part.start + np.flatnonzero(~ignored[part])
+        parts = pairwise(np.searchsorted(self.labels, np.arange(len(self.positives) + 1)))
+        classes = zip(self.ground_truth.category_ids, self.positives.tolist(), parts, strict=True)
+        for category, positives, (start, stop) in classes:
+            yield category, positives, start + np.flatnonzero(~ignored[start:stop])
 
 
 def match(
@@ -172,9 +167,8 @@ def overlaps(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
         crowd: (P,) which of the others are crowds.
     """
     # The order of operations is pycocotools', so that a pair falls on the same side of a threshold.
-    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]) - np.maximum(
-        boxes[:, :2], others[:, :2]
-    )
+    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
+    sides = ends - np.maximum(boxes[:, :2], others[:, :2])
     shared = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
     own = boxes[:, 2] * boxes[:, 3]
     whole = np.where(crowd, own, own + others[:, 2] * others[:, 3] - shared)
@@ -201,8 +195,6 @@ def overlapping_pairs(images: Ints, boxes: Floats, ground_truth: GroundTruth) ->
 def _largest_of_each(groups: Ints, values: Floats) -> tuple[Ints, Ints]:
     """Each group and where its largest value stands, the first of equals; equal groups must be neighbours."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    if not len(starts):
-        return starts, starts
     sizes = np.diff(starts, append=len(groups))
     largest = np.repeat(np.maximum.reduceat(values, starts), sizes)
     at = np.where(values == largest, np.arange(len(values)), len(values))
@@ -254,8 +246,7 @@ def _outside(values: Floats, limits: tuple[float, float]) -> Bools:
 
 def _groups(images: Ints, labels: Ints) -> Ints:
     """(N,) a number for each image and class."""
-    count: int = labels.max(initial=0) + 1
-    return images * count + labels
+    return np.asarray(images * (labels.max(initial=0) + 1) + labels)
 
 
 def rank_in_group(groups: Ints) -> Ints:

@@ -91,10 +91,8 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
     kind = error_kinds(matches, iou_threshold, background_iou)
     wrong_class, loose = (kind == KINDS.index(name) for name in ("classification", "localisation"))
     object_of = np.select([wrong_class, loose], [matches.other_gt, matches.best_gt], -1)
-    used = np.zeros(len(ground_truth.labels), dtype=bool)
-    used[outcome.matched[outcome.hit]] = True
-    reachable = np.zeros_like(used)
-    reachable[object_of[object_of >= 0]] = True
+    objects = np.arange(len(ground_truth.labels))
+    used, reachable = np.isin(objects, outcome.matched[outcome.hit]), np.isin(objects, object_of)
     missed = ~used & ~reachable & ~ground_truth.crowd
     repairable = _best_for_object(object_of, matches, used)
 
