@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
 from tightbox import draw
-from tightbox.draw import CROWDED, INK, PALETTE, PAPER, draw_boxes, image_grid
+from tightbox.draw import CROWDED, INK, PALETTE, PAPER, draw_detections, image_grid
 from tightbox.errors import UserError
 from tightbox.structures import Detections, Targets
 
@@ -21,6 +22,13 @@ GREY = (120, 121, 122)
 
 def grey(width: int = 160, height: int = 160) -> Image.Image:
     return Image.new("RGB", (width, height), GREY)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Any, labels: Any, class_names: list[str], scores: Any = None, ious: Any = None
+) -> Image.Image:
+    found = SimpleNamespace(boxes=boxes, labels=labels, scores=scores, ious=ious, outer=None, inner=None)
+    return draw_detections(image, found, class_names)
 
 
 def pixels(image: Image.Image) -> np.ndarray:

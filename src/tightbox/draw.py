@@ -16,42 +16,26 @@ INK, PAPER = "#111111", "#F4F4F2"
 CROWDED = 12  # from this many boxes on, class names move from the boxes into a legend
 
 
-def draw_boxes(
-    image: Image.Image,
-    boxes: Any,
-    labels: Any,
-    class_names: Sequence[str],
-    scores: Any = None,
-    ious: Any = None,
-    margins: Sequence[Any] = (),
-) -> Image.Image:
+def draw_detections(image: Image.Image, found: Any, class_names: Sequence[str]) -> Image.Image:
     """A copy of the image with a line around each box, and a tag such as "fish 0.83 IoU 0.71".
 
-    From 12 boxes on, lines are thinner, tags give the score only, and a legend of the classes is added below.
+    The predicted IoU is shown where it reads differently from the score. Outer and inner boxes are drawn as dashed
+    lines, but for those without area; a box that is not finite is left out. From 12 boxes on, lines are thinner, tags
+    give the score only, and a legend of the classes is added below.
 
     Args:
         image: any Pillow image.
-        boxes: (N, 4) xyxy in pixels: a tensor, an array or a list; a box that is not finite is left out.
-        labels: (N,) indices of `class_names`.
+        found: `tightbox.structures.Detections`, or the like with arrays or lists.
         class_names: name of each class.
-        scores: (N,) shown with two decimals.
-        ious: (N,) predicted IoUs, shown where they read differently from the score.
-        margins: outer boxes, inner boxes, or both, (N, 4) each: drawn as dashed lines, but for those without area.
 
     Raises:
         UserError: if a label has no class name.
     """
-    labels = _labels(labels, class_names)
+    labels = _labels(found.labels, class_names)
     crowded = len(labels) >= CROWDED
-    with_margins = _dashed(image, [_array(each) for each in margins], labels) if len(margins) else image
-    drawn = _annotate(with_margins, _array(boxes), labels, class_names, scores, ious, crowded=crowded)
+    margins = [_array(boxes) for boxes in (found.outer, found.inner) if boxes is not None]
+    drawn = _annotate(_dashed(image, margins, labels) if margins else image, found, class_names, crowded=crowded)
     return _with_legend(drawn, labels, class_names) if crowded else drawn
-
-
-def draw_detections(image: Image.Image, found: Any, class_names: Sequence[str]) -> Image.Image:
-    """The same for `tightbox.structures.Detections`, with their outer and inner boxes where they have them."""
-    margins = [boxes for boxes in (found.outer, found.inner) if boxes is not None]
-    return draw_boxes(image, found.boxes, found.labels, class_names, found.scores, found.ious, margins)
 
 
 def image_grid(
@@ -61,7 +45,7 @@ def image_grid(
 
     Args:
         rows: image, ground truth and detections of each; the latter two have `boxes` and `labels`, and the scores and
-            predicted IoUs are drawn of those that have `scores` and `ious`, as for `draw_boxes`.
+            predicted IoUs are drawn of those that have `scores` and `ious`, as for `draw_detections`.
         class_names: name of each class.
         pairs: how many images stand side by side.
         width: of every image in the grid, in pixels; smaller images are enlarged and larger ones reduced.
@@ -77,10 +61,7 @@ def image_grid(
     for image, sides in content:
         scale = width / image.width
         resized = image.convert("RGB").resize((width, max(1, round(scale * image.height))), Image.Resampling.LANCZOS)
-        for side in sides:
-            labels = _labels(side.labels, class_names)
-            extras = getattr(side, "scores", None), getattr(side, "ious", None)
-            cells.append(_annotate(resized, scale * _array(side.boxes), labels, class_names, *extras, crowded=crowded))
+        cells += [_annotate(resized, side, class_names, scale, crowded=crowded) for side in sides]
 
     columns, gap, header = 2 * min(pairs, len(content)), max(8, width // 32), max(24, width // 12)
     lefts = [gap + i * (width + gap) + (i // 2) * 2 * gap for i in range(columns)]  # pairs stand a little apart
@@ -100,7 +81,7 @@ def image_grid(
 
 
 def _annotate(
-    image: Image.Image, boxes: NDArray[Any], labels: Any, names: Sequence[str], scores: Any, ious: Any, *, crowded: bool
+    image: Image.Image, found: Any, names: Sequence[str], scale: float = 1.0, *, crowded: bool
 ) -> Image.Image:
     """A copy of the image, with lines that enclose the boxes and tags that avoid each other and the other boxes."""
     canvas = image.convert("RGB").copy()
@@ -108,8 +89,9 @@ def _annotate(
     side = math.sqrt(canvas.width * canvas.height)
     line, size = max(1, round(side / (240 if crowded else 160))), max(10.0, side / (36 if crowded else 28))
     font = ImageFont.load_default(size)
-    boxes = boxes.reshape(-1, 4).astype(float)
-    scores, ious = (None if values is None else _array(values) for values in (scores, ious))
+    labels, boxes = _labels(found.labels, names), (scale * _array(found.boxes)).reshape(-1, 4).astype(float)
+    columns = (getattr(found, name, None) for name in ("scores", "ious"))
+    scores, ious = (None if values is None else _array(values) for values in columns)
     drawn = [i for i, box in enumerate(boxes) if np.isfinite(box).all()]
     whole = np.clip(boxes[drawn].round(), 0, limits).astype(int)
     for i, (x1, y1, x2, y2) in zip(drawn, whole.tolist(), strict=True):
