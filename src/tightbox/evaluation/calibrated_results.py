@@ -65,12 +65,8 @@ class ResultCalibration(Promises):
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        return {
-            "by_score": self.by_score,
-            "scores": self.scores.to_json(),
-            "ious": self.ious.to_json(),
-            "class_ids": list(self.class_ids),
-        } | self.promises_to_json()
+        maps = {"scores": self.scores.to_json(), "ious": self.ious.to_json()}
+        return {"by_score": self.by_score, **maps, "class_ids": list(self.class_ids), **self.promises_to_json()}
 
 
 def fit_maps(matches: Matches) -> tuple[bool, IouCalibration, IouCalibration]:
@@ -85,8 +81,7 @@ def fit_maps(matches: Matches) -> tuple[bool, IouCalibration, IouCalibration]:
     counted = ~outcome.ignored
     scores, images = matches.scores[counted], matches.images[counted]
     by_score = bool(np.isnan(matches.ious).any())
-    maps = []
-    earned = outcome.earned[counted]
-    for raw, wanted in ((scores, earned), (scores if by_score else matches.ious[counted], matches.best_iou[counted])):
-        maps.append(FITS[choose_of_pairs(raw, wanted, images).method](raw, wanted))
-    return by_score, maps[0], maps[1]
+    raw_ious = scores if by_score else matches.ious[counted]
+    pairs = (scores, outcome.earned[counted]), (raw_ious, matches.best_iou[counted])
+    of_scores, of_ious = (FITS[choose_of_pairs(*pair, images).method](*pair) for pair in pairs)
+    return by_score, of_scores, of_ious

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tightbox.calibration import IOUS, Calibration, IouCalibration
+from tightbox.calibration import IOUS, IouCalibration
 from tightbox.evaluation.calibrated_results import ResultCalibration
 from tightbox.evaluation.figures import Floats, mean
 from tightbox.evaluation.fit_margins import covered, fit_margins, matched_boxes, relative_area
 from tightbox.evaluation.fit_miss_bound import object_scores
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import reliability
-from tightbox.promises import Margins
+from tightbox.promises import Margins, Promises
 
 HEADING = "predicted IoU against true IoU      boxes  error  worst  predicted actual"
 
@@ -32,11 +32,7 @@ def reliability_row(split: str, name: str, predicted: Floats, actual: Floats) ->
 
 
 def promises_kept(
-    calibration: Calibration | ResultCalibration,
-    matches: Matches,
-    class_names: Sequence[str],
-    tested: Matches | None = None,
-    where: str = "",
+    calibration: Promises, matches: Matches, class_names: Sequence[str], tested: Matches | None = None, where: str = ""
 ) -> list[str]:
     """What the margins and the score threshold, those that were asked for, reach; on `tested`, named so, if given."""
     lines = []
@@ -56,16 +52,11 @@ def promises_kept(
 
 
 def _margins(
-    outer: Margins,
-    inner: Margins | None,
-    matches: Matches,
-    class_names: Sequence[str],
-    tested: Matches | None,
-    where: str,
+    outer: Margins, inner: Margins | None, matches: Matches, names: Sequence[str], tested: Matches | None, where: str
 ) -> list[str]:
     """Coverage and area of the margins, beside those of the plainer kinds."""
-    found = matched_boxes(matches, class_names)
-    where, new = ("as learned", found) if tested is None else (where, matched_boxes(tested, class_names))
+    found = matched_boxes(matches, names)
+    where, new = ("as learned", found) if tested is None else (where, matched_boxes(tested, names))
     rows: list[tuple[str, Margins, bool]] = []
     for unit in ("pixels", "size", "iou"):
         plain = outer if unit == outer.unit and not outer.classes else fit_margins(found, outer.coverage, unit)
@@ -81,6 +72,6 @@ def _margins(
     for name, margins, inward in rows if len(new) else ():
         holds, area = covered(new, margins, inner=inward).mean(), relative_area(new, margins, inner=inward)
         lines.append(f"{name:18} {holds:8.3f} {area:6.2f}")
-    if without := [class_names[label] for label in outer.about.get("classes_without_own", ())]:
+    if without := [names[label] for label in outer.about.get("classes_without_own", ())]:
         lines.append(f"margins of all classes together, as there are too few boxes, for: {', '.join(without)}")
     return lines

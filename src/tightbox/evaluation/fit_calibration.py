@@ -183,8 +183,7 @@ def choose_of_pairs(raw: ArrayLike, true_ious: ArrayLike, images: ArrayLike, *, 
 def like_groups(values: Floats, most: int) -> Ints:
     """(N,) a number from 0 on for each group of like values, at most so many; equal values are never parted."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, max(1, most) + 1)[1:-1]))
-    groups: Ints = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1]
-    return groups
+    return np.asarray(np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1])
 
 
 def monotone_steps(at: Floats, heights: Floats, counts: Ints, *, rising: bool = True) -> tuple[Floats, Floats]:
