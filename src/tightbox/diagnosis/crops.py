@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,18 @@ def find_images(ground_truth: Mapping[str, Any], file: Path, folder: Path | None
 def crop_images(cards: Iterable[Card], images: Mapping[int, Path], progress: Progress = silent) -> list[Crop]:
     """The part of its image that each card needs, every image opened once."""
     cards = list(cards)
-    crops: dict[int, Crop] = {}
+    crops = [Crop(view_of(card), None) for card in cards]
     spent = 0
     by_image = sorted(range(len(cards)), key=lambda i: (cards[i].image.id, i))
     opened = lru_cache(maxsize=1)(_open)
     for done, i in enumerate(by_image, 1):
-        card = cards[i]
-        view, source = view_of(card), None
-        image = opened(card.image, images.get(card.image.id))
+        image = opened(cards[i].image, images.get(cards[i].image.id))
         if image is not None and spent < MAX_BYTES:
-            source = _encode(image, view)
+            source = _encode(image, crops[i].view)
             spent += len(source)
-        crops[i] = Crop(view, source)
+            crops[i] = replace(crops[i], source=source)
         progress(done, len(cards))
-    return [crops[i] for i in range(len(cards))]
+    return crops
 
 
 def view_of(card: Card) -> tuple[float, float, float, float]:

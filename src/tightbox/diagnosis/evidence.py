@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tightbox.evaluation.coco import SIZES, size_index
+from tightbox.evaluation.coco import size_index
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.ladder import ON_OBJECT
 from tightbox.evaluation.matching import Matches, overlapping_pairs
@@ -88,18 +88,7 @@ class Evidence:
     @cached_property
     def box_areas(self) -> Floats:
         """(G,) pixels of each ground-truth box; not of its mask, which sizes go by, as the box is what is shown."""
-        areas: Floats = self.matches.ground_truth.boxes[:, 2:].prod(axis=1)
-        return areas
-
-    @property
-    def object_groups(self) -> Ints:
-        """(G,) a number for the class and size of each ground-truth box."""
-        return self.matches.ground_truth.labels * len(SIZES) + self.object_sizes
-
-    @property
-    def detection_groups(self) -> Ints:
-        """(N,) a number for the class and size of each detection."""
-        return self.matches.labels * len(SIZES) + self.detection_sizes
+        return np.asarray(self.matches.ground_truth.boxes[:, 2:].prod(axis=1))
 
 
 def gather_evidence(matches: Matches, candidates: BestCandidates | None) -> Evidence:
@@ -116,8 +105,7 @@ def gather_evidence(matches: Matches, candidates: BestCandidates | None) -> Evid
     kept[outcome.matched[hits]], kept_iou[outcome.matched[hits]] = hits, outcome.ious[hits]
     nearest, nearest_iou = np.full(objects, -1), np.zeros(objects)
     # A detection may be the nearest of several objects, and of one that is not the nearest to it.
-    for pairs in overlapping_pairs(matches.images, matches.boxes, matches.ground_truth):
-        detection, target, overlap = pairs
+    for detection, target, overlap in overlapping_pairs(matches.images, matches.boxes, matches.ground_truth):
         tighter = (matches.labels[detection] == matches.ground_truth.labels[target]) & (overlap > nearest_iou[target])
         rising = np.flatnonzero(tighter)[np.argsort(overlap[tighter], kind="stable")]  # the largest is written last
         nearest[target[rising]], nearest_iou[target[rising]] = detection[rising], overlap[rising]

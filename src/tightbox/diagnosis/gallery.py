@@ -20,9 +20,12 @@ PER_GROUP = 4  # the worst of each class and size come first, so that every filt
 def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
     """The worst of each kind, those of the rarer classes and sizes among them."""
     matches, kinds = evidence.matches, error_kinds(evidence.matches)
-    better = _worst(evidence.had_better_box, evidence.iou_gain, evidence.object_groups, MAX_BETTER)
-    missed = _worst(evidence.missed, evidence.box_areas, evidence.object_groups, MAX_MISSES)
-    wrong = _worst(kinds >= 0, matches.scores, evidence.detection_groups, MAX_FALSE_POSITIVES)
+    # A number for each class and size.
+    object_groups = matches.ground_truth.labels * len(SIZES) + evidence.object_sizes
+    detection_groups = matches.labels * len(SIZES) + evidence.detection_sizes
+    better = _worst(evidence.had_better_box, evidence.iou_gain, object_groups, MAX_BETTER)
+    missed = _worst(evidence.missed, evidence.box_areas, object_groups, MAX_MISSES)
+    wrong = _worst(kinds >= 0, matches.scores, detection_groups, MAX_FALSE_POSITIVES)
     return (
         *(_better_box(evidence, g) for g in better.tolist()),
         *(_miss(evidence, g) for g in missed.tolist()),
@@ -137,5 +140,4 @@ def _worst(which: Bools, severity: Floats, groups: Ints, most: int) -> Ints:
     order = np.flatnonzero(which)
     order = order[np.argsort(-severity[order], kind="stable")]
     chosen = np.argsort(rank_in_group(groups[order]) // PER_GROUP, kind="stable")[:most]
-    worst: Ints = order[np.sort(chosen)]
-    return worst
+    return np.asarray(order[np.sort(chosen)])

@@ -34,12 +34,9 @@ def write_page(diagnosis: Diagnosis, images: Mapping[int, Path], path: Path, pro
     """
     crops = crop_images(diagnosis.gallery, images, progress)
     content = diagnosis.to_json()
+    loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = templates.get_template("page.html").render(
         diagnosis=content,

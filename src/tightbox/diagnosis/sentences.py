@@ -36,11 +36,12 @@ KINDS = {
 
 def sentences(diagnosis: Diagnosis) -> dict[str, str]:
     """A sentence for each part: "lost", "tight", "kinds", "reliability", "groups" and "better"."""
+    judged = _reliability("score", diagnosis.score), _reliability("predicted IoU", diagnosis.predicted_iou)
     return {
         "lost": _lost(diagnosis),
         "tight": _tight(diagnosis),
         "kinds": _kinds(diagnosis),
-        "reliability": _reliability(diagnosis),
+        "reliability": " ".join(judged),
         "groups": _groups(diagnosis),
         "better": _better(diagnosis),
     }
@@ -94,12 +95,7 @@ def _kinds(diagnosis: Diagnosis) -> str:
     )
 
 
-def _reliability(diagnosis: Diagnosis) -> str:
-    judged = {"score": diagnosis.score, "predicted IoU": diagnosis.predicted_iou}
-    return " ".join(_reliability_of(name, reliability) for name, reliability in judged.items())
-
-
-def _reliability_of(name: str, reliability: ScoreReliability | None) -> str:
+def _reliability(name: str, reliability: ScoreReliability | None) -> str:
     if reliability is None or reliability.error is None or reliability.bias is None:
         return f"There is no {name} to judge."
     one_sided = abs(reliability.bias) > reliability.error / 2
