@@ -46,10 +46,8 @@ class IouCalibration:
             or ious[0] < 0
             or ious[-1] > 1
         ):
-            raise UserError(
-                "an IoU calibration needs equally many raw and expected IoUs, both rising, the latter in [0, 1]; "
-                "calibrate again"
-            )
+            needed = "equally many raw and expected IoUs, both rising, the latter in [0, 1]"
+            raise UserError(f"an IoU calibration needs {needed}; calibrate again")
 
     def __call__(self, raw: ArrayLike) -> NDArray[np.float64]:
         """The IoUs to expect for an array of raw predicted IoUs."""
@@ -124,10 +122,8 @@ class Calibration(Promises):
         """
         if self.outer is None or abs(self.outer.coverage - coverage) > 1e-9:
             known = "for none" if self.outer is None else f"for {self.outer.coverage:g} only"
-            raise UserError(
-                f"no margins are known for a coverage of {coverage:g}, {known}; run `tightbox calibrate` with "
-                f"--coverage {coverage:g}"
-            )
+            fix = f"run `tightbox calibrate` with --coverage {coverage:g}"
+            raise UserError(f"no margins are known for a coverage of {coverage:g}, {known}; {fix}")
         return self.outer
 
     def miss_bound_for(self, miss: float) -> MissBound:
@@ -138,10 +134,8 @@ class Calibration(Promises):
         """
         if self.misses is None or abs(self.misses.miss - miss) > 1e-9:
             known = "for none" if self.misses is None else f"for {self.misses.miss:g} only"
-            raise UserError(
-                f"no score threshold is known with which at most {miss:g} of the objects are missed, {known}; run "
-                f"`tightbox calibrate` with --miss {miss:g}"
-            )
+            fix = f"{known}; run `tightbox calibrate` with --miss {miss:g}"
+            raise UserError(f"no score threshold is known with which at most {miss:g} of the objects are missed, {fix}")
         return self.misses
 
     def score_threshold(self, precision: float, at_iou: float) -> float:

@@ -48,21 +48,17 @@ def bound_of_scores(scores: Floats, images: Ints, miss: float, delta: float = 0.
     for name, value in (("miss", miss), ("delta", delta)):
         if not 0 < value < 1:
             raise UserError(f"{name} is {value:g}; it must be more than 0 and less than 1, such as 0.1")
+    promise = f"to promise at most {miss:g} missed with probability {1 - delta:g}"
+    more = "calibrate on more images, or ask for less"
     order = np.argsort(scores, kind="stable")
     scores = scores[order]
     allowed = misses_allowed(len(scores), miss, delta)
     if allowed < 0:
         needed = int(np.ceil(np.log(delta) / np.log1p(-miss)))
-        raise UserError(
-            f"to promise at most {miss:g} missed with probability {1 - delta:g} takes at least {needed} objects, but "
-            f"there are {len(scores)}; calibrate on more images, or ask for less"
-        )
+        raise UserError(f"{promise} takes at least {needed} objects, but there are {len(scores)}; {more}")
     too_many = np.flatnonzero(_bounds_by_image(images[order], delta) > miss)
     if len(too_many) and too_many[0] == 0:
-        raise UserError(
-            f"to promise at most {miss:g} missed with probability {1 - delta:g} takes objects of more than "
-            f"{len(np.unique(images))} images; calibrate on more images, or ask for less"
-        )
+        raise UserError(f"{promise} takes objects of more than {len(np.unique(images))} images; {more}")
     allowed = min(allowed, int(too_many[0]) - 1 if len(too_many) else allowed)
     threshold = float(scores[allowed])
     if threshold == -np.inf:
