@@ -34,7 +34,7 @@ def draw_detections(image: Image.Image, found: Any, class_names: Sequence[str]) 
     labels = _labels(found.labels, class_names)
     crowded = len(labels) >= CROWDED
     margins = [_array(boxes) for boxes in (found.outer, found.inner) if boxes is not None]
-    drawn = _annotate(_dashed(image, margins, labels) if margins else image, found, class_names, crowded=crowded)
+    drawn = _annotate(_dashed(image, margins, labels) if margins else image, found, class_names, crowded)
     return _with_legend(drawn, labels, class_names) if crowded else drawn
 
 
@@ -61,7 +61,7 @@ def image_grid(
     for image, sides in content:
         scale = width / image.width
         resized = image.convert("RGB").resize((width, max(1, round(scale * image.height))), Image.Resampling.LANCZOS)
-        cells += [_annotate(resized, side, class_names, scale, crowded=crowded) for side in sides]
+        cells += [_annotate(resized, side, class_names, crowded, scale) for side in sides]
 
     columns, gap, header = 2 * min(pairs, len(content)), max(8, width // 32), max(24, width // 12)
     lefts = [gap + i * (width + gap) + (i // 2) * 2 * gap for i in range(columns)]  # pairs stand a little apart
@@ -80,9 +80,7 @@ def image_grid(
     return _with_legend(grid, everything, class_names) if crowded else grid
 
 
-def _annotate(
-    image: Image.Image, found: Any, names: Sequence[str], scale: float = 1.0, *, crowded: bool
-) -> Image.Image:
+def _annotate(image: Image.Image, found: Any, names: Sequence[str], crowded: bool, scale: float = 1) -> Image.Image:
     """A copy of the image, with lines that enclose the boxes and tags that avoid each other and the other boxes."""
     canvas = image.convert("RGB").copy()
     pen, limits = ImageDraw.Draw(canvas), np.array(canvas.size * 2)

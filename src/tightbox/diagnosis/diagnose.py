@@ -110,12 +110,8 @@ def _group(evidence: Evidence, which: Bools) -> Group:
     """The figures of some of the G ground-truth boxes, crowds aside."""
     which = which & evidence.objects
     objects, found = int(which.sum()), which & (evidence.kept >= 0)
-    return Group(
-        objects=objects,
-        found=int(found.sum()) / objects if objects else None,
-        mean_iou=mean(evidence.kept_iou[found]),
-        best_iou=mean(evidence.best_iou[which]),
-    )
+    fraction = int(found.sum()) / objects if objects else None
+    return Group(objects, fraction, mean(evidence.kept_iou[found]), mean(evidence.best_iou[which]))
 
 
 def _tightness(evidence: Evidence) -> Tightness:
@@ -143,14 +139,9 @@ def _reliability(table: Reliability, predicted: Floats, true_ious: Floats) -> Sc
     """That of predictions (N,) about boxes with these true IoUs (N,), and some of the pairs for a plot."""
     drawn = np.linspace(0, len(predicted) - 1, min(SCATTER_POINTS, len(predicted))).astype(int)
     drawn = drawn[np.isfinite(predicted[drawn])]
-    points = np.stack([predicted[drawn], true_ious[drawn]], axis=1).round(4).tolist()
-    return ScoreReliability(
-        table=table,
-        error=table.error,
-        bias=table.bias,
-        correlation=correlation(predicted, true_ious),
-        points=tuple((each, true_iou) for each, true_iou in points),
-    )
+    pairs = np.stack([predicted[drawn], true_ious[drawn]], axis=1).round(4).tolist()
+    points = tuple((each, true_iou) for each, true_iou in pairs)
+    return ScoreReliability(table, table.error, table.bias, correlation(predicted, true_ious), points)
 
 
 def _miss_breakdown(evidence: Evidence) -> dict[str, int]:

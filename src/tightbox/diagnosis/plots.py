@@ -74,14 +74,10 @@ def draw_plots(diagnosis: Diagnosis) -> dict[str, Plot]:
         ("lrp", "Parts of optimal LRP, less is better", parts, "per cent", 2.9),
         ("kinds", "AP50 that fixing each kind of mistake alone would give", kinds, "points of AP50", 2.9),
     )
+    ladder = partial(draw_variants, variants=diagnosis.ladder, colours=(ONE, TWO))
     plots = [
         *(Plot.draw(name, caption, partial(_bars, rows=rows, unit=unit), h) for name, caption, rows, unit, h in bars),
-        Plot.draw(
-            "ladder",
-            "AP with one output replaced by the truth",
-            partial(draw_variants, variants=diagnosis.ladder, colours=(ONE, TWO)),
-            ladder_height(diagnosis.ladder),
-        ),
+        Plot.draw("ladder", "AP with one output replaced by the truth", ladder, ladder_height(diagnosis.ladder)),
         Plot.draw("curve", "AP by the IoU that a right box has at least", partial(_curve, diagnosis)),
         Plot.draw("tightness", "Objects by the IoU of their box", partial(_tightness, diagnosis)),
     ]

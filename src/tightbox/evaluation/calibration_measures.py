@@ -57,13 +57,8 @@ def calibration_measures(ground_truth: GroundTruth, predictions: Predictions) ->
     in the image with an IoU of 0, so that a later box on that object counts as wrong: the two differ there.
     """
     matches = match(ground_truth, predictions, (0.0, 0.1, 0.5))
-    return CalibrationMeasures(
-        d_ece=d_ece(matches),
-        laece=laece(matches, 0.1).error,
-        laece0=laece(matches, 0.0).error,
-        laace0=laace(matches, 0.0),
-        oce=oce(ground_truth, predictions),
-    )
+    laece01, laece0 = laece(matches, 0.1).error, laece(matches, 0.0).error
+    return CalibrationMeasures(d_ece(matches), laece01, laece0, laace(matches, 0.0), oce(ground_truth, predictions))
 
 
 def d_ece(matches: Matches, iou_threshold: float = 0.5, bins: int = 10) -> float | None:
@@ -196,11 +191,9 @@ def thresholded_protocol(
     left = _mapped(test[1][test[1].scores >= first[test[1].labels]], maps)
     left = left[left.scores >= second[left.labels]]
     matches = match(test[0], left, (iou_threshold,))
-    return ThresholdedProtocol(
-        thresholds=dict(zip(known.category_ids, (None if np.isinf(v) else float(v) for v in second), strict=True)),
-        lrp=lrp(matches, iou_threshold=iou_threshold),
-        measures=calibration_measures(test[0], left),
-    )
+    thresholds = dict(zip(known.category_ids, (None if np.isinf(v) else float(v) for v in second), strict=True))
+    measures = calibration_measures(test[0], left)
+    return ThresholdedProtocol(thresholds, lrp(matches, iou_threshold=iou_threshold), measures)
 
 
 def _mapped(predictions: Predictions, maps: Sequence[ScoreMap | None]) -> Predictions:

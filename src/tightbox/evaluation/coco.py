@@ -88,12 +88,9 @@ class AveragePrecision:
     @classmethod
     def of_coco(cls, metrics: CocoMetrics) -> Self:
         """The evaluator's own figures."""
-        return cls(
-            metrics.ap,
-            {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE},
-            {size: getattr(metrics, f"ap_{size}") for size in SIZES},
-            {name: row.ap for name, row in metrics.per_class.items()},
-        )
+        by_iou = {str(iou): getattr(metrics, f"ap{iou}") for iou in CURVE}
+        by_size = {size: getattr(metrics, f"ap_{size}") for size in SIZES}
+        return cls(metrics.ap, by_iou, by_size, {name: row.ap for name, row in metrics.per_class.items()})
 
     def minus(self, other: Self) -> Self:
         """What this has more."""
@@ -112,19 +109,14 @@ def evaluate(ground_truth: GroundTruth, predictions: Predictions, max_detections
     """
     matches = match(ground_truth, predictions, IOUS, max_detections)
     ap, there = _average_precisions(matches), matches.positives > 0
+    at_iou = {f"ap{50 + 5 * t}": mean(ap[t]) for t in (0, 2, 4, 5, 6, 8)}
+    sizes = ((name, match(ground_truth, predictions, IOUS, max_detections, areas)) for name, areas in AREAS.items())
+    of_size = {f"ap_{name}": mean(_average_precisions(of_this)) for name, of_this in sizes}
     found = [np.bincount(matches.labels[outcome.hit], minlength=len(there)) for outcome in matches.outcomes]
-    of_size = {
-        f"ap_{size}": mean(_average_precisions(match(ground_truth, predictions, IOUS, max_detections, areas)))
-        for size, areas in AREAS.items()
-    }
+    recall = mean(np.array(found)[:, there] / matches.positives[there])
     rows = zip(ground_truth.class_names, ap.T, matches.positives.tolist(), strict=True)
-    return CocoMetrics(
-        ap=mean(ap),
-        **{f"ap{50 + 5 * t}": mean(ap[t]) for t in (0, 2, 4, 5, 6, 8)},
-        **of_size,
-        ar=mean(np.array(found)[:, there] / matches.positives[there]),
-        per_class={name: ClassMetrics(mean(aps), number(aps[0]), number(aps[5]), boxes) for name, aps, boxes in rows},
-    )
+    per_class = {name: ClassMetrics(mean(aps), number(aps[0]), number(aps[5]), boxes) for name, aps, boxes in rows}
+    return CocoMetrics(ap=mean(ap), **at_iou, **of_size, ar=recall, per_class=per_class)
 
 
 def size_index(areas: Floats) -> Ints:

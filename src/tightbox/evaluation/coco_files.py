@@ -72,18 +72,8 @@ def ground_truth_from_coco(content: Any) -> GroundTruth:
     crowd = [crowd_flag(row) for row in content["annotations"]]
     neither = ", which is neither 0 nor 1; write it as one of these numbers"
     annotations.refuse([flag is None for flag in crowd], annotations.column("iscrowd"), "has the iscrowd", neither)
-    return GroundTruth(
-        image_ids=image_ids,
-        file_names=tuple(file_names),
-        sizes=sizes,
-        category_ids=category_ids,
-        class_names=_class_names(content["categories"]),
-        images=images,
-        labels=labels,
-        boxes=boxes,
-        areas=areas,
-        crowd=np.array(crowd, dtype=np.bool_),
-    )
+    of_data_set = image_ids, tuple(file_names), sizes, category_ids, _class_names(content["categories"])
+    return GroundTruth(*of_data_set, images, labels, boxes, areas, np.array(crowd, dtype=np.bool_))
 
 
 def predictions_from_coco(rows: Any, ground_truth: GroundTruth) -> Predictions:

@@ -40,11 +40,8 @@ def fit_calibration(matches: Matches, method: Method = "isotonic", **about: Any)
     raw, true_ious = matches.ious[counted], matches.best_iou[counted]
     if len(raw) and np.isnan(raw).all():
         raise UserError("this detector predicts no IoU, so there is nothing to calibrate; choose one that does")
-    return Calibration(
-        ious=FITS[method](raw, true_ious),
-        thresholds=tuple(_lowest_scores(matches, iou) for iou in IOUS),
-        about={"method": method, "detections": len(raw)} | about,
-    )
+    about = {"method": method, "detections": len(raw)} | about
+    return Calibration(FITS[method](raw, true_ious), tuple(_lowest_scores(matches, iou) for iou in IOUS), about)
 
 
 def fit_isotonic(raw: ArrayLike, true_ious: ArrayLike, *, minimum: int = 100, knots: int = 64) -> IouCalibration:
@@ -221,8 +218,6 @@ def _lowest_scores(matches: Matches, iou: float) -> tuple[float | None, ...]:
 def _enough_pairs(raw: ArrayLike, true_ious: ArrayLike, minimum: int) -> tuple[Floats, Floats]:
     raw, true_ious = finite_pairs(raw, true_ious)
     if len(raw) < minimum:
-        raise UserError(
-            f"calibration needs at least {minimum} detections with a predicted IoU, but there are {len(raw)}; "
-            "calibrate on more images"
-        )
+        needed = f"at least {minimum} detections with a predicted IoU"
+        raise UserError(f"calibration needs {needed}, but there are {len(raw)}; calibrate on more images")
     return raw, true_ious

@@ -76,13 +76,10 @@ def lrp(matches: Matches, score_threshold: float | None = 0.0, iou_threshold: fl
         else:
             end = int(ends[np.argmin(error)])
             found = int(hits[end])
-            per_class[category] = Lrp(
-                error=float(error.min()),
-                localisation=float(loose[end]) / found if found else None,
-                false_positives=1 - found / (end + 1),
-                false_negatives=1 - found / positives,
-                threshold=float(scores[end]) if score_threshold is None else score_threshold,
-            )
+            localisation = float(loose[end]) / found if found else None
+            false, missed = 1 - found / (end + 1), 1 - found / positives
+            threshold = float(scores[end]) if score_threshold is None else score_threshold
+            per_class[category] = Lrp(float(error.min()), localisation, false, missed, threshold)
     columns = ("error", "localisation", "false_positives", "false_negatives")
     means = {name: mean(getattr(row, name) for row in per_class.values()) for name in columns}
     return LrpReport(Lrp(**means), per_class)

@@ -140,7 +140,9 @@ def match(
     groups, crowd = _groups(found.images, found.labels), ground_truth.crowd
     ignored = crowd | _outside(ground_truth.areas, areas)
     matched = _match_greedily(np.array(thresholds), groups, crowd, ignored, detection, target, overlap)
-    of_other_area = _outside(found.boxes[:, 2:].prod(axis=1), areas)
+    # Ignored is who was matched to what is ignored, or to nothing and is of another area.
+    to_ignored, of_other_area = np.append(ignored, False), _outside(found.boxes[:, 2:].prod(axis=1), areas)
+    parts = ((to, iou, np.where(to >= 0, to_ignored[to], of_other_area)) for to, iou in zip(*matched, strict=True))
     return Matches(
         **vars(found),
         ground_truth=ground_truth,
@@ -151,10 +153,7 @@ def match(
         other_iou=best_iou[1],
         positives=np.bincount(ground_truth.labels[~ignored], minlength=len(ground_truth.category_ids)),
         thresholds=tuple(thresholds),
-        outcomes=tuple(
-            Outcome(to, iou, np.where(to >= 0, np.append(ignored, False)[to], of_other_area))
-            for to, iou in zip(*matched, strict=True)
-        ),
+        outcomes=tuple(Outcome(*part) for part in parts),
     )
 
 

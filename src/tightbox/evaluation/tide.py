@@ -62,16 +62,13 @@ def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: fl
     both be to blame is blamed for its place, as in TIDE's own code.
     """
     own, other = matches.best_iou, matches.other_iou
-    kind = np.select(
-        [
-            (own >= background_iou) & (own < iou_threshold),
-            other >= iou_threshold,
-            own >= iou_threshold,
-            np.maximum(own, other) <= background_iou,
-        ],
-        [KINDS.index(name) for name in ("localisation", "classification", "duplicate", "background")],
-        KINDS.index("both"),
-    )
+    blamed = {
+        "localisation": (own >= background_iou) & (own < iou_threshold),
+        "classification": other >= iou_threshold,
+        "duplicate": own >= iou_threshold,
+        "background": np.maximum(own, other) <= background_iou,
+    }  # for the first that holds
+    kind = np.select(list(blamed.values()), [KINDS.index(name) for name in blamed], KINDS.index("both"))
     return np.where(matches.at(iou_threshold).wrong, kind, -1)
 
 
@@ -112,11 +109,8 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
 
     def errors_of(those: slice) -> ClassErrors:
         ap = mean(base[those])
-        return ClassErrors(
-            ap=ap,
-            gain=Errors(*(difference(mean(fixed[those]), ap) for fixed in better)),
-            count=Errors(*(int(count[those].sum()) for count in counts)),
-        )
+        gain = Errors(*(difference(mean(fixed[those]), ap) for fixed in better))
+        return ClassErrors(ap, gain, Errors(*(int(count[those].sum()) for count in counts)))
 
     per_class = {category: errors_of(slice(k, k + 1)) for k, category in enumerate(ground_truth.category_ids)}
     return TideReport(**vars(errors_of(slice(None))), per_class=per_class)
