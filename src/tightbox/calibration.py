@@ -151,10 +151,8 @@ class Calibration(Promises):
         if threshold is None:
             best = max((p for p, t in zip(PRECISIONS, self.thresholds[row], strict=True) if t is not None), default=0.0)
             reached = f"only {best:.2f} was reached" if best else f"not even {PRECISIONS[0]:.2f} was reached"
-            raise UserError(
-                f"no score threshold reaches the precision {precision:g} at IoU {at_iou:g}: on the images of the "
-                f"calibration {reached}; ask for less, or train the detector longer"
-            )
+            wanted, fix = f"the precision {precision:g} at IoU {at_iou:g}", "ask for less, or train the detector longer"
+            raise UserError(f"no score threshold reaches {wanted}: on the images of the calibration {reached}; {fix}")
         return threshold
 
     def to_json(self) -> dict[str, Any]:

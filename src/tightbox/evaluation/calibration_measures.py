@@ -27,6 +27,7 @@ from tightbox.evaluation.matching import Matches, match, overlapping_pairs
 from tightbox.evaluation.reliability import laece, reliability
 
 Baseline = Literal["none", "platt", "isotonic"]
+Results = tuple[GroundTruth, Predictions]
 
 OCE_IOUS = (0.5, 0.75)
 
@@ -170,10 +171,7 @@ class ThresholdedProtocol:
 
 
 def thresholded_protocol(
-    held_out: tuple[GroundTruth, Predictions],
-    test: tuple[GroundTruth, Predictions],
-    baseline: Baseline = "none",
-    iou_threshold: float = 0.0,
+    held_out: Results, test: Results, baseline: Baseline = "none", iou_threshold: float = 0.0
 ) -> ThresholdedProtocol:
     """Kuzucu et al.'s protocol: choose thresholds by LRP, fit scores above them, choose again, and judge the rest.
 

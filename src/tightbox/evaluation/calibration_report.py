@@ -42,10 +42,8 @@ def promises_kept(
         # Of a result file all digits, as its rows will be compared with it, and by the score that they had.
         of_rows = isinstance(calibration, ResultCalibration)
         threshold = f"raw_score threshold {bound.threshold!r}" if of_rows else f"score threshold {bound.threshold:.3f}"
-        lines.append(
-            f"\n{threshold}: at most {bound.miss:g} of the objects are missed, with "
-            f"probability {1 - bound.delta:g} ({bound.missed} of {bound.objects} were)"
-        )
+        promise = f"at most {bound.miss:g} of the objects are missed, with probability {1 - bound.delta:g}"
+        lines.append(f"\n{threshold}: {promise} ({bound.missed} of {bound.objects} were)")
         if tested is not None and len(scores := object_scores(tested)):
             lines.append(f"{where} {np.mean(scores < bound.threshold):.3f} are missed")
     return lines
@@ -65,10 +63,8 @@ def _margins(
         rows.append((f"{outer.unit} per class", outer, False))
     if inner is not None:
         rows.append((f"{inner.unit}, inner", inner, True))
-    lines = [
-        f"\nouter boxes for a coverage of {outer.coverage:g}, {where}: {len(new)} matched boxes",
-        "margins            coverage   area",
-    ]
+    title = f"\nouter boxes for a coverage of {outer.coverage:g}, {where}: {len(new)} matched boxes"
+    lines = [title, "margins            coverage   area"]
     for name, margins, inward in rows if len(new) else ():
         holds, area = covered(new, margins, inner=inward).mean(), relative_area(new, margins, inner=inward)
         lines.append(f"{name:18} {holds:8.3f} {area:6.2f}")

@@ -17,6 +17,7 @@ from tightbox.errors import UserError, import_extra
 from tightbox.files import atomic_path
 
 Array = NDArray[np.float64]
+Arrays = Sequence[NDArray[Any]]
 KINDS = ("discrete", "continuous")
 
 
@@ -54,12 +55,7 @@ class FddbCurves:
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
 
-def fddb_curves(
-    ellipses: Sequence[NDArray[Any]],
-    regions: Sequence[NDArray[Any]],
-    scores: Sequence[NDArray[Any]],
-    sizes: Sequence[tuple[int, int]],
-) -> FddbCurves:
+def fddb_curves(ellipses: Arrays, regions: Arrays, scores: Arrays, sizes: Sequence[tuple[int, int]]) -> FddbCurves:
     """The curves of a detector, as the data set's own program has them.
 
     For every score, the detections of an image that reach it are matched one to one with its faces so that the sum of
@@ -82,10 +78,9 @@ def fddb_curves(
         found, score = np.asarray(found, np.float64), np.asarray(score, np.float64)
         known_shape = score.ndim == 1 and found.shape in ((len(score), 4), (len(score), 5))
         if not (known_shape and np.isfinite(found).all() and np.isfinite(score).all()):
-            raise UserError(
-                f"image {number} has regions of shape {found.shape} and scores of shape {score.shape}, or numbers "
-                "that are not finite; give (D, 4) boxes or (D, 5) ellipses and (D,) scores"
-            )
+            shapes = f"regions of shape {found.shape} and scores of shape {score.shape}"
+            fix = "give (D, 4) boxes or (D, 5) ellipses and (D,) scores"
+            raise UserError(f"image {number} has {shapes}, or numbers that are not finite; {fix}")
         ious = region_ious(drawn(np.asarray(annotated, np.float64)), drawn(found), size)
         steps.append(_steps(ious, score))
     step = np.concatenate(steps)

@@ -81,9 +81,8 @@ def matched_boxes(matches: Matches, class_names: Sequence[str] | None = None, at
     boxes, objects = _corners(matches.boxes[hit]), _corners(truth.boxes[outcome.matched[hit]])
     order = {name: label for label, name in enumerate(class_names or truth.class_names)}
     to_label = np.array([order.get(name, -1) for name in truth.class_names], dtype=np.int64)
-    return MatchedBoxes(
-        boxes, (objects - boxes) * OUTWARD, matches.ious[hit], to_label[matches.labels[hit]], matches.images[hit]
-    )
+    labels = to_label[matches.labels[hit]]
+    return MatchedBoxes(boxes, (objects - boxes) * OUTWARD, matches.ious[hit], labels, matches.images[hit])
 
 
 def fit_margins(
@@ -116,12 +115,13 @@ def fit_margins(
         raise UserError(f"the coverage is {coverage:g}; it must be more than 0 and less than 1, such as 0.9")
     if unit == "iou" and np.isnan(found.raw).any():
         raise UserError("margins by predicted IoU need one for each box; choose margins by size instead")
-    shape, rest = _halves(found.of(inner), seed)
-    if (images := len(np.unique(rest.images))) < (needed := images_needed(coverage, simultaneous)):
-        raise UserError(
-            f"a coverage of {coverage:g} needs at least {needed} images with matched boxes in the half that the "
-            f"quantile is taken from, but there are {images}; calibrate on more images, or ask for less"
-        )
+    images = np.unique(found.images)  # in two halves, which never part the boxes of one image
+    first = np.isin(found.images, np.random.default_rng(seed).permutation(images)[: len(images) // 2])
+    shape, rest = (found.of(inner)[half] for half in (first, ~first))
+    if (held := len(np.unique(rest.images))) < (needed := images_needed(coverage, simultaneous)):
+        what = f"{needed} images with matched boxes in the half that the quantile is taken from, but there are {held}"
+        fix = "calibrate on more images, or ask for less"
+        raise UserError(f"a coverage of {coverage:g} needs at least {what}; {fix}")
     # Without a first half all sides and all predicted IoUs count alike, which is no less valid.
     factors = _helpful_factors(shape, coverage, inner, seed) if unit == "iou" else ((), ())
     plain = _plain(coverage, unit, factors)
@@ -179,14 +179,6 @@ def _scores(found: MatchedBoxes, margins: Margins) -> Floats:
     units = margins.distances(found.boxes, found.raw, found.labels)
     without = np.where(found.errors > 1e-9, np.inf, 0.0)
     return np.divide(found.errors, units, out=without, where=units > 0)
-
-
-def _halves(found: MatchedBoxes, seed: int) -> tuple[MatchedBoxes, MatchedBoxes]:
-    """The boxes of one half of the images, and those of the other; boxes of one image are never parted."""
-    images = np.unique(found.images)
-    first = np.random.default_rng(seed).permutation(images)[: len(images) // 2]
-    within = np.isin(found.images, first)
-    return found[within], found[~within]
 
 
 def _helpful_factors(shape: MatchedBoxes, coverage: float, inner: bool, seed: int) -> Factors:

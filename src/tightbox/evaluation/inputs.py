@@ -102,14 +102,11 @@ class Predictions(Columns):
         """Those of a data set's records, by their index; boxes are rounded to three decimals, as in a result file."""
         image_at, class_at = _ranks([record.image_id for record in data.records]), _ranks(data.category_ids)
         found = list(detections.values())
-        ious = (np.full(len(each), np.nan) if each.ious is None else each.ious for each in found)
-        return cls(
-            images=np.repeat(image_at[list(detections)], [len(each) for each in found]),
-            labels=class_at[_joined((each.labels for each in found), np.int64)],
-            boxes=_as_xywh(each.boxes for each in found),
-            scores=_joined((each.scores for each in found), np.float64),
-            ious=_joined(ious, np.float64),
-        )
+        images = np.repeat(image_at[list(detections)], [len(each) for each in found])
+        labels = class_at[_joined((each.labels for each in found), np.int64)]
+        scores = _joined((each.scores for each in found), np.float64)
+        ious = _joined((np.full(len(each), np.nan) if each.ious is None else each.ious for each in found), np.float64)
+        return cls(images, labels, _as_xywh(each.boxes for each in found), scores, ious)
 
 
 def _ranks(ids: Sequence[int]) -> Ints:
