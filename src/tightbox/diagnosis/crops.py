@@ -106,13 +106,10 @@ def _encode(image: Image.Image, view: tuple[float, float, float, float]) -> str:
     x, y, width, height = view
     scale = min(1.0, MAX_SIZE[0] / width, MAX_SIZE[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    part = image.resize(size, Image.Resampling.BICUBIC, box=_inside(image, (x, y, x + width, y + height)))
+    edges = zip((x, y, x + width, y + height), image.size * 2, strict=True)
+    x1, y1, x2, y2 = (min(max(v, 0.0), float(limit)) for v, limit in edges)
+    inside = (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else (0.0, 0.0, float(image.width), float(image.height))
+    part = image.resize(size, Image.Resampling.BICUBIC, box=inside)
     file = io.BytesIO()
     part.save(file, "JPEG", quality=75, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _inside(image: Image.Image, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    limits = (image.width, image.height) * 2
-    x1, y1, x2, y2 = (min(max(v, 0.0), float(limit)) for v, limit in zip(box, limits, strict=True))
-    return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else (0.0, 0.0, float(limits[0]), float(limits[1]))

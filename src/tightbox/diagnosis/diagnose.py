@@ -163,10 +163,8 @@ def _notes(ground_truth: GroundTruth, predictions: Predictions, before: BeforeSu
     if without:
         listed = ", ".join(without[:8]) + (f" and {len(without) - 8} more" if len(without) > 8 else "")
         stray = int(np.isin(predictions.labels, np.flatnonzero(positives == 0)).sum())
-        notes.append(
-            f"Without a ground-truth box, and so without AP: {listed}; "
-            f"{stray} detections of such classes count for nothing."
-        )
+        classes = f"Without a ground-truth box, and so without AP: {listed}"
+        notes.append(f"{classes}; {stray} detections of such classes count for nothing.")
     if len(predictions.ious) and np.isnan(predictions.ious).any() and not np.isnan(predictions.ious).all():
         notes.append("Only some rows have a predicted IoU, so it is not judged.")
     return notes

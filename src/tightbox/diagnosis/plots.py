@@ -223,6 +223,5 @@ def _for_page(svg: str, name: str, title: str) -> str:
         svg = svg.replace(colour, f"var(--{variable})")
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height|xmlns:xlink|version)="[^"]*"', "", head)
-    return (
-        f'{head} class="plot" role="img" aria-labelledby="{name}-title"><title id="{name}-title">{title}</title>{rest}'
-    )
+    named = f'class="plot" role="img" aria-labelledby="{name}-title"'
+    return f'{head} {named}><title id="{name}-title">{title}</title>{rest}'

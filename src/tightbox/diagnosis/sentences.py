@@ -71,11 +71,10 @@ def _tight(diagnosis: Diagnosis) -> str:
         return "There is no object to be tight on."
     if group.mean_iou is None:
         return f"Not one of the {group.objects:,} objects is found at IoU 0.5."
-    text = (
-        f"{group.found:.0%} of the {group.objects:,} objects are found, with a mean IoU of {group.mean_iou:.3f}; "
-        f"AP falls from {_percent(diagnosis.coco.ap50)} at IoU 0.50 to {_percent(diagnosis.coco.ap90)} at 0.90."
-    )
-    return text + (f" Optimal LRP is {_percent(diagnosis.lrp.error)}." if diagnosis.lrp.error is not None else "")
+    found = f"{group.found:.0%} of the {group.objects:,} objects are found, with a mean IoU of {group.mean_iou:.3f}"
+    falls = f"AP falls from {_percent(diagnosis.coco.ap50)} at IoU 0.50 to {_percent(diagnosis.coco.ap90)} at 0.90"
+    lrp = "" if diagnosis.lrp.error is None else f" Optimal LRP is {_percent(diagnosis.lrp.error)}."
+    return f"{found}; {falls}.{lrp}"
 
 
 def _kinds(diagnosis: Diagnosis) -> str:
@@ -89,10 +88,8 @@ def _kinds(diagnosis: Diagnosis) -> str:
             return "Every object is missed, and fixing any other kind of mistake alone would give no AP50."
         return "No kind of mistake costs AP50 anything."
     count = getattr(diagnosis.errors.count, worst)
-    return (
-        f"The costliest mistake is {KINDS[worst].all} ({count:,} of them): "
-        f"fixing it would give {_percent(gains[worst])} points of AP50."
-    )
+    costliest = f"The costliest mistake is {KINDS[worst].all} ({count:,} of them)"
+    return f"{costliest}: fixing it would give {_percent(gains[worst])} points of AP50."
 
 
 def _reliability(name: str, reliability: ScoreReliability | None) -> str:
@@ -126,7 +123,6 @@ def _better(diagnosis: Diagnosis) -> str:
         return "No box was kept on any object, so there is none to be tighter than."
     if not diagnosis.better_boxes or diagnosis.iou_lost is None:
         return f"No object had a clearly tighter box {where} than the one that was kept."
-    return (
-        f"For {diagnosis.better_boxes:,} of {diagnosis.objects:,} objects a tighter box was there {where} and was not "
-        f"kept; these lost {diagnosis.iou_lost:.2f} of IoU on average."
-    )
+    objects = f"For {diagnosis.better_boxes:,} of {diagnosis.objects:,} objects"
+    lost = f"these lost {diagnosis.iou_lost:.2f} of IoU on average"
+    return f"{objects} a tighter box was there {where} and was not kept; {lost}."
