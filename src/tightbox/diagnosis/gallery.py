@@ -36,54 +36,35 @@ def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
 def _better_box(evidence: Evidence, g: int) -> Card:
     """Of a ground-truth box that was found, but not by the tightest box there was."""
     suppressed = bool(evidence.from_candidates[g])
-    return _of_object(evidence, g)(
-        kind="better",
-        severity=float(evidence.iou_gain[g]),
-        kept=_detection(evidence, int(evidence.kept[g]), evidence.kept_iou[g]),
-        better=_candidate(evidence, g) if suppressed else _nearest(evidence, g),
-        why="the better box was suppressed" if suppressed else "the better box was out-ranked",
-    )
+    kept = _detection(evidence, int(evidence.kept[g]), evidence.kept_iou[g])
+    better = _candidate(evidence, g) if suppressed else _nearest(evidence, g)
+    why = "the better box was suppressed" if suppressed else "the better box was out-ranked"
+    return _of_object(evidence, g)("better", severity=float(evidence.iou_gain[g]), kept=kept, better=better, why=why)
 
 
 def _of_object(evidence: Evidence, g: int) -> partial[Card]:
     """A card of a ground-truth box, without what became of it."""
-    ground_truth = evidence.matches.ground_truth
-    return partial(
-        Card,
-        image=_image(evidence, int(ground_truth.images[g])),
-        class_name=ground_truth.class_names[ground_truth.labels[g]],
-        size=SIZES[evidence.object_sizes[g]],
-        ground_truth=_object(evidence, g),
-    )
+    ground_truth, size = evidence.matches.ground_truth, SIZES[evidence.object_sizes[g]]
+    image, name = _image(evidence, int(ground_truth.images[g])), ground_truth.class_names[ground_truth.labels[g]]
+    return partial(Card, image=image, class_name=name, size=size, ground_truth=_object(evidence, g))
 
 
 def _miss(evidence: Evidence, g: int) -> Card:
     """Of a ground-truth box that no detection of its class is on."""
-    return _of_object(evidence, g)(
-        kind="miss",
-        severity=float(evidence.box_areas[g]),
-        kept=_nearest(evidence, g),
-        better=_candidate(evidence, g) if evidence.suppressed[g] else None,
-        why=_why_missed(evidence, g),
-    )
+    better = _candidate(evidence, g) if evidence.suppressed[g] else None
+    kept, why, area = _nearest(evidence, g), _why_missed(evidence, g), float(evidence.box_areas[g])
+    return _of_object(evidence, g)("miss", severity=area, kept=kept, better=better, why=why)
 
 
 def _false_positive(evidence: Evidence, i: int, error: str) -> Card:
     """Of a detection that makes this kind of error."""
     matches = evidence.matches
+    image, name = _image(evidence, int(matches.images[i])), matches.ground_truth.class_names[matches.labels[i]]
+    size, score = SIZES[evidence.detection_sizes[i]], float(matches.scores[i])
     own, other = float(matches.best_iou[i]), float(matches.other_iou[i])
     touched = int(matches.best_gt[i] if own >= other else matches.other_gt[i])
-    return Card(
-        kind="false_positive",
-        image=_image(evidence, int(matches.images[i])),
-        class_name=matches.ground_truth.class_names[matches.labels[i]],
-        size=SIZES[evidence.detection_sizes[i]],
-        severity=float(matches.scores[i]),
-        ground_truth=_object(evidence, touched) if touched >= 0 else None,
-        kept=_detection(evidence, i, max(own, other)),
-        better=None,
-        why=KINDS[error].one,
-    )
+    ground_truth, kept = _object(evidence, touched) if touched >= 0 else None, _detection(evidence, i, max(own, other))
+    return Card("false_positive", image, name, size, score, ground_truth, kept, better=None, why=KINDS[error].one)
 
 
 def _why_missed(evidence: Evidence, g: int) -> str:
