@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from tightbox.calibration import IOUS, PRECISIONS, Calibration, IouCalibration
 from tightbox.errors import UserError
-from tightbox.evaluation.figures import Bools, Floats, Ints
+from tightbox.evaluation.figures import Floats, Ints
 from tightbox.evaluation.matching import Matches
 from tightbox.evaluation.reliability import finite_pairs
 
@@ -201,11 +201,9 @@ def monotone_steps(at: Floats, heights: Floats, counts: Ints, *, rising: bool = 
 
 def _lowest_scores(matches: Matches, iou: float) -> tuple[float | None, ...]:
     outcome = matches.at(iou)
-    counted = ~outcome.ignored
-    scores: Floats = matches.scores[counted]
-    hit: Bools = outcome.hit[counted]
-    order = np.argsort(-scores, kind="stable")
-    scores, hit = scores[order], hit[order]
+    counted = np.flatnonzero(~outcome.ignored)
+    order = counted[np.argsort(-matches.scores[counted], kind="stable")]
+    scores, hit = matches.scores[order], outcome.hit[order]
     # A threshold takes all detections of one score or none: only the last of equal scores ends a choice.
     ends = np.flatnonzero(np.diff(scores, append=-np.inf))
     ends = ends[ends + 1 >= MIN_DETECTIONS]
