@@ -38,14 +38,9 @@ class IouCalibration:
 
     def __post_init__(self) -> None:
         raw, ious = np.array(self.raw), np.array(self.ious)
-        if (
-            not len(raw) == len(ious) > 0
-            or not (np.isfinite(raw).all() and np.isfinite(ious).all())
-            or (np.diff(raw) <= 0).any()
-            or (np.diff(ious) < 0).any()
-            or ious[0] < 0
-            or ious[-1] > 1
-        ):
+        finite = len(raw) == len(ious) > 0 and np.isfinite([raw, ious]).all()
+        rising = finite and (np.diff(raw) > 0).all() and (np.diff(ious) >= 0).all()
+        if not (rising and ious[0] >= 0 and ious[-1] <= 1):
             needed = "equally many raw and expected IoUs, both rising, the latter in [0, 1]"
             raise UserError(f"an IoU calibration needs {needed}; calibrate again")
 
@@ -157,13 +152,10 @@ class Calibration(Promises):
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for a checkpoint's card."""
-        return {
-            "about": dict(self.about),
-            "ious": self.ious.to_json(),
-            "thresholds": {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)},
-            **self.promises_to_json(),  # which cards had not always
-            **{name: digest for name in DIGESTS if (digest := getattr(self, name)) is not None},
-        }
+        thresholds = {f"{iou:.2f}": list(row) for iou, row in zip(IOUS, self.thresholds, strict=True)}
+        always = {"about": dict(self.about), "ious": self.ious.to_json(), "thresholds": thresholds}
+        digests = {name: digest for name in DIGESTS if (digest := getattr(self, name)) is not None}
+        return always | self.promises_to_json() | digests  # which the first cards had not
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -44,17 +44,11 @@ class Margins:
     def __post_init__(self) -> None:
         raw, factors = np.array(self.raw), np.array(self.factors)
         others = [value for value in self.classes if value is not None]
-        if (
-            not 0 < self.coverage < 1
-            or self.unit not in get_args(Unit)
-            or len(self.sides) != 4
-            or not np.isfinite([*self.sides, *others, *raw, *factors]).all()
-            or min(*self.sides, *others, *factors) < 0
-            or len(raw) != len(factors)
-            or (len(raw) > 0) != (self.unit == "iou")
-            or (np.diff(raw) <= 0).any()
-            or (np.diff(factors) > 0).any()
-        ):
+        complete = len(self.sides) == 4 and len(raw) == len(factors) and (len(raw) > 0) == (self.unit == "iou")
+        finite = complete and np.isfinite([*self.sides, *others, *raw, *factors]).all()
+        monotone = finite and (np.diff(raw) > 0).all() and (np.diff(factors) <= 0).all()
+        possible = monotone and min(*self.sides, *others, *factors) >= 0
+        if not (possible and 0 < self.coverage < 1 and self.unit in get_args(Unit)):
             raise UserError("the margins in the card are damaged; run `tightbox calibrate` again")
 
     def distances(self, boxes: ArrayLike, raw: ArrayLike | None, labels: ArrayLike) -> NDArray[np.float64]:
