@@ -7,11 +7,10 @@ import numpy as np
 from tightbox.diagnosis.evidence import Evidence
 from tightbox.diagnosis.numbers import Card, CardBox, CardImage
 from tightbox.diagnosis.sentences import KINDS
+from tightbox.evaluation import tide
 from tightbox.evaluation.coco import SIZES
 from tightbox.evaluation.figures import Bools, Floats, Ints, number
 from tightbox.evaluation.matching import rank_in_group
-from tightbox.evaluation.tide import KINDS as ERRORS
-from tightbox.evaluation.tide import error_kinds
 
 MAX_BETTER, MAX_MISSES, MAX_FALSE_POSITIVES = 120, 48, 48  # cards of each kind
 PER_GROUP = 4  # the worst of each class and size come first, so that every filter finds some
@@ -19,7 +18,7 @@ PER_GROUP = 4  # the worst of each class and size come first, so that every filt
 
 def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
     """The worst of each kind, those of the rarer classes and sizes among them."""
-    matches, kinds = evidence.matches, error_kinds(evidence.matches)
+    matches, kinds = evidence.matches, tide.error_kinds(evidence.matches)
     # A number for each class and size.
     object_groups = matches.ground_truth.labels * len(SIZES) + evidence.object_sizes
     detection_groups = matches.labels * len(SIZES) + evidence.detection_sizes
@@ -29,7 +28,7 @@ def pick_cards(evidence: Evidence) -> tuple[Card, ...]:
     return (
         *(_better_box(evidence, g) for g in better.tolist()),
         *(_miss(evidence, g) for g in missed.tolist()),
-        *(_false_positive(evidence, i, ERRORS[kinds[i]]) for i in wrong.tolist()),
+        *(_false_positive(evidence, i, tide.KINDS[kinds[i]]) for i in wrong.tolist()),
     )
 
 
