@@ -82,19 +82,17 @@ def laace(matches: Matches, iou_threshold: float = 0.0) -> float | None:
     return mean(float(off[counted].mean()) for _, positives, counted in classes if positives and len(counted))
 
 
-def oce(
-    ground_truth: GroundTruth, predictions: Predictions, iou_thresholds: Sequence[float] = OCE_IOUS
-) -> float | None:
-    """Mean over objects and IoU thresholds of Σ over classes of (1 for the object's class, else 0, - p̄)².
+def oce(ground_truth: GroundTruth, predictions: Predictions) -> float | None:
+    """Mean over objects and the IoUs 0.5 and 0.75 of Σ over classes of (1 for the object's class, else 0, - p̄)².
 
     p̄ is the mean over all boxes of any class with at least this IoU of their class scores. Of detections only the
     score of their own class is known; those of others count as 0. Crowds are no objects. None without objects.
     """
     objects = np.arange(len(ground_truth.labels))
-    counts = np.zeros((len(iou_thresholds), len(objects)))
+    counts = np.zeros((len(OCE_IOUS), len(objects)))
     sums = np.zeros((*counts.shape, len(ground_truth.category_ids)))
     for box, target, iou in overlapping_pairs(predictions.images, predictions.boxes, ground_truth):
-        level, pair = np.nonzero(iou >= np.array(iou_thresholds)[:, None])
+        level, pair = np.nonzero(iou >= np.array(OCE_IOUS)[:, None])
         box, target = box[pair], target[pair]
         np.add.at(sums, (level, target, predictions.labels[box]), predictions.scores[box])
         np.add.at(counts, (level, target), 1)

@@ -9,7 +9,6 @@ import numpy as np
 from tightbox.evaluation.figures import Bools, Floats, Ints
 from tightbox.evaluation.inputs import GroundTruth, Predictions
 
-ALL_AREAS = (0.0, np.inf)
 PAIRS_AT_ONCE = 1 << 18  # pairs of boxes whose IoUs are held in memory together
 
 
@@ -105,7 +104,7 @@ def match(
     predictions: Predictions,
     thresholds: Sequence[float] = (0.5,),
     max_detections: int | None = 100,
-    areas: tuple[float, float] = ALL_AREAS,
+    areas: tuple[float, float] = (0.0, np.inf),
 ) -> Matches:
     """Give each detection, best score first, the free ground-truth box of its class that it overlaps most.
 

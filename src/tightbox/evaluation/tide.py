@@ -93,10 +93,9 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
     missed = ~used & ~reachable & ~ground_truth.crowd
     repairable = _best_for_object(object_of, matches, used)
 
-    classes = len(ground_truth.category_ids)
     positives = matches.positives
     base = _average_precisions(matches.labels, matches.scores, outcome.hit, ~outcome.ignored, positives)
-    misses = np.bincount(ground_truth.labels[missed], minlength=classes)
+    misses = np.bincount(ground_truth.labels[missed], minlength=len(positives))
     better, counts = [], []
     for i, name in enumerate(KINDS):
         of_kind = kind == i  # of no detection where objects were missed
@@ -104,7 +103,7 @@ def tide(matches: Matches, iou_threshold: float = 0.5, background_iou: float = 0
         labels = np.where(changed, ground_truth.labels[object_of] if len(used) else 0, matches.labels)
         kept = ~outcome.ignored & ~of_kind | changed
         to_find = positives - misses if name == "missed" else positives
-        counts.append(misses if name == "missed" else np.bincount(matches.labels[of_kind], minlength=classes))
+        counts.append(misses if name == "missed" else np.bincount(matches.labels[of_kind], minlength=len(positives)))
         better.append(_average_precisions(labels, matches.scores, outcome.hit | changed, kept, to_find))
 
     def errors_of(those: slice) -> ClassErrors:
