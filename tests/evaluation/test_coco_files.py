@@ -51,6 +51,19 @@ def test_empty_results_are_fine(ground_truth: Json) -> None:
     assert len(found.scores) == len(found.ious) == len(found.images) == 0
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat", "dog", "cat"], ("cat", "dog", "cat (3)")),
+        (["cat", "cat (3)", "cat"], ("cat", "cat (3)", "cat (3) (3)")),  # not the name of another class
+    ],
+)
+def test_classes_of_one_name_are_told_apart_by_their_ids(names: list[str], expected: tuple[str, ...]) -> None:
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    truth, _ = from_coco({"images": [], "annotations": [], "categories": categories}, [])
+    assert truth.class_names == expected
+
+
 def test_rounding_outside_0_and_1_is_clipped() -> None:
     _, found = from_coco(TRUTH, [result(1 + 1e-7, 0, 0, 4, 4) | {"iou": -1e-7}])
     assert (found.scores[0], found.ious[0]) == (1.0, 0.0)

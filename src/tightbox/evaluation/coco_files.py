@@ -141,8 +141,10 @@ def _class_names(categories: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             raise UserError(f"the category with the id {number} has no name; add one to the ground truth")
         names[category["id"]] = category["name"]
     unique: dict[str, None] = {}
-    for number in sorted(names):
-        unique[f"{names[number]} ({number})" if names[number] in unique else names[number]] = None
+    for number, name in sorted(names.items()):
+        while name in unique:
+            name += f" ({number})"
+        unique[name] = None
     return tuple(unique)
 
 
