@@ -63,7 +63,6 @@ class GroundTruth:
         """That of a data set that was read; the boxes are rounded to three decimals, as in a COCO file of it."""
         image_at, class_at = _ranks([record.image_id for record in data.records]), _ranks(data.category_ids)
         by_image, by_class = np.argsort(image_at), np.argsort(class_at)
-        counts = [len(record.labels) for record in data.records]
         sizes = np.array([(record.width, record.height) for record in data.records], dtype=np.float64).reshape(-1, 2)
         return cls(
             image_ids=tuple(data.records[i].image_id for i in by_image),
@@ -71,7 +70,7 @@ class GroundTruth:
             sizes=sizes[by_image],
             category_ids=tuple(data.category_ids[k] for k in by_class),
             class_names=tuple(data.class_names[k] for k in by_class),
-            images=np.repeat(image_at, counts),
+            images=np.repeat(image_at, [len(record.labels) for record in data.records]),
             labels=class_at[_joined((record.labels for record in data.records), np.int64)],
             boxes=_as_xywh(record.boxes for record in data.records),
             areas=_joined((record.areas for record in data.records), np.float64),
