@@ -1,6 +1,7 @@
 """Learning a calibration from held-out detections: a map of predicted IoUs, and score thresholds.
 
-Which map they can support is judged on images that the map did not learn from.
+The map is by isotonic regression, temperature scaling or a line. Which of them the detections can support is judged on
+images that the map did not learn from.
 """
 
 from collections.abc import Callable

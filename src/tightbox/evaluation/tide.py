@@ -62,12 +62,12 @@ def error_kinds(matches: Matches, iou_threshold: float = 0.5, background_iou: fl
     both be to blame is blamed for its place, as in TIDE's own code.
     """
     own, other = matches.best_iou, matches.other_iou
-    blamed = {
+    blamed = {  # for the first that holds
         "localisation": (own >= background_iou) & (own < iou_threshold),
         "classification": other >= iou_threshold,
         "duplicate": own >= iou_threshold,
         "background": np.maximum(own, other) <= background_iou,
-    }  # for the first that holds
+    }
     kind = np.select(list(blamed.values()), [KINDS.index(name) for name in blamed], KINDS.index("both"))
     return np.where(matches.at(iou_threshold).wrong, kind, -1)
 
