@@ -9,14 +9,14 @@ import torch
 
 from tests.helpers.arithmetic import iou_of_two
 from tests.helpers.models import exact_targets
+from tests.helpers.one_image import atss
 from tests.helpers.references import slice_of
+from tightbox import assigners
 from tightbox.assigners import (
     BACKGROUND,
     IGNORED,
     assignment,
-    atss,
     atss_anchors,
-    atss_of_batch,
     level_points,
     per_point,
 )
@@ -121,7 +121,7 @@ def test_a_batch_equals_its_images(at_once: int, monkeypatch: pytest.MonkeyPatch
         for count, regions in ((3, 0), (0, 1), (7, 1), (1, 0), (5, 0))
     ]
     valid = torch.rand(len(targets), len(anchors)) < 0.8
-    together = atss_of_batch(anchors, level_sizes, targets, ignore_iof=0.5, valid=valid)
+    together = assigners.atss(anchors, level_sizes, targets, ignore_iof=0.5, valid=valid)
     assert together.ious is not None
     for image, of_image, matched, ious in zip(targets, valid, together.matched, together.ious, strict=True):
         alone = atss(anchors, level_sizes, image, ignore_iof=0.5, valid=of_image)

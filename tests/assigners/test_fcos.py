@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import targets_of
-from tightbox.assigners import BACKGROUND, assignment, fcos_assign, fcos_assign_of_batch, level_points, per_point
+from tests.helpers.one_image import fcos_assign
+from tightbox import assigners
+from tightbox.assigners import BACKGROUND, assignment, level_points, per_point
 from tightbox.structures import Targets
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -106,5 +108,5 @@ def test_a_batch_equals_its_images(
     targets = [Targets.of(torch.tensor(boxes), torch.zeros(len(boxes))) for boxes in images]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
-        together = fcos_assign_of_batch(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
+        together = assigners.fcos_assign(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
     assert together.equal(torch.stack([assign(target, center_radius) for target in targets]))

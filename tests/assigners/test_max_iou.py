@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.helpers.arithmetic import area, intersection, iou_of_two
 from tests.helpers.models import exact_targets
-from tightbox.assigners import BACKGROUND, IGNORED, assignment, max_iou, max_iou_of_batch
+from tests.helpers.one_image import max_iou
+from tightbox import assigners
+from tightbox.assigners import BACKGROUND, IGNORED, assignment
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -233,11 +235,13 @@ def test_a_batch_equals_its_images(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
         for given_anchors, of_each in ((tensor(anchors), [tensor(anchors)] * len(images)), (own, list(own))):
-            together = max_iou_of_batch(given_anchors, targets, *thresholds, True, ignore_iof, usable)
+            together = assigners.max_iou(given_anchors, targets, *thresholds, True, ignore_iof, usable)
             for i, (target, of_image) in enumerate(zip(targets, of_each, strict=True)):
-                alone = max_iou(of_image, target, *thresholds, True, ignore_iof, usable[i])
-                assert together[i].matched.equal(alone.matched)
-                assert together[i].ious.equal(alone.ious)  # type: ignore[union-attr, arg-type]
+                alone = max_iou(of_image, target, *thresholds, True, ignore_iof, valid=usable[i])
+                assert together.matched[i].equal(alone.matched)
+                assert together.ious is not None
+                assert alone.ious is not None
+                assert together.ious[i].equal(alone.ious)
                 truths, regions = images[i]
                 expected, _ = reference(
                     of_image.tolist(), truths, regions, usable[i].tolist(), *thresholds, True, ignore_iof

@@ -15,7 +15,8 @@ from tests.helpers.arithmetic import area, intersection, sigmoid
 from tests.helpers.models import BACKBONE, NOTHING, STRIDES, image_batch, level_sizes, objects
 from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_retinanet as fresh
-from tightbox.assigners import BACKGROUND, max_iou
+from tests.helpers.one_image import max_iou
+from tightbox.assigners import BACKGROUND
 from tightbox.errors import UserError
 from tightbox.models import IoUAwareRetinaNet, create_model
 from tightbox.models.dense import rows

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.helpers.arithmetic import area, intersection, sigmoid
 from tests.helpers.models import NOTHING, STRIDES, image_batch, level_sizes, objects, tiny_model
-from tightbox.assigners import atss, atss_anchors, fcos_assign
+from tests.helpers.one_image import atss, fcos_assign
+from tightbox.assigners import atss_anchors
 from tightbox.boxes import pairwise_iou
 from tightbox.models import VFNet, create_model
 from tightbox.structures import Detections, ImageBatch, Targets

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightbox.assigners import pixel_regions
+from tests.helpers.one_image import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.ops import regions

@@ -19,21 +19,15 @@ PAIRS_AT_ONCE = 2**25  # of an object and an anchor: a number for each is 134 MB
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What each anchor or point of one image learns.
+    """What each of N anchors or points learns in each of B images.
 
     Attributes:
-        matched: (N,) int64 index of the ground-truth box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
-        ious: (N,) IoU of each anchor with its ground-truth box, 0 without one; None from an assigner without anchors.
-
-    That of B images together has the images as the first axis of both.
+        matched: (B, N) int64 index of the image's ground-truth box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
+        ious: (B, N) IoU of each anchor with that box, 0 without one; None from an assigner without anchors.
     """
 
     matched: Tensor
     ious: Tensor | None = None
-
-    def __getitem__(self, image: int) -> Assignment:
-        """That of one image of several."""
-        return Assignment(self.matched[image], None if self.ious is None else self.ious[image])
 
 
 def in_parts(assign: Callable[[slice], Assignment], targets: Sequence[Targets], anchors: int) -> Assignment:

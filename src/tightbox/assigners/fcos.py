@@ -14,34 +14,27 @@ from tightbox.structures import Targets
 
 
 def fcos_assign(
-    points: Tensor, point_strides: Tensor, regress_ranges: Tensor, targets: Targets, center_radius: float | None = None
-) -> Assignment:
-    """Which ground-truth box each point learns; `targets.ignore` plays no part.
-
-    Args:
-        points: (N, 2) x, y in pixels; FCOS has them in the middle of their cells.
-        point_strides: (N,) stride of each point's level.
-        regress_ranges: (N, 2) least and greatest distance, in pixels, that a point may have to its farthest side.
-        targets: the objects of one image.
-        center_radius: take only points within this many strides of the box's centre, both ways, and inside the box
-            (1.5 in the literature); None takes every point inside the box.
-
-    >>> points, strides = torch.tensor([[4.0, 4.0], [12.0, 4.0], [28.0, 4.0]]), torch.full((3,), 8.0)
-    >>> targets = Targets.of(torch.tensor([[0.0, 0.0, 20.0, 8.0], [8.0, 0.0, 18.0, 8.0]]), torch.tensor([0, 0]))
-    >>> fcos_assign(points, strides, torch.tensor([[-1.0, 64.0]]).expand(3, 2), targets).matched
-    tensor([ 0,  1, -1])
-    """
-    return fcos_assign_of_batch(points, point_strides, regress_ranges, [targets], center_radius)[0]
-
-
-def fcos_assign_of_batch(
     points: Tensor,
     point_strides: Tensor,
     regress_ranges: Tensor,
     targets: Sequence[Targets],
     center_radius: float | None = None,
 ) -> Assignment:
-    """The same of B images with one set of points: the `matched` objects are (B, N)."""
+    """Which ground-truth box each point learns in each of B images; `targets.ignore` plays no part.
+
+    Args:
+        points: (N, 2) x, y in pixels; FCOS has them in the middle of their cells.
+        point_strides: (N,) stride of each point's level.
+        regress_ranges: (N, 2) least and greatest distance, in pixels, that a point may have to its farthest side.
+        targets: the objects of each image.
+        center_radius: take only points within this many strides of the box's centre, both ways, and inside the box
+            (1.5 in the literature); None takes every point inside the box.
+
+    >>> points, strides = torch.tensor([[4.0, 4.0], [12.0, 4.0], [28.0, 4.0]]), torch.full((3,), 8.0)
+    >>> targets = Targets.of(torch.tensor([[0.0, 0.0, 20.0, 8.0], [8.0, 0.0, 18.0, 8.0]]), torch.tensor([0, 0]))
+    >>> fcos_assign(points, strides, torch.tensor([[-1.0, 64.0]]).expand(3, 2), [targets]).matched
+    tensor([[ 0,  1, -1]])
+    """
 
     def assign(part: slice) -> Assignment:
         gt_boxes = padded_boxes(targets[part])[:, None]  # (B, 1, G, 4)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
@@ -134,7 +134,7 @@ class IoUAwareRetinaNet(Detector):
         """(B, N), as `Assignment.matched`."""
         inside = inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou_of_batch(anchors, targets, ignore_iof=crowds, valid=inside).matched
+        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside).matched
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""

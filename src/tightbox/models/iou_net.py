@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightbox.assigners import BACKGROUND, IGNORED, max_iou_of_batch
+from tightbox.assigners import BACKGROUND, IGNORED, max_iou
 from tightbox.assigners.assignment import padded_boxes
 from tightbox.boxes import area, clip_boxes
 from tightbox.distributed import mean_over_processes
@@ -258,7 +258,7 @@ class IoUNet(Detector):
     def _matched(self, boxes: Tensor, targets: Sequence[Targets]) -> Tensor:
         """(B, K) as `Assignment.matched`, of proposals (B, K, 4); one without area is ignored."""
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou_of_batch(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0).matched
+        return max_iou(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0).matched
 
     def _box_losses(self, pyramid: Pyramid, proposals: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and smooth L1 over a sample of the proposals, to which the ground-truth boxes belong."""

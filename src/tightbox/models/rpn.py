@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, constant, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
 from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
@@ -104,7 +104,7 @@ class RPN(nn.Module):
         crowds = 0.5 if self.ignore_crowds else None
         inside = self._inside(output, sizes)
         thresholds = POSITIVE_IOU, NEGATIVE_IOU
-        matched = max_iou_of_batch(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside).matched
+        matched = max_iou(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside).matched
         chosen, matched = sample(matched, SAMPLED, POSITIVE_SHARE)
         counted, positive = matched != IGNORED, matched >= 0
         gt_boxes, _ = matched_objects(targets, matched)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, pixel_regions_of_batch
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, pixel_regions
 from tightbox.boxes import clip_boxes, decode_distances, encode_distances
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
@@ -175,7 +175,7 @@ class UnitBox(Detector):
     def _maps(self, pixels: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Confidence (B, C, H, W), and the object (B, H·W) that each pixel learns."""
         size, options = (pixels.shape[2], pixels.shape[3]), self.options
-        of_pixels = pixel_regions_of_batch(size, targets, len(self.class_names), options.region, options.region_scale)
+        of_pixels = pixel_regions(size, targets, len(self.class_names), options.region, options.region_scale)
         return of_pixels[0], of_pixels[1].flatten(1)
 
     def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tightbox.assigners import (
     BACKGROUND,
     IGNORED,
+    atss,
     atss_anchors,
-    atss_of_batch,
-    fcos_assign_of_batch,
+    fcos_assign,
     level_points,
     per_point,
 )
@@ -185,11 +185,11 @@ class VFNet(Detector):
             counts = [height * width for height, width in output.sizes]
             crowds, topk = 0.5 if self.options.ignore_crowds else None, self.options.atss_topk
             anchors = atss_anchors(points, strides)
-            return atss_of_batch(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside).matched
+            return atss(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside).matched
         ends = DISTANCE_RANGES[:-1]
         ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
-        return fcos_assign_of_batch(points, strides, ranges, targets, radius).matched
+        return fcos_assign(points, strides, ranges, targets, radius).matched
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         if not self.options.iou_weighted_boxes:
