@@ -23,7 +23,7 @@ from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
-from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms, voting_nms
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -129,9 +129,7 @@ class Detector(nn.Module, ABC):
         """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
         if self.suppression == "soft_linear":
             return soft_nms(candidates, scores, **self._limits())
-        if self.suppression == "voting":
-            return voting_nms(candidates, scores, **self._limits())
-        return self.greedy_nms(candidates, scores)
+        return greedy_nms(candidates, scores, **self._limits(), voting=self.suppression == "voting")
 
     def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
         """Greedy class-wise NMS at the thresholds of the model's options."""

@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from tightbox.boxes import at_least_float32
@@ -89,26 +89,6 @@ def prroi_pool(
     pool = _pool_whole_maps if torch.compiler.is_exporting() else _pool_bins
     pooled = cast(Tensor, pool(input, _edges(y1, y2, rows), _edges(x1, x2, columns), images))
     return pooled.permute(0, 3, 1, 2)
-
-
-class PrRoIPool(nn.Module):
-    """`prroi_pool` with fixed settings."""
-
-    def __init__(
-        self, output_size: int | tuple[int, int], spatial_scale: float = 1.0, *, aligned: bool = False
-    ) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.aligned = aligned
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """(K, C, rows, columns): the features (N, C, H, W) pooled over `boxes`, (K, 5) or a list of (L, 4)."""
-        return prroi_pool(input, boxes, self.output_size, self.spatial_scale, aligned=self.aligned)
-
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, aligned={self.aligned}"
 
 
 def _as_one_tensor(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ def soft_nms(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor | None = None,
-    *,
     method: Literal["linear", "gaussian"] = "linear",
     iou_threshold: float = 0.3,
     sigma: float = 0.5,
