@@ -97,13 +97,9 @@ def _backbone(tensors: Mapping[str, Tensor], source: str) -> BackboneOptions:
             f"{width[0]} wide); known are {', '.join(_TITLES.values())}"
         )
     deformable = any(name.startswith("backbone.") and ".conv_offset." in name for name in tensors)
+    pool = name != "res2net101d"
     return BackboneOptions(
-        name=name,
-        pretrained=False,
-        frozen_stages=1,
-        frozen_norm=True,
-        deformable=deformable,
-        res2net_pool=name != "res2net101d",
+        name=name, pretrained=False, frozen_stages=1, frozen_norm=True, deformable=deformable, res2net_pool=pool
     )
 
 
