@@ -54,7 +54,8 @@ def refine_boxes(
             return boxes, boxes.new_zeros(0)
         ious, gradient = _value_and_gradient(predict_iou, boxes, moving, differentiate=steps > 0)
         for step in range(steps):
-            moved = _ascend(boxes[moving], gradient, step_size)
+            current = boxes[moving]
+            moved = current + step_size * gradient * (current[:, 2:] - current[:, :2]).repeat(1, 2)
             if limits is not None:
                 moved = clip_boxes(moved, limits[moving])
             possible = ious[moving].isfinite() & moved.isfinite().all(dim=1) & (moved[:, 2:] > moved[:, :2]).all(dim=1)
@@ -84,8 +85,3 @@ def _value_and_gradient(
     ious = predict_iou(leaf, index)
     (gradient,) = torch.autograd.grad(ious.sum(), leaf)
     return ious.detach().to(boxes.dtype), gradient
-
-
-def _ascend(boxes: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-    width_height = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    return boxes + step_size * gradient * width_height
