@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.captured import captured, forget
 from tightbox.models.evaluation_mode import evaluation_mode
-from tightbox.models.prediction import ImageLike, predict_images
+from tightbox.models.prediction import Detect, ImageLike, predict_images
 from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
@@ -70,9 +70,7 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
-        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = (
-            None
-        )
+        self.views: Callable[[Detect, ImageBatch, Any], list[Detections]] | None = None
         self.calibration: Calibration | None = None
         self.make_layers()
         self.to(memory_format=torch.channels_last)
@@ -160,22 +158,21 @@ class Detector(nn.Module, ABC):
                 single image takes a fraction of the time. Hooks of its modules are not called then, and its modules
                 must not be exchanged.
         """
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         if self.views is not None:
-            batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
             found = self.views(self._detect, batch, self.options)
         elif self.all_together and self.suppression != "soft_linear":
-            found = self._detect_together(images, replay)
+            found = self._detect_together(batch, replay)
         else:
-            found = self._detect(images)
+            found = self._detect(batch)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
         """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
-    def _detect_together(self, images: Images, replay: bool) -> list[Detections]:
+    def _detect_together(self, batch: ImageBatch, replay: bool) -> list[Detections]:
         """`_detect` where it takes no loop over the images."""
-        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         arguments = batch.pixels, moved(torch.tensor(batch.sizes), batch.pixels.device)
         if replay and batch.pixels.is_cuda and uses_triton(batch.pixels):
             key = self.options, self.training
@@ -196,8 +193,7 @@ class Detector(nn.Module, ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         forget(self)
-        itself: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as PyTorch has it
-        return itself
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]  # as PyTorch has it
 
     @overload
     def predict(self, images: ImageLike, *, batch_size: int = 8) -> Detections: ...

@@ -64,7 +64,10 @@ def predict_images(
 
 def prepare(pixels: Tensor, preprocess: Preprocess) -> Prepared:
     """Pixels (3, H, W) in [0, 1] as the network takes them."""
-    return Prepared(resize(pixels, preprocess), (pixels.shape[-2], pixels.shape[-1]))
+    height, width = pixels.shape[-2:]
+    scale = preprocess.scale(width, height)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    return Prepared(TF.resize(pixels, size, antialias=True), (height, width))
 
 
 def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> Iterator[tuple[P, Detections]]:
@@ -154,12 +157,3 @@ def _in_range(image: Tensor) -> Tensor:
     if image.dtype not in (torch.uint8, torch.uint16):
         raise UserError(f"an image tensor must be uint8, uint16, bool, or float in [0, 1], not {image.dtype}")
     return image.float() / (255 if image.dtype == torch.uint8 else 65535)
-
-
-def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Pixels (3, H, W) resized into the model's size, keeping their shape."""
-    height, width = pixels.shape[-2:]
-    scale = preprocess.scale(width, height)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    resized: Tensor = TF.resize(pixels, size, antialias=True)
-    return resized

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, constant, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
-from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, initialise, inside_images, matched_objects, rows
 from tightbox.structures import Targets, take
 from tightbox.suppress import suppress
 
@@ -62,8 +62,7 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
         self.deltas = nn.Conv2d(channels, 4 * len(RATIOS), 1)
         for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            initialise(layer)
 
     def forward(self, levels: Sequence[Tensor]) -> RPNOutput:
         """Raw outputs for pyramid levels (B, channels, h, w) at `STRIDES`."""

@@ -12,25 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import (
-    BACKGROUND,
-    IGNORED,
-    atss,
-    atss_anchors,
-    fcos_assign,
-    level_points,
-    per_point,
-)
+from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, fcos_assign, level_points, per_point
 from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, initialise, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.group_norm_relu import group_norm_relu
@@ -83,8 +75,7 @@ class VFNet(Detector):
 
     def forward(self, pixels: Tensor) -> DenseOutput:
         """Raw outputs for normalised pixels (B, 3, H, W)."""
-        output: DenseOutput = self.head(self.fpn(self.backbone(pixels)))
-        return output
+        return cast(DenseOutput, self.head(self.fpn(self.backbone(pixels))))
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Class loss, box loss of each branch, and centerness loss if there is one (eq. 3 and the released code)."""
@@ -124,9 +115,8 @@ class VFNet(Detector):
         counted = matched != IGNORED
         if self.options.varifocal:  # points in the padding do learn to be background, as published
             options = self.options
-            terms = varifocal_loss(
-                output.logits, class_target, options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
-            )
+            form = options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
+            terms = varifocal_loss(output.logits, class_target, *form)
         else:
             terms, counted = focal_loss(output.logits, class_target), counted & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
@@ -255,9 +245,7 @@ class VFNetHead(nn.Module):
             if isinstance(module, StarConvReLU) and options.star_init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, (nn.Conv2d, StarConvReLU)):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                initialise(module)
         for module in self.modules():
             if isinstance(module, ModulatedDeformConv2d):
                 module.reset_offsets()
@@ -271,13 +259,8 @@ class VFNetHead(nn.Module):
         logits, distances, initial, centerness = (
             torch.cat([rows(part) for part in parts], dim=1) for parts in zip(*outputs, strict=True)
         )
-        return DenseOutput(
-            logits=logits,
-            distances=distances,
-            initial=initial,
-            centerness=centerness[..., 0] if self.options.centerness else None,
-            sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
-        )
+        of_points = centerness[..., 0] if self.options.centerness else None
+        return DenseOutput(logits, distances, initial, of_points, [(x.shape[-2], x.shape[-1]) for x in levels])
 
     def _level(self, x: Tensor, level: int, unit: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         class_features, box_features = self.class_tower(x), self.box_tower(x)
