@@ -1,7 +1,5 @@
 """Ways to suppress ranked candidates to one box per object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal

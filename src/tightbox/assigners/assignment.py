@@ -1,7 +1,5 @@
 """The result of every assigner, and what they share to assign a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Any timm network as a backbone: images in, feature maps at chosen strides out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from typing import Any, Self, cast

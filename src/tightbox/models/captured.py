@@ -1,7 +1,5 @@
 """Functions of tensors as CUDA graphs, one for each shape: a GPU gets a thousand kernels at once, not one by one."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence

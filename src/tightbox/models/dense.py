@@ -1,7 +1,5 @@
 """What the dense detectors share: rows of raw outputs, and where the image ends in a padded batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any

@@ -1,7 +1,5 @@
 """What every detector here can do: learn from a batch, give candidates, detect, predict on anything, save itself."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict

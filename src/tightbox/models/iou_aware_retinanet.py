@@ -6,8 +6,6 @@ the tighter one survives. Without the IoU head this is RetinaNet.
 Wu et al., "IoU-aware Single-stage Object Detector for Accurate Localization", https://arxiv.org/abs/1912.05992.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From anything a person has to a detector's input, and its detections back in pixels of the original."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

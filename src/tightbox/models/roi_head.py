@@ -3,8 +3,6 @@
 Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast

@@ -3,8 +3,6 @@
 Ren et al., "Faster R-CNN", https://arxiv.org/abs/1506.01497; on a feature pyramid, https://arxiv.org/abs/1612.03144.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

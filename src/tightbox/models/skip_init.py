@@ -1,7 +1,5 @@
 """Making a network whose weights are about to be overwritten, without drawing random numbers for them first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ the image. An object is a connected region of confident pixels; its box is read 
 Yu et al., "UnitBox: An Advanced Object Detection Network", https://arxiv.org/abs/1608.01471.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

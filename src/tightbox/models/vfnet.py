@@ -7,8 +7,6 @@ IoU-aware classification score (IACS): at the true class, the IoU of the refined
 Zhang et al., "VarifocalNet: An IoU-aware Dense Object Detector", CVPR 2021.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

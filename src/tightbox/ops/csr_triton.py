@@ -4,8 +4,6 @@ One program computes one row of the sparse matrix, over all channels, and accumu
 the features are of that.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

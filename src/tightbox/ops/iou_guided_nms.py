@@ -1,7 +1,5 @@
 """IoU-guided non-maximum suppression: the best localised box stays, with the best class score it suppresses."""
 
-from __future__ import annotations
-
 import math
 
 import torch

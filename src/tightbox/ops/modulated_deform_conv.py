@@ -3,8 +3,6 @@
 Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019, section 3.2.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Self, cast
 

@@ -30,8 +30,6 @@ second for the four on the right. Each weight is the product of one along y and 
 [0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.375]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast

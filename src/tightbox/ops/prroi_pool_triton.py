@@ -5,8 +5,6 @@ them has to be made, whose length the CPU would wait for. Arguments are those of
 that is not finite, or of no image, pools NaN and gives no gradient.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

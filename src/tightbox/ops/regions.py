@@ -3,8 +3,6 @@
 UnitBox, https://arxiv.org/abs/1608.01471, section 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

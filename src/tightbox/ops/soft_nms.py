@@ -1,7 +1,5 @@
 """Soft non-maximum suppression: boxes that overlap a better one lose score instead of being removed."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """VarifocalNet's star-shaped deformable convolution: nine taps at a box's corners, edge middles and centre."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

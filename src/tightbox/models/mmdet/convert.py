@@ -1,7 +1,5 @@
 """A published VFNet checkpoint as a tightbox model, and a tightbox VFNet as mmdetection's state dict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Published names of VFNet's parameters."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

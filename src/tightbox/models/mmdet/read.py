@@ -1,7 +1,5 @@
 """Reading the `.pth` files of mmdetection without running anything that they hold."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Which VFNet a state dict is, by its names and shapes alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
