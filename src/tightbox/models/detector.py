@@ -256,10 +256,9 @@ class Detector(nn.Module, ABC):
 
     def _refuse_misfits(self, images: Images, targets: Sequence[Targets]) -> None:
         """UserError if there are not as many targets as images, or, unless a GPU would be waited for, wrong labels."""
-        if len(targets) != len(images) or not targets:
-            raise UserError(
-                f"a loss takes targets for each of one or more images, not {len(targets)} for {len(images)}"
-            )
+        given = len(targets)
+        if given != len(images) or given == 0:
+            raise UserError(f"a loss takes targets for each of one or more images, not {given} for {len(images)}")
         labels = torch.cat([target.labels for target in targets])
         if not uses_triton(labels) and ((labels < 0) | (labels >= len(self.class_names))).any():
             wrong = f"there are labels from {int(labels.min())} to {int(labels.max())}"

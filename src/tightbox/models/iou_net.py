@@ -113,8 +113,7 @@ class IoUNet(Detector):
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The same of all images together, best class score first."""
         pyramid = self._pyramid(pixels, sizes)
-        proposed = self._proposed(pyramid)
-        return self._read(pyramid, proposed, self._scored_pairs(proposed))[0]
+        return self._read(pyramid, self._proposed(pyramid))[0]
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and one for each proposal that learns an object, in the object's class; every one learns what it does.
@@ -126,9 +125,9 @@ class IoUNet(Detector):
         proposed = self._proposed(pyramid)
         matched = self._matched(proposed.rois, targets)
         _, labels = matched_objects(targets, matched)
-        chosen = self._scored_pairs(proposed)
-        learns = torch.zeros_like(chosen).scatter(2, labels[..., None], matched[..., None] >= 0)
-        found, rows = self._read(pyramid, proposed, chosen | learns)
+        learns = torch.zeros_like(proposed.scores, dtype=torch.bool)
+        learns = learns.scatter(2, labels[..., None], matched[..., None] >= 0)
+        found, rows = self._read(pyramid, proposed, learns)
         matched = take(matched, rows).clamp(min=BACKGROUND)
         return [(found[i][real], matched[i][real]) for i, real in enumerate(_scored(found))]
 
@@ -278,8 +277,7 @@ class IoUNet(Detector):
         return Pyramid(self(pixels), sizes, self.options.pooling)
 
     def _candidates(self, pyramid: Pyramid) -> list[Candidates]:
-        proposed = self._proposed(pyramid)
-        found, _ = self._read(pyramid, proposed, self._scored_pairs(proposed))
+        found, _ = self._read(pyramid, self._proposed(pyramid))
         return [found[i][real] for i, real in enumerate(_scored(found))]
 
     def _proposed(self, pyramid: Pyramid) -> Proposed:
@@ -293,22 +291,20 @@ class IoUNet(Detector):
         scores, deltas = logits.softmax(dim=1)[:, :-1].unflatten(0, real.shape), deltas.unflatten(0, real.shape)
         return Proposed(rois, real, torch.where(real[..., None] & deltas.isfinite().all(dim=3), scores, 0), deltas)
 
-    def _scored_pairs(self, proposed: Proposed) -> Tensor:
-        """(B, P, C) mask of the (proposal, class) pairs that are considered for their scores."""
-        scores = proposed.scores.detach().flatten(1)
-        best = scores.topk(torch.sym_min(self.options.top_k, scores.shape[1]), dim=1).indices
-        among_best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
-        considered: Tensor = among_best & (scores > self.options.score_threshold)
-        return considered.view_as(proposed.scores)
+    def _read(self, pyramid: Pyramid, proposed: Proposed, learns: Tensor | None = None) -> tuple[Candidates, Tensor]:
+        """The candidates of each image, and the proposal (B, K) that each came from.
 
-    def _read(self, pyramid: Pyramid, proposed: Proposed, chosen: Tensor) -> tuple[Candidates, Tensor]:
-        """The candidates of each image's chosen pairs (B, P, C), and the proposal (B, K) that each came from.
-
+        They are the (proposal, class) pairs considered for their scores, and of a mask (B, P, C) those that learn.
         Those with the best class scores are first. K is the most of an image; of others, what is too many is of class
         score 0.
         """
-        classes = chosen.shape[2]
-        scores = torch.where(chosen, proposed.scores, 0).flatten(1)
+        classes, scores = proposed.scores.shape[2], proposed.scores.flatten(1)
+        best = scores.detach().topk(torch.sym_min(self.options.top_k, scores.shape[1]), dim=1).indices
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+        chosen &= scores > self.options.score_threshold
+        if learns is not None:
+            chosen |= learns.flatten(1)
+        scores = torch.where(chosen, scores, 0)
         most: Any = (scores > 0).sum(dim=1).max().clamp(min=1).item()  # to an exporter a symbol
         torch._check(most >= 1)
         torch._check(most <= scores.shape[1])

@@ -61,12 +61,8 @@ def iou_guided_nms(
         boxes = boxes if boxes.device.type == "mps" else boxes.double()
         boxes = boxes - boxes.min()
         boxes = boxes + (labels * (boxes.max() + 1))[:, None]
-    return _with_cluster_scores(boxes, scores, keep, iou_threshold)
-
-
-def _with_cluster_scores(boxes: Tensor, scores: Tensor, keep: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Sorts the kept boxes, given in order of predicted IoU, by the best score each one's cluster has."""
-    removed = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    # The kept boxes are given in order of predicted IoU, and sorted by the best score that each one's cluster has.
+    removed = torch.ones(number, dtype=torch.bool, device=boxes.device)
     removed[keep] = False
     rest = removed.nonzero().squeeze(1)
     clusters = pad(scores[keep], (0, 1))  # the last is for a box that `nms` removed by another device's rounding

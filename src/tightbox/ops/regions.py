@@ -60,9 +60,8 @@ def regions(confidence: Tensor, threshold: float) -> Regions:
     (tensor([[1, 1]]), tensor([5]), tensor([0.8400]))
     """
     if confidence.ndim != 2:
-        raise UserError(
-            f"a confidence map of shape {tuple(confidence.shape)} cannot have regions; give (height, width)"
-        )
+        shape = tuple(confidence.shape)
+        raise UserError(f"a confidence map of shape {shape} cannot have regions; give (height, width)")
     from scipy import ndimage  # here, as it takes half a second and UnitBox alone has regions
 
     values = confidence.detach().float().cpu().numpy()

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_weight
 from torchvision.ops import deform_conv2d
 
@@ -178,7 +177,7 @@ def _multiply(rows: Tensor, matrix: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         if rows.is_cuda:
             return rows @ matrix.T
-        return conv2d(_as_images(rows), matrix[:, :, None, None]).permute(0, 2, 3, 1).reshape(-1, len(matrix))
+        return torch.conv2d(_as_images(rows), matrix[:, :, None, None]).permute(0, 2, 3, 1).reshape(-1, len(matrix))
 
 
 class _StarConv(torch.autograd.Function):
