@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tightbox import assigners
-from tightbox.assigners import Assignment
 from tightbox.boxes import encode_distances
 from tightbox.structures import Targets
 
@@ -20,26 +19,20 @@ def atss(
     topk: int = 9,
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
-) -> Assignment:
+) -> Tensor:
     valid = None if valid is None else valid[None]
-    return _first(assigners.atss(anchors, level_sizes, [targets], topk, ignore_iof, valid))
+    return assigners.atss(anchors, level_sizes, [targets], topk, ignore_iof, valid)[0]
 
 
-def max_iou(
-    anchors: Tensor, targets: Targets, *numbers: Any, valid: Tensor | None = None, **options: Any
-) -> Assignment:
+def max_iou(anchors: Tensor, targets: Targets, *numbers: Any, valid: Tensor | None = None, **options: Any) -> Tensor:
     options["valid"] = None if valid is None else valid[None]
-    return _first(assigners.max_iou(anchors, [targets], *numbers, **options))
+    return assigners.max_iou(anchors, [targets], *numbers, **options)[0]
 
 
 def fcos_assign(
     points: Tensor, strides: Tensor, ranges: Tensor, targets: Targets, center_radius: float | None = None
-) -> Assignment:
-    return _first(assigners.fcos_assign(points, strides, ranges, [targets], center_radius))
-
-
-def _first(found: Assignment) -> Assignment:
-    return Assignment(found.matched[0], None if found.ious is None else found.ious[0])
+) -> Tensor:
+    return assigners.fcos_assign(points, strides, ranges, [targets], center_radius)[0]
 
 
 @dataclass

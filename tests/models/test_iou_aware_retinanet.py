@@ -88,7 +88,7 @@ def assignments(images: ImageBatch, targets: list[Targets], crowds: float | None
     height, width = images.pixels.shape[2:]
     anchors = torch.tensor([corners(a) for a in all_anchors(height, width)])
     return [
-        max_iou(anchors, t, ignore_iof=crowds, valid=torch.tensor(inside(height, width, size))).matched.tolist()
+        max_iou(anchors, t, ignore_iof=crowds, valid=torch.tensor(inside(height, width, size))).tolist()
         for t, size in zip(targets, images.sizes, strict=True)
     ]
 

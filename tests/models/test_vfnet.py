@@ -82,7 +82,7 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
             level = torch.tensor([STRIDES.index(s) for s in strides])
             ranges = torch.stack([ends[level], ends[level + 1]], dim=1)
             matched = fcos_assign(tensor, of_points, ranges, target)
-        for n, match in enumerate(matched.matched.tolist()):
+        for n, match in enumerate(matched.tolist()):
             logits, (x, y) = output.logits[i, n].tolist(), points[n]
             goal = [0.0] * len(logits)
             if match >= 0:

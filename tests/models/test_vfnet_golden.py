@@ -194,7 +194,7 @@ def test_targets(golden: Golden, prefix: str, second: tuple[int, int]) -> None:
     if prefix == "pad/targets":
         truth[1] = Targets.of(golden["pad/gt/1/bboxes"], golden["pad/gt/1/labels"])
     inside = inside_images(sizes, STRIDES, torch.tensor([(320, 416), second]))
-    matched = atss(anchors, counts, truth, valid=inside).matched
+    matched = atss(anchors, counts, truth, valid=inside)
 
     def level_by_level(parts: list[Tensor] | Tensor) -> Tensor:
         return torch.cat([torch.cat(level) for level in zip(*(part.split(counts) for part in parts), strict=True)])

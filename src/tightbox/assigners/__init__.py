@@ -2,7 +2,6 @@
 
 from tightbox.assigners.assignment import BACKGROUND as BACKGROUND
 from tightbox.assigners.assignment import IGNORED as IGNORED
-from tightbox.assigners.assignment import Assignment as Assignment
 from tightbox.assigners.atss import atss as atss
 from tightbox.assigners.atss import atss_anchors as atss_anchors
 from tightbox.assigners.fcos import fcos_assign as fcos_assign

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment, in_parts, in_regions, padded_boxes
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, in_parts, in_regions, padded_boxes
 from tightbox.boxes import at_least_float32, encode_distances, iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets, take
@@ -33,7 +33,7 @@ def atss(
     topk: int = 9,
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
-) -> Assignment:
+) -> Tensor:
     """Which ground-truth box each anchor learns in each of B images.
 
     The candidates of a ground-truth box are, per level, the `topk` anchors whose centres are nearest to its own (all of
@@ -52,13 +52,16 @@ def atss(
             are nobody's candidates; None leaves the regions out of it.
         valid: (B, N) bool; False for an anchor in the padding, which is nobody's candidate and stays background.
 
+    Returns:
+        (B, N) int64 index of the image's ground-truth box that each learns, `BACKGROUND` (-1) or `IGNORED` (-2).
+
     Raises:
         UserError: if the levels do not add up to the anchors.
 
     >>> anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [0.0, 0.0, 16.0, 16.0]])
     >>> targets = Targets.of(torch.tensor([[7.0, 0.0, 15.0, 8.0]]), torch.tensor([0]))
     >>> atss(anchors, [2, 1], [targets])
-    Assignment(matched=tensor([[-1,  0, -1]]), ious=tensor([[0.0000, 0.7778, 0.0000]]))
+    tensor([[-1,  0, -1]])
     """
     if sum(level_sizes) != len(anchors):
         raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
@@ -66,15 +69,14 @@ def atss(
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     every = torch.ones(len(targets), len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
 
-    def assign(part: slice) -> Assignment:
+    def assign(part: slice) -> Tensor:
         usable, gt_boxes = every[part], padded_boxes(targets[part])  # (B, N), (B, G, 4)
         matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
-        ious = anchors.new_zeros(usable.shape)
         ignored = in_regions(anchors, targets[part], ignore_iof)
         if ignored is not None:
             matched, usable = matched.masked_fill(usable & ignored, IGNORED), usable & ~ignored
         if gt_boxes.numel() == 0:
-            return Assignment(matched, ious)
+            return matched
 
         # Shapes depend on no values, for which a GPU would be waited for: what is no candidate or positive is masked.
         candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (B, G, K)
@@ -88,14 +90,14 @@ def atss(
         inside = encode_distances(centres[candidates], gt_boxes[:, :, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
         positive = (overlaps >= mean + spread) & inside & counts
 
-        ious = ious.scatter_reduce(1, anchor, (overlaps * positive).flatten(1), "amax")
-        wins = positive & (overlaps == take(ious, anchor).view(shape))
+        highest = anchors.new_zeros(usable.shape).scatter_reduce(1, anchor, (overlaps * positive).flatten(1), "amax")
+        wins = positive & (overlaps == take(highest, anchor).view(shape))
         # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
         none = shape[1]
         gt_index = torch.arange(none, device=anchor.device)[:, None]
         first = torch.where(wins, gt_index, none).flatten(1)
         first = torch.full_like(matched, none).scatter_reduce(1, anchor, first, "amin")
-        return Assignment(torch.where(first < none, first, matched), ious)
+        return torch.where(first < none, first, matched)
 
     return in_parts(assign, targets, len(anchors))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment, in_parts, in_regions, padded_boxes
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, in_parts, in_regions, padded_boxes
 from tightbox.boxes import at_least_float32, constant, pairwise_iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets
@@ -22,7 +22,7 @@ def max_iou(
     low_quality: bool = True,
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
-) -> Assignment:
+) -> Tensor:
     """Which ground-truth box each anchor learns in each of B images.
 
     Args:
@@ -36,25 +36,27 @@ def max_iou(
             ignored; None leaves the regions out of it.
         valid: (B, N) bool; False for an anchor in the padding, which is ignored.
 
+    Returns:
+        (B, N) int64 index of the image's ground-truth box that each learns, `BACKGROUND` (-1) or `IGNORED` (-2).
+
     Raises:
         UserError: if the thresholds are not 0 <= negative <= positive <= 1.
 
     >>> anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [0.0, 0.0, 16.0, 16.0]])
     >>> targets = Targets.of(torch.tensor([[7.0, 0.0, 15.0, 8.0]]), torch.tensor([0]))
     >>> max_iou(anchors, [targets])
-    Assignment(matched=tensor([[-1,  0, -1]]), ious=tensor([[0.0000, 0.7778, 0.0000]]))
+    tensor([[-1,  0, -1]])
     """
     if not 0 <= negative <= positive <= 1:
         raise UserError(f"max_iou needs 0 <= negative <= positive <= 1, not negative {negative}, positive {positive}")
     every_anchor = at_least_float32(anchors).expand(len(targets), -1, -1)
     every_valid = torch.ones_like(every_anchor[..., 0], dtype=torch.bool) if valid is None else valid
 
-    def assign(part: slice) -> Assignment:
+    def assign(part: slice) -> Tensor:
         anchors, usable = every_anchor[part], every_valid[part]
         gt_boxes = padded_boxes(targets[part])  # (B, G, 4); the overlap of padding is 0, by which it gets no anchor
         matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
-        ious = anchors.new_zeros(usable.shape)
-        if gt_boxes.numel() > 0 and ious.numel() > 0:
+        if gt_boxes.numel() > 0 and usable.numel() > 0:
             overlaps = pairwise_iou(gt_boxes, anchors) * usable[:, None]  # (B, G, N)
             best, gt_index = overlaps.max(dim=1)
             objects = constant([[len(image) > 0] for image in targets[part]], usable)
@@ -66,10 +68,9 @@ def max_iou(
                 order = torch.arange(overlaps.shape[1], dtype=torch.int32, device=anchors.device)[:, None]
                 claimed = torch.where(claims, order, BACKGROUND).amax(dim=1)
                 matched = torch.where(claimed >= 0, claimed, matched)
-            ious = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1) * (matched >= 0)
         inside = in_regions(anchors, targets[part], ignore_iof)
         if inside is not None:
             matched = matched.masked_fill(inside & (matched == BACKGROUND), IGNORED)
-        return Assignment(matched.masked_fill(~usable, IGNORED), ious)
+        return matched.masked_fill(~usable, IGNORED)
 
     return in_parts(assign, targets, every_anchor.shape[1])

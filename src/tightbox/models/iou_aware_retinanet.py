@@ -128,10 +128,10 @@ class IoUAwareRetinaNet(Detector):
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _assign(self, output: AnchorOutput, anchors: Tensor, sizes: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, N), as `Assignment.matched`."""
+        """(B, N), as of `max_iou`."""
         inside = inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside).matched
+        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""

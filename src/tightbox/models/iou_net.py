@@ -237,9 +237,9 @@ class IoUNet(Detector):
         return self.head
 
     def _matched(self, boxes: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, K) as `Assignment.matched`, of proposals (B, K, 4); one without area is ignored."""
+        """(B, K) as of `max_iou`, of proposals (B, K, 4); one without area is ignored."""
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0).matched
+        return max_iou(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0)
 
     def _box_losses(self, pyramid: Pyramid, proposals: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and smooth L1 over a sample of the proposals, to which the ground-truth boxes belong."""

@@ -101,7 +101,7 @@ class RPN(nn.Module):
         crowds = 0.5 if self.ignore_crowds else None
         inside = self._inside(output, sizes)
         thresholds = POSITIVE_IOU, NEGATIVE_IOU
-        matched = max_iou(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside).matched
+        matched = max_iou(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside)
         chosen, matched = sample(matched, SAMPLED, POSITIVE_SHARE)
         counted, positive = matched != IGNORED, matched >= 0
         gt_boxes, _ = matched_objects(targets, matched)

@@ -167,17 +167,17 @@ class VFNet(Detector):
         return inside_images(output.sizes, STRIDES, sizes)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, N), as `Assignment.matched`."""
+        """(B, N), as of `atss`."""
         strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds, topk = 0.5 if self.options.ignore_crowds else None, self.options.atss_topk
             anchors = atss_anchors(points, strides)
-            return atss(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside).matched
+            return atss(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
         ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
-        return fcos_assign(points, strides, ranges, targets, radius).matched
+        return fcos_assign(points, strides, ranges, targets, radius)
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         if not self.options.iou_weighted_boxes:
