@@ -82,11 +82,7 @@ def regions(confidence: Tensor, threshold: float) -> Regions:
     major, minor = 2 * np.sqrt(middle + spread), 2 * np.sqrt(middle - spread)
     angle = np.arctan2(2 * uv, uu - vv) / 2
     centres = np.stack([centre_x, centre_y], axis=1).astype(np.int64)
-    columns = (
-        centres,
-        np.stack([major, minor, angle, centre_x, centre_y], axis=1).astype(np.float32),
-        mean(values.ravel()[at]).astype(np.float32),
-        values[centres[:, 1], centres[:, 0]],
-        areas,
-    )
+    ellipses = np.stack([major, minor, angle, centre_x, centre_y], axis=1).astype(np.float32)
+    means = mean(values.ravel()[at]).astype(np.float32)
+    columns = centres, ellipses, means, values[centres[:, 1], centres[:, 0]], areas
     return Regions(*(torch.from_numpy(column).to(confidence.device) for column in columns))

@@ -5,9 +5,8 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ _ALLOWED: list[Any] = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedFile:
+class PublishedFile(NamedTuple):
     """What a file holds of a model.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Which VFNet a state dict is, by its names and shapes alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,8 +36,7 @@ _OTHERS = {
 }
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A recognised VFNet; the weights' own training settings are the published ones."""
 
     backbone: BackboneOptions
