@@ -202,8 +202,6 @@ class IoUAwareRetinaNetHead(nn.Module):
 def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(options.tower_depth):
-        layers.append(nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm))
-        if options.tower_norm:
-            layers.append(group_norm(options.channels))
-        layers.append(nn.ReLU())
+        conv = nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm)
+        layers += [conv, group_norm(options.channels), nn.ReLU()] if options.tower_norm else [conv, nn.ReLU()]
     return nn.Sequential(*layers)

@@ -154,11 +154,8 @@ class IoUHead(nn.Module):
 
 
 def _two_layers(channels: int, width: int) -> nn.Sequential:
-    layers = nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * BINS**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-    )
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return layers
+    first, second = nn.Linear(channels * BINS**2, width), nn.Linear(width, width)
+    for layer in (first, second):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU())

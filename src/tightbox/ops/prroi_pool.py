@@ -45,6 +45,7 @@ from tightbox.ops.csr import CSRPattern, uses_triton
 # Boxes are pooled in chunks, whose sparse matrices then stay small beside the features and the output. A GPU has the
 # memory for larger ones, and has to wait in each chunk until the number of entries is known.
 _BOXES_PER_CHUNK, _BOXES_PER_CHUNK_ON_GPU = 64, 2048
+AxisMatrix = tuple[CSRPattern, Tensor]  # and the weights of its entries
 
 
 def prroi_pool(
@@ -280,15 +281,13 @@ def _check_values(y_edges: Tensor, x_edges: Tensor, images: Tensor, batch: int) 
     raise UserError(f"box {number} is of image {float(images[number]):g}, which is not in the batch of {batch}")
 
 
-def _axis_matrices(
-    features: Tensor, y_edges: Tensor, x_edges: Tensor
-) -> tuple[tuple[CSRPattern, Tensor], tuple[CSRPattern, Tensor]]:
+def _axis_matrices(features: Tensor, y_edges: Tensor, x_edges: Tensor) -> tuple[AxisMatrix, AxisMatrix]:
     """The weights of the pixels along y and along x, in float32, or in float64 where the features are."""
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     return _axis_matrix(y_edges, features.shape[2], dtype), _axis_matrix(x_edges, features.shape[3], dtype)
 
 
-def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> tuple[CSRPattern, Tensor]:
+def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> AxisMatrix:
     """The weights of the pixels along one axis in each bin, as a sparse matrix (K·bins, size).
 
     Args:
