@@ -53,13 +53,11 @@ class _Options:
             given = f"{name} is {value!r:.50}"
             if get_origin(kind) is Literal:
                 _require(value in get_args(kind), f"{given}; choose from {', '.join(get_args(kind))}")
-            elif kind is float:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                _require(number and -inf < value < inf, f"{given}; it must be a finite number")
             else:
-                wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
-                fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-                _require(fits, f"{given}; it must be {wanted}")
+                wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+                held = (int, float) if kind is float else kind
+                fits = isinstance(value, held) and isinstance(value, bool) == (kind is bool)
+                _require(fits and (kind is not float or -inf < value < inf), f"{given}; it must be {wanted}")
                 short = kind is not int or abs(value) < 2**63
                 _require(short, f"{name} has more than 63 bits; choose a smaller number")
             for words, fulfils, names in _NUMBERS:

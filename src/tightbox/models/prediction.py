@@ -21,6 +21,7 @@ from tightbox.options import Preprocess
 from tightbox.structures import Detections, ImageBatch, padded
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 _OVERSHOOT = 0.1  # what resampling may leave outside [0, 1]
 Detect = Callable[[ImageBatch], list[Detections]]
 
@@ -92,12 +93,7 @@ def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> I
                 for image, size, detections in zip(images, batch.sizes, detect(batch), strict=True):
                     found[image] = detections.resized(size, image.size)
         for image in chunk:
-            yield image, found[image] if image in found else nothing()
-
-
-def nothing() -> Detections:
-    """No detections."""
-    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+            yield image, found.get(image, NOTHING)
 
 
 def as_pixels(image: ImageLike) -> Tensor:

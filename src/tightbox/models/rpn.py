@@ -100,8 +100,7 @@ class RPN(nn.Module):
         """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each image's anchors."""
         crowds = 0.5 if self.ignore_crowds else None
         inside = self._inside(output, sizes)
-        thresholds = POSITIVE_IOU, NEGATIVE_IOU
-        matched = max_iou(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside)
+        matched = max_iou(output.anchors, targets, POSITIVE_IOU, NEGATIVE_IOU, ignore_iof=crowds, valid=inside)
         chosen, matched = sample(matched, SAMPLED, POSITIVE_SHARE)
         counted, positive = matched != IGNORED, matched >= 0
         gt_boxes, _ = matched_objects(targets, matched)

@@ -81,7 +81,7 @@ class VFNet(Detector):
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         points = self._points(output)
-        inside = self._inside(output, sizes)
+        inside = inside_images(output.sizes, STRIDES, sizes)
         matched = self._assign(output, points, inside, targets)
         positive = matched >= 0
         gt_boxes, labels = matched_objects(targets, matched)
@@ -146,8 +146,8 @@ class VFNet(Detector):
         points = self._points(output)
         everything = self._every_point(output, points, sizes)
         rows, scores = self._best(everything, output)
-        found = []
-        for i, matched in enumerate(self._assign(output, points, self._inside(output, sizes), targets)):
+        inside, found = inside_images(output.sizes, STRIDES, sizes), []
+        for i, matched in enumerate(self._assign(output, points, inside, targets)):
             others, learning = matched[rows[i]] < 0, (matched >= 0).nonzero().squeeze(1)
             chosen = torch.cat([rows[i][others], learning])
             own = torch.cat([scores[i][others], everything.class_scores[i][learning]])
@@ -162,9 +162,6 @@ class VFNet(Detector):
         # ATSS's anchors sit on the top left pixel of each cell, FCOS's points in its middle.
         offset = 0.0 if self.options.assigner == "atss" else 0.5
         return level_points(output.sizes, STRIDES, offset=offset, device=output.logits.device)
-
-    def _inside(self, output: DenseOutput, sizes: Tensor) -> Tensor:
-        return inside_images(output.sizes, STRIDES, sizes)
 
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Sequence[Targets]) -> Tensor:
         """(B, N), as of `atss`."""

@@ -37,9 +37,6 @@ class Regions:
     centre_confidence: Tensor
     areas: Tensor
 
-    def __len__(self) -> int:
-        return len(self.areas)
-
 
 def regions(confidence: Tensor, threshold: float) -> Regions:
     """The connected regions of the pixels whose confidence is above the threshold; NaN is not.

@@ -114,11 +114,9 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names where mmdetection 2 (`CLASSES`) and 3 (`dataset_meta`) keep them."""
     inner = meta.get("dataset_meta")
     places = [meta, inner] if isinstance(inner, Mapping) else [meta]
-    for place in places:
-        for key in ("classes", "CLASSES"):
-            names = place.get(key)
-            if isinstance(names, str):
-                return (names,)
-            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-                return tuple(names)
+    for names in (place.get(key) for place in places for key in ("classes", "CLASSES")):
+        if isinstance(names, str):
+            return (names,)
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
     return None
