@@ -115,7 +115,7 @@ def assign(size: float, folder: Path) -> tuple[str, float]:
     boxes = torch.cat([corners, corners + 8 + 32 * torch.rand(objects, 2)], dim=1)
     targets = Targets.of(boxes, torch.zeros(objects))
     start = time.perf_counter()
-    atss(anchors, [height * width for height, width in grids], targets)
+    atss(anchors, [height * width for height, width in grids], [targets])
     return f"{objects:,} objects, {len(anchors):,} anchors", time.perf_counter() - start
 
 

@@ -15,9 +15,11 @@ import torch
 from machine import measured
 from train_step import interleaved
 
-from tightbox.assigners import pixel_regions
+from tightbox.assigners import level_points, pixel_regions
+from tightbox.boxes import encode_distances
 from tightbox.files import atomic_path
 from tightbox.models import UnitBox, create_model
+from tightbox.models.dense import matched_objects
 from tightbox.models.unitbox import PixelOutput
 from tightbox.structures import Targets
 
@@ -74,8 +76,11 @@ def drawn() -> PixelOutput:
     cell_width, cell_height = SIZE[1] // columns, SIZE[0] // math.ceil(REGIONS / columns)
     corners = torch.tensor([[i % columns * cell_width, i // columns * cell_height] for i in range(REGIONS)])
     inset = torch.tensor([4, 4, cell_width - 4, cell_height - 4])
-    maps = pixel_regions(SIZE, Targets.of(corners.repeat(1, 2) + inset, torch.zeros(REGIONS)))
-    return PixelOutput(20 * maps.confidence[None] - 10, maps.distances[None])
+    targets = [Targets.of(corners.repeat(1, 2) + inset, torch.zeros(REGIONS))]
+    confidence, matched = pixel_regions(SIZE, targets)
+    boxes, _ = matched_objects(targets, matched.flatten(1))
+    distances = encode_distances(level_points([SIZE], [1], offset=0.5), boxes)
+    return PixelOutput(20 * confidence - 10, distances.mT.unflatten(2, SIZE))
 
 
 if __name__ == "__main__":

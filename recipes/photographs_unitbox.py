@@ -13,13 +13,14 @@ from training import spread
 from unitbox_losses import SIZES, ious_at_centres, recalls
 
 from budget import Training, trained  # isort: skip - found by way of `training`
-from tightbox.assigners import pixel_regions
-from tightbox.boxes import decode_distances
+from tightbox.assigners import level_points, pixel_regions
+from tightbox.boxes import decode_distances, encode_distances
 from tightbox.data.records import DetectionData
 from tightbox.inference.batches import batches
 from tightbox.inference.candidates import iterate_candidates, select_all
 from tightbox.inference.detect import detect_data
 from tightbox.models import UnitBox
+from tightbox.models.dense import matched_objects
 from tightbox.models.unitbox import PixelOutput
 from tightbox.structures import Detections
 
@@ -86,10 +87,14 @@ def oracle(model: UnitBox, data: DetectionData) -> dict[str, dict[str, float]]:
         output = model(pixels)
         for i, (index, size, target) in enumerate(zip(indices, images.sizes, targets, strict=True)):
             options = model.options
-            maps = pixel_regions(size, target, len(model.class_names), options.region, options.region_scale)
-            logits = (2 * maps.confidence - 1)[None] * CERTAIN
+            classes = len(model.class_names)
+            confidence, matched = pixel_regions(size, [target], classes, options.region, options.region_scale)
+            true_boxes, _ = matched_objects([target], matched.flatten(1))
+            points = level_points([size], [1], offset=0.5, device=pixels.device)
+            true_distances = encode_distances(points, true_boxes).mT.unflatten(2, size)
+            logits = (2 * confidence - 1) * CERTAIN
             predicted = output.distances[i : i + 1, :, : size[0], : size[1]]
-            for name, distances in zip(ORACLES[:2], (predicted, maps.distances[None]), strict=True):
+            for name, distances in zip(ORACLES[:2], (predicted, true_distances), strict=True):
                 found[name][index] = model._detections(model._read_regions(PixelOutput(logits, distances), 0, size))
             x, y = ((target.boxes[:, :2] + target.boxes[:, 2:]) / 2).long().unbind(1)
             boxes = decode_distances(torch.stack([x, y], dim=1) + 0.5, predicted[0, :, y, x].T)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightbox.errors import UserError
-from tightbox.rank import best_of_levels, best_rows, by_centerness, by_class_score, by_power
+from tightbox.rank import best_of_levels, by_centerness, by_class_score, by_power
 from tightbox.structures import Candidates
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -119,8 +119,6 @@ def test_the_best_of_each_level_stay_in_their_order(rows: list[tuple[int, int]],
     assert found.boxes[:, 0].tolist() == expected
     assert kept.equal(scores[expected])
     assert of.levels is not None
-    mask = best_rows(torch.tensor(values).float(), of.levels, top_k)
-    assert mask.nonzero().squeeze(1).tolist() == expected
 
 
 def test_candidates_without_levels_are_one_level() -> None:

@@ -12,7 +12,7 @@ from tests.helpers.arithmetic import iou_of_two, random_boxes
 from tests.helpers.references import slice_of
 from tightbox.errors import UserError
 from tightbox.structures import Candidates
-from tightbox.suppress import greedy_nms, greedy_nms_together, iou_guided_nms, soft_nms, voted, voting_nms
+from tightbox.suppress import greedy_nms, greedy_nms_together, iou_guided_nms, soft_nms, voted
 
 pytestmark = pytest.mark.usefixtures("device")
 NAMES = "boxes", "class_scores", "ious"
@@ -345,7 +345,7 @@ def test_every_rule_skips_boxes_without_area_and_nan(rule: Any) -> None:
 def test_a_kept_box_moves_to_the_mean_of_those_around_it() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [30, 0, 40, 10], [0, 0, 10, 5]])
     scores = torch.tensor([[0.8, 0.0], [0.5, 0.0], [0.0, 0.9], [0.7, 0.0], [0.04, 0.0]])
-    found = voting_nms(Candidates(boxes, scores), scores)
+    found = greedy_nms(Candidates(boxes, scores), scores, voting=True)
     # Of class 0, the second box (IoU 0.8) counts 0.25 · exp(−0.2²/0.025) = 0.05047, the first 0.64, and the last is
     # below the threshold: (0.64 · 10 + 0.05047 · 8) / 0.69047 = 9.8538. Class 1 and the far box have none around them.
     expected = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9.8538], [30, 0, 40, 10]])
@@ -357,7 +357,7 @@ def test_a_kept_box_moves_to_the_mean_of_those_around_it() -> None:
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_voting_moves_boxes_and_nothing_else(count: int) -> None:
     candidates = random_candidates(count, 3)
-    kept, moved = (rule(candidates, candidates.class_scores) for rule in (greedy_nms, voting_nms))
+    kept, moved = (greedy_nms(candidates, candidates.class_scores, voting=voting) for voting in (False, True))
     assert moved.scores.equal(kept.scores)
     assert moved.labels.equal(kept.labels)
     for box, score, label, new in zip(kept.boxes, kept.scores, kept.labels, moved.boxes, strict=True):

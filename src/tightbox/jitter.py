@@ -4,52 +4,33 @@ import torch
 from torch import Tensor
 
 from tightbox.boxes import clip_boxes, iou
-from tightbox.errors import UserError
 
 HALVINGS = 14  # leave an IoU at most about 1e-4 above the one drawn
 
 
 def jitter_boxes(
-    boxes: Tensor, per_box: int, size: tuple[int, int], generator: torch.Generator | None = None, low: float = 0.5
+    boxes: Tensor, sizes: Tensor, generator: torch.Generator | None = None, low: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Random boxes whose IoU with their ground-truth box is uniform over [low, 1), whatever its shape and place.
+    """For each ground-truth box a random one whose IoU with it is uniform over [low, 1), whatever its shape and place.
 
     IoU-Net (https://arxiv.org/abs/1807.11590, section 3.1) learns from such boxes instead of proposals. There they are
     drawn until the IoU fits, here none is thrown away: the IoU is drawn first, then for each side how fast it moves,
     out or in; how far they go is then found by bisection.
 
+    A GPU is not waited for, as nothing is checked: a box without area keeps its place, and has the IoU 0 or NaN.
+
     Args:
-        boxes: (G, 4) ground-truth boxes; what lies outside the image is cut off first.
-        per_box: how many to draw for each.
-        size: (height, width) of the image, which no jittered box leaves.
+        boxes: (N, 4) ground-truth boxes; what lies outside the image is cut off first.
+        sizes: (N, 2) height and width of each box's image, which no jittered box leaves, or (2,) of the one of all.
         generator: source of randomness, on the boxes' device; PyTorch's own without it.
         low: lowest IoU, in (0, 1).
 
     Returns:
-        Jittered boxes (G · per_box, 4), those of the first ground-truth box first, and their IoUs (G · per_box,).
+        Jittered boxes (N, 4) and their IoUs (N,).
 
-    Raises:
-        UserError: if `low` is out of range, or a box has no area inside the image.
-
-    >>> jittered, ious = jitter_boxes(torch.tensor([[10.0, 10.0, 50.0, 30.0]]), 100, size=(64, 64))
+    >>> jittered, ious = jitter_boxes(torch.tensor([[10.0, 10.0, 50.0, 30.0]]).expand(100, 4), torch.tensor([64, 64]))
     >>> jittered.shape, bool((ious >= 0.5).all())
     (torch.Size([100, 4]), True)
-    """
-    if not 0 < low < 1:
-        raise UserError(f"jitter_boxes: the lowest IoU is {low}; it must lie between 0 and 1")
-    boxes = clip_boxes(boxes, size)
-    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if empty.any():
-        raise UserError(f"jitter_boxes: box {int(empty.nonzero()[0])} has no area inside the image; leave it out")
-    return jittered_each(boxes.repeat_interleave(per_box, dim=0), boxes.new_tensor(size), generator, low)
-
-
-def jittered_each(
-    boxes: Tensor, sizes: Tensor, generator: torch.Generator | None = None, low: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """The same, one for each box (N, 4) and in an image of its own of `sizes` (N, 2), or in one of (2,).
-
-    A GPU is not waited for, as nothing is checked: a box without area keeps its place, and has the IoU 0 or NaN.
     """
     boxes = clip_boxes(boxes, sizes)
     sizes = sizes.to(boxes)

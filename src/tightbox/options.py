@@ -18,11 +18,8 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 1", lambda x: x >= 1, "max_batch max_queue"),
     ("0 or more", lambda x: x >= 0, "tower_depth iou_weight refine_steps refine_step_size refine_min_change"),
     ("0 or more", lambda x: x >= 0, "refine_max_drop confidence_weight box_weight frozen_stages weight_decay warmup"),
-    (
-        "0 or more",
-        lambda x: x >= 0,
-        "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms epochs swa_epochs",
-    ),
+    ("0 or more", lambda x: x >= 0, "varifocal_alpha varifocal_gamma clip patience workers cache seed max_wait_ms"),
+    ("0 or more", lambda x: x >= 0, "epochs swa_epochs"),
     ("more than 0", lambda x: x > 0, "anchor_scale distance_unit scale_min minutes lr max_mb max_megapixels timeout_s"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "offset_gradient alpha flip vertical_flip crop mosaic mosaic_until color"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "side_crop cutout first_drop second_drop"),
@@ -56,16 +53,13 @@ class _Options:
             given = f"{name} is {value!r:.50}"
             if get_origin(kind) is Literal:
                 _require(value in get_args(kind), f"{given}; choose from {', '.join(get_args(kind))}")
-            elif kind is float:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                _require(number and -inf < value < inf, f"{given}; it must be a finite number")
             else:
-                wanted = {bool: "True or False", int: "a whole number", str: "a text"}[kind]
-                fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-                _require(fits, f"{given}; it must be {wanted}")
-                _require(
-                    kind is not int or abs(value) < 2**63, f"{name} has more than 63 bits; choose a smaller number"
-                )
+                wanted = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}[kind]
+                held = (int, float) if kind is float else kind
+                fits = isinstance(value, held) and isinstance(value, bool) == (kind is bool)
+                _require(fits and (kind is not float or -inf < value < inf), f"{given}; it must be {wanted}")
+                short = kind is not int or abs(value) < 2**63
+                _require(short, f"{name} has more than 63 bits; choose a smaller number")
             for words, fulfils, names in _NUMBERS:
                 applies = kind in (int, float) and name in names.split()
                 _require(not applies or fulfils(value), f"{given}; it must be {words}")
@@ -108,9 +102,8 @@ class PyramidOptions(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.neck == "pafpn" or not self.neck_deformable, "neck_deformable needs the bottom-up path: neck=pafpn"
-        )
+        missing = self.neck_deformable and self.neck != "pafpn"
+        _require(not missing, "neck_deformable needs the bottom-up path: neck=pafpn")
         fits = self.channels % 32 == 0 or not (self.neck_norm or self.lateral_norm)
         _require(fits, f"channels is {self.channels}; with neck_norm or lateral_norm it must be a multiple of 32")
 

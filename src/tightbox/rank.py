@@ -85,21 +85,11 @@ def best_of_levels(candidates: Candidates, scores: Tensor, top_k: int) -> tuple[
     levels = candidates.levels
     if levels is None:
         levels = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    keep = best_rows(scores.amax(dim=1), levels, top_k)
-    return candidates[keep], scores[keep]
-
-
-def best_rows(values: Tensor, levels: Tensor, top_k: int) -> Tensor:
-    """(N,) mask of the `top_k` highest of the values (N,) of each of the `levels` (N,).
-
-    >>> best_rows(torch.tensor([0.1, 0.2, 0.0]), torch.tensor([0, 0, 1]), 1)
-    tensor([False,  True,  True])
-    """
-    values = values.nan_to_num(-torch.inf)  # topk takes NaN for the highest
+    best = scores.amax(dim=1).nan_to_num(-torch.inf)  # topk takes NaN for the highest
     keep = torch.ones_like(levels, dtype=torch.bool)
     for level in range(int(levels.max()) + 1 if len(levels) else 0):
         rows = (levels == level).nonzero().squeeze(1)
         if len(rows) > top_k:
             keep[rows] = False
-            keep[rows[values[rows].topk(top_k).indices]] = True
-    return keep
+            keep[rows[best[rows].topk(top_k).indices]] = True
+    return candidates[keep], scores[keep]

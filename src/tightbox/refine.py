@@ -52,9 +52,10 @@ def refine_boxes(
         limits = None if size is None else torch.as_tensor(size, device=boxes.device).expand(len(boxes), 2)
         if len(boxes) == 0:
             return boxes, boxes.new_zeros(0)
-        ious, gradient = _value_and_gradient(predict_iou, boxes, moving, differentiate=steps > 0)
+        ious, gradient = _value_and_gradient(predict_iou, boxes, moving, wanted=steps > 0)
         for step in range(steps):
-            moved = _ascend(boxes[moving], gradient, step_size)
+            current = boxes[moving]
+            moved = current + step_size * gradient * (current[:, 2:] - current[:, :2]).repeat(1, 2)
             if limits is not None:
                 moved = clip_boxes(moved, limits[moving])
             possible = ious[moving].isfinite() & moved.isfinite().all(dim=1) & (moved[:, 2:] > moved[:, :2]).all(dim=1)
@@ -63,7 +64,7 @@ def refine_boxes(
                 break
             before = ious[moving]
             # This step's prediction after is the next one's before, so that one pass with a gradient serves both.
-            after, gradient = _value_and_gradient(predict_iou, moved, moving, differentiate=step + 1 < steps)
+            after, gradient = _value_and_gradient(predict_iou, moved, moving, wanted=step + 1 < steps)
             goes_on = ((after - before).abs() >= min_change) & (after - before >= max_drop) & (step + 1 < steps)
             taken = after.isfinite()
             if roll_back:
@@ -73,19 +74,12 @@ def refine_boxes(
     return boxes, ious
 
 
-def _value_and_gradient(
-    predict_iou: PredictIoU, boxes: Tensor, index: Tensor, differentiate: bool
-) -> tuple[Tensor, Tensor]:
-    """The predictions (L,) and their gradient (L, 4), which is 0 if it is not asked for."""
-    if not differentiate:
+def _value_and_gradient(predict_iou: PredictIoU, boxes: Tensor, index: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    """The predictions (L,) and their gradient (L, 4), which is 0 where it is not wanted."""
+    if not wanted:
         with torch.no_grad():
             return predict_iou(boxes, index).to(boxes.dtype), torch.zeros_like(boxes)
     leaf = boxes.detach().requires_grad_()
     ious = predict_iou(leaf, index)
     (gradient,) = torch.autograd.grad(ious.sum(), leaf)
     return ious.detach().to(boxes.dtype), gradient
-
-
-def _ascend(boxes: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-    width_height = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    return boxes + step_size * gradient * width_height

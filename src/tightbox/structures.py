@@ -207,16 +207,14 @@ class Detections(_Tensors):
             image_id: the image's id in the data set.
             category_ids: the data set's own id of each label; without it, the label itself.
         """
-        columns = {name: _as_xywh(boxes) for name, boxes in self._kinds_of_boxes().items()}
-        whole = columns.pop("boxes")
         ids = self.labels.tolist() if category_ids is None else [category_ids[i] for i in self.labels.tolist()]
-        ious: Sequence[float | None] = [None] * len(self) if self.ious is None else self.ious.tolist()
-        rows = []
-        for i, (score, category, iou) in enumerate(zip(self.scores.tolist(), ids, ious, strict=True)):
-            row = {"image_id": image_id, "category_id": category, "bbox": whole[i], "score": score}
-            more = {f"{name}_bbox": column[i] for name, column in columns.items()}
-            rows.append(row | ({} if iou is None else {"iou": iou}) | more)
-        return rows
+        boxes = {name: _as_xywh(boxes) for name, boxes in self._kinds_of_boxes().items()}
+        columns: dict[str, list[Any]] = {"image_id": [image_id] * len(self), "category_id": ids}
+        columns |= {"bbox": boxes.pop("boxes"), "score": self.scores.tolist()}
+        if self.ious is not None:
+            columns["iou"] = self.ious.tolist()
+        columns |= {f"{name}_bbox": column for name, column in boxes.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """The same as `supervision.Detections`, the predicted IoUs in `data["iou"]` (needs the extra `viz`)."""
@@ -225,12 +223,8 @@ class Detections(_Tensors):
         data |= {name: boxes.detach().cpu().numpy() for name, boxes in self._kinds_of_boxes().items()}
         if class_names is not None:
             data["class_name"] = [class_names[i] for i in labels]
-        return import_extra("supervision", "viz").Detections(
-            xyxy=data.pop("boxes").reshape(-1, 4),
-            confidence=self.scores.detach().cpu().numpy(),
-            class_id=labels,
-            data=data,
-        )
+        boxes, scores = data.pop("boxes").reshape(-1, 4), self.scores.detach().cpu().numpy()
+        return import_extra("supervision", "viz").Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:

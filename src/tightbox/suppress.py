@@ -1,10 +1,8 @@
 """Ways to suppress ranked candidates to one box per object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ def greedy_nms(
     score_threshold: float = 0.05,
     max_detections: int = 100,
     class_agnostic: bool = False,
+    voting: bool = False,
 ) -> Detections:
     """Keep the best box, drop those of its class that overlap it, and so on; best first.
 
@@ -39,14 +38,19 @@ def greedy_nms(
         score_threshold: scores must be above this.
         max_detections: at most this many detections.
         class_agnostic: let boxes suppress those of other classes too.
+        voting: then move each box to the mean of the candidates of its class around it (`voted`).
 
     >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 0.0, 30.0, 10.0]])
     >>> scores = torch.tensor([[0.6, 0.0], [0.8, 0.1], [0.0, 0.7]])
     >>> found = greedy_nms(Candidates(boxes, scores), scores)
     >>> found.scores, found.labels
     (tensor([0.8000, 0.7000, 0.1000]), tensor([0, 1, 1]))
+    >>> greedy_nms(Candidates(boxes, scores), scores, voting=True).boxes[0]
+    tensor([ 0.0000,  0.0000, 10.0000,  9.2738])
     """
-    return _of_one_image(candidates, scores, iou_threshold, score_threshold, max_detections, class_agnostic)
+    together, limits = candidates.each(lambda value: value[None]), (iou_threshold, score_threshold, max_detections)
+    found, counts = greedy_nms_together(together, scores[None], *limits, class_agnostic, voting)
+    return found.of_images(counts)[0]
 
 
 def greedy_nms_together(
@@ -67,7 +71,7 @@ def greedy_nms_together(
         score_threshold: scores must be above this.
         max_detections: at most this many detections of an image.
         class_agnostic: let boxes suppress those of other classes too.
-        voting: move what is kept, as `voting_nms` does.
+        voting: then move what is kept.
 
     Returns:
         Equally many rows for each image, and how many of them, the first ones, are detections (B,).
@@ -87,30 +91,6 @@ def greedy_nms_together(
     if voting:
         kept = voted(kept, labels, candidates, scores, score_threshold)
     return Detections(kept, scores.flatten(1).gather(1, places), labels, ious), counts
-
-
-def _of_one_image(candidates: Candidates, scores: Tensor, *how: Any) -> Detections:
-    """`greedy_nms_together` of one image, with the rest of its arguments."""
-    together = candidates.each(lambda value: value[None])
-    found, counts = greedy_nms_together(together, scores[None], *how)
-    return found.of_images(counts)[0]
-
-
-def voting_nms(
-    candidates: Candidates,
-    scores: Tensor,
-    iou_threshold: float = 0.6,
-    score_threshold: float = 0.05,
-    max_detections: int = 100,
-    class_agnostic: bool = False,
-) -> Detections:
-    """`greedy_nms`, after which each box moves to the mean of the candidates of its class around it (`voted`).
-
-    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
-    >>> voting_nms(Candidates(boxes, torch.tensor([[0.8], [0.6]])), torch.tensor([[0.8], [0.6]])).boxes
-    tensor([[ 0.0000,  0.0000, 10.0000,  9.7262]])
-    """
-    return _of_one_image(candidates, scores, iou_threshold, score_threshold, max_detections, class_agnostic, True)
 
 
 def voted(boxes: Tensor, labels: Tensor, candidates: Candidates, scores: Tensor, score_threshold: float) -> Tensor:
@@ -168,15 +148,9 @@ def soft_nms(
     tensor([0.9000, 0.4000])
     """
     found = _above(candidates, scores, score_threshold)
+    labels = None if class_agnostic else found.labels
     keep, fallen = ops.soft_nms(
-        found.boxes,
-        found.scores,
-        None if class_agnostic else found.labels,
-        method=method,
-        iou_threshold=iou_threshold,
-        sigma=sigma,
-        score_threshold=score_threshold,
-        max_kept=max_detections,
+        found.boxes, found.scores, labels, method, iou_threshold, sigma, score_threshold, max_detections
     )
     return replace(found[keep], scores=fallen)
 
@@ -222,7 +196,7 @@ def iou_guided_nms(
     # Ranks instead of scores: they say which of a cluster is the best, and so its label too. Apple's GPUs find no
     # maximum of integers; float32 holds those up to 16 million.
     ranks = torch.arange(len(found), device=group.device, dtype=torch.float32)
-    keep, best = ops.batched_iou_guided_nms(found.boxes, -ranks, found.ious, group, iou_threshold)
+    keep, best = ops.iou_guided_nms(found.boxes, -ranks, found.ious, iou_threshold, group)
     keep, best = keep[:max_detections], -best[:max_detections].long()
     return replace(found[keep], scores=found.scores[best], labels=found.labels[best])
 

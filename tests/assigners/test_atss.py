@@ -9,14 +9,14 @@ import torch
 
 from tests.helpers.arithmetic import iou_of_two
 from tests.helpers.models import exact_targets
+from tests.helpers.one_image import atss
 from tests.helpers.references import slice_of
+from tightbox import assigners
 from tightbox.assigners import (
     BACKGROUND,
     IGNORED,
     assignment,
-    atss,
     atss_anchors,
-    atss_of_batch,
     level_points,
     per_point,
 )
@@ -39,7 +39,7 @@ def algorithm_1(
     truths: Sequence[Sequence[float]],
     topk: int,
     usable: list[bool],
-) -> tuple[list[int], list[float]]:
+) -> list[int]:
     """The paper's algorithm 1, line by line: the index of the ground-truth box of each anchor."""
     best = [(0.0, BACKGROUND)] * len(anchors)
     for g, truth in enumerate(truths):
@@ -58,7 +58,7 @@ def algorithm_1(
             inside = min(cx - truth[0], cy - truth[1], truth[2] - cx, truth[3] - cy) > 0.01
             if overlap >= threshold and inside and overlap > best[i][0]:
                 best[i] = (overlap, g)
-    return [g for _, g in best], [overlap for overlap, _ in best]
+    return [g for _, g in best]
 
 
 def grid(height: int, width: int, levels: int = 3) -> tuple[torch.Tensor, list[int]]:
@@ -86,12 +86,7 @@ def test_reference_assignments(case: str) -> None:
     # Theirs: i + 1 for a match, 0 background, -1 ignored.
     theirs = golden["assigned_gt_inds"]
     expected = torch.where(theirs < 0, IGNORED, theirs - 1)
-    assert torch.equal(found.matched, expected)
-    positive = expected >= 0
-    assert found.ious is not None
-    torch.testing.assert_close(found.ious[positive], golden["max_overlaps"][positive])
-    assert found.ious is not None
-    assert (found.ious[~positive] == 0).all()
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -103,9 +98,8 @@ def test_equals_algorithm_1(seed: int, masked: bool) -> None:
     valid = torch.rand(len(anchors)) < 0.7
     found = atss(anchors, level_sizes, exact_targets(truths), topk=5, valid=valid if masked else None)
     usable = valid.tolist() if masked else [True] * len(anchors)
-    matched, ious = algorithm_1(anchors.tolist(), level_sizes, truths.tolist(), 5, usable)
-    assert found.matched.tolist() == matched
-    torch.testing.assert_close(found.ious, torch.tensor(ious, dtype=torch.float64))
+    matched = algorithm_1(anchors.tolist(), level_sizes, truths.tolist(), 5, usable)
+    assert found.tolist() == matched
     assert max(matched) >= 0
 
 
@@ -121,15 +115,13 @@ def test_a_batch_equals_its_images(at_once: int, monkeypatch: pytest.MonkeyPatch
         for count, regions in ((3, 0), (0, 1), (7, 1), (1, 0), (5, 0))
     ]
     valid = torch.rand(len(targets), len(anchors)) < 0.8
-    together = atss_of_batch(anchors, level_sizes, targets, ignore_iof=0.5, valid=valid)
-    assert together.ious is not None
-    for image, of_image, matched, ious in zip(targets, valid, together.matched, together.ious, strict=True):
+    together = assigners.atss(anchors, level_sizes, targets, ignore_iof=0.5, valid=valid)
+    for image, of_image, matched in zip(targets, valid, together, strict=True):
         alone = atss(anchors, level_sizes, image, ignore_iof=0.5, valid=of_image)
-        assert torch.equal(matched, alone.matched)
-        assert torch.equal(ious, alone.ious)  # type: ignore[arg-type]
-        usable = (of_image & (alone.matched != IGNORED)).tolist()
-        expected, _ = algorithm_1(anchors.tolist(), level_sizes, image.boxes.tolist(), 9, usable)
-        assert alone.matched.clamp(min=BACKGROUND).tolist() == expected
+        assert torch.equal(matched, alone)
+        usable = (of_image & (alone != IGNORED)).tolist()
+        expected = algorithm_1(anchors.tolist(), level_sizes, image.boxes.tolist(), 9, usable)
+        assert alone.clamp(min=BACKGROUND).tolist() == expected
 
 
 def test_an_anchor_of_two_objects_learns_the_tighter() -> None:
@@ -138,22 +130,20 @@ def test_an_anchor_of_two_objects_learns_the_tighter() -> None:
     anchor = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
     targets = exact_targets(torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 9.0, 9.0]]))
     found = atss(anchor, [1], targets)
-    assert found.matched.tolist() == [1]
-    assert found.ious is not None
-    assert found.ious.item() == pytest.approx(64 / 81)
+    assert found.tolist() == [1]
 
 
 def test_equal_claims_go_to_the_first() -> None:
     truth = torch.tensor([0.0, 0.0, 10.0, 10.0])
     found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(truth.repeat(3, 1)))
-    assert found.matched.tolist() == [0]
+    assert found.tolist() == [0]
 
 
 @pytest.mark.parametrize(("left", "matched"), [(3.98, 0), (3.995, BACKGROUND), (4.5, BACKGROUND)])
 def test_the_centre_must_be_inside_by_a_hundredth(left: float, matched: int) -> None:
     # The anchor's centre is at x = 4.
     found = atss(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), [1], exact_targets(torch.tensor([[left, 0.0, 9.0, 8.0]])))
-    assert found.matched.tolist() == [matched]
+    assert found.tolist() == [matched]
 
 
 def test_the_nearest_is_found_far_from_the_origin() -> None:
@@ -161,20 +151,20 @@ def test_the_nearest_is_found_far_from_the_origin() -> None:
     x = torch.arange(8000.0, 8040.0)
     anchors = torch.stack([x, torch.full_like(x, 8000.0), x + 4, torch.full_like(x, 8004.0)], dim=1)
     targets = exact_targets(torch.tensor([[8017.25, 8000.0, 8021.25, 8004.0]]))
-    assert atss(anchors, [40], targets, topk=1).matched.ge(0).nonzero().tolist() == [[17]]
+    assert atss(anchors, [40], targets, topk=1).ge(0).nonzero().tolist() == [[17]]
 
 
 def test_anchors_in_padding_take_no_part() -> None:
     anchors, level_sizes = grid(64, 64, levels=2)
     targets = exact_targets(random_truths(4, 64, 64))
     valid = torch.zeros(len(anchors), dtype=torch.bool)
-    assert (atss(anchors, level_sizes, targets, valid=valid).matched == BACKGROUND).all()
+    assert (atss(anchors, level_sizes, targets, valid=valid) == BACKGROUND).all()
     # As if the anchors of the second level were not there.
     valid[: level_sizes[0]] = True
     found = atss(anchors, level_sizes, targets, valid=valid)
     alone = atss(anchors[: level_sizes[0]], level_sizes[:1], targets)
-    assert torch.equal(found.matched[: level_sizes[0]], alone.matched)
-    assert (found.matched[level_sizes[0] :] == BACKGROUND).all()
+    assert torch.equal(found[: level_sizes[0]], alone)
+    assert (found[level_sizes[0] :] == BACKGROUND).all()
 
 
 def test_ignored_anchors() -> None:
@@ -185,24 +175,24 @@ def test_ignored_anchors() -> None:
     region = torch.tensor([[0.0, 0.0, 12.0, 8.0]])
     targets = Targets.of(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([0]), region)
     valid = torch.tensor([True, True, False, True, True])
-    assert atss(anchors, [5], targets, ignore_iof=0.5, valid=valid).matched.tolist() == [IGNORED, -1, -1, -1, -1]
-    assert atss(anchors, [5], targets, ignore_iof=0.4, valid=valid).matched.tolist() == [IGNORED, IGNORED, -1, -1, -1]
-    assert atss(anchors, [5], targets, valid=valid).matched.tolist() == [0, -1, -1, -1, -1]
+    assert atss(anchors, [5], targets, ignore_iof=0.5, valid=valid).tolist() == [IGNORED, -1, -1, -1, -1]
+    assert atss(anchors, [5], targets, ignore_iof=0.4, valid=valid).tolist() == [IGNORED, IGNORED, -1, -1, -1]
+    assert atss(anchors, [5], targets, valid=valid).tolist() == [0, -1, -1, -1, -1]
 
 
 def test_nothing_to_assign() -> None:
     anchors, level_sizes = grid(64, 64)
     empty = exact_targets(torch.zeros(0, 4, dtype=torch.float64))
     found = atss(anchors, level_sizes, empty, ignore_iof=0.5)
-    assert found.matched.dtype == torch.int64
-    assert (found.matched == BACKGROUND).all()
-    assert atss(anchors[:0], [0], exact_targets(random_truths(2, 64, 64))).matched.shape == (0,)
+    assert found.dtype == torch.int64
+    assert (found == BACKGROUND).all()
+    assert atss(anchors[:0], [0], exact_targets(random_truths(2, 64, 64))).shape == (0,)
 
 
 def test_an_object_without_area_gets_nothing() -> None:
     anchors, level_sizes = grid(64, 64)
     point = torch.tensor([[32.0, 32.0, 32.0, 32.0]], dtype=torch.float64)
-    assert (atss(anchors, level_sizes, exact_targets(point)).matched == BACKGROUND).all()
+    assert (atss(anchors, level_sizes, exact_targets(point)) == BACKGROUND).all()
 
 
 def test_levels_that_do_not_add_up() -> None:

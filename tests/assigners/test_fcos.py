@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import targets_of
-from tightbox.assigners import BACKGROUND, assignment, fcos_assign, fcos_assign_of_batch, level_points, per_point
+from tests.helpers.one_image import fcos_assign
+from tightbox import assigners
+from tightbox.assigners import BACKGROUND, assignment, level_points, per_point
 from tightbox.structures import Targets
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -22,7 +24,7 @@ side = st.integers(0, 64)
 
 
 def assign(targets: Targets, center_radius: float | None = None) -> torch.Tensor:
-    return fcos_assign(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
+    return fcos_assign(POINTS, POINT_STRIDES, RANGES, targets, center_radius)
 
 
 def reference(truths: Sequence[Sequence[float]], center_radius: float | None) -> list[int]:
@@ -72,7 +74,7 @@ def test_the_smaller_of_nested_objects_wins() -> None:
 def test_centre_sampling_counts_in_strides(radius: float | None, expected: list[int]) -> None:
     ranges = torch.tensor([[-1.0, math.inf]]).expand(len(POINTS), 2)
     targets = targets_of((0, 24, 64, 40))
-    matched = fcos_assign(POINTS, POINT_STRIDES, ranges, targets, radius).matched
+    matched = fcos_assign(POINTS, POINT_STRIDES, ranges, targets, radius)
     row = matched[:64].reshape(8, 8)[3]  # y = 28
     assert row.ge(0).nonzero().squeeze(1).tolist() == expected
 
@@ -106,5 +108,5 @@ def test_a_batch_equals_its_images(
     targets = [Targets.of(torch.tensor(boxes), torch.zeros(len(boxes))) for boxes in images]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
-        together = fcos_assign_of_batch(POINTS, POINT_STRIDES, RANGES, targets, center_radius).matched
+        together = assigners.fcos_assign(POINTS, POINT_STRIDES, RANGES, targets, center_radius)
     assert together.equal(torch.stack([assign(target, center_radius) for target in targets]))

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.helpers.arithmetic import area, intersection, iou_of_two
 from tests.helpers.models import exact_targets
-from tightbox.assigners import BACKGROUND, IGNORED, assignment, max_iou, max_iou_of_batch
+from tests.helpers.one_image import max_iou
+from tightbox import assigners
+from tightbox.assigners import BACKGROUND, IGNORED, assignment
 from tightbox.errors import UserError
 from tightbox.structures import Targets
 
@@ -31,7 +33,7 @@ def reference(
     negative: float,
     low_quality: bool,
     ignore_iof: float | None,
-) -> tuple[list[int], list[float]]:
+) -> list[int]:
     """The rules one after another, for one anchor after another."""
     overlaps = [[iou_of_two(a, t) if fine else 0.0 for t in truths] for a, fine in zip(anchors, usable, strict=True)]
     matched = []
@@ -53,7 +55,7 @@ def reference(
             matched[n] = IGNORED
         if not usable[n]:
             matched[n] = IGNORED
-    return matched, [row[g] if g >= 0 else 0.0 for row, g in zip(overlaps, matched, strict=True)]
+    return matched
 
 
 def tensor(rows: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -85,11 +87,9 @@ def test_equals_loops(
     valid = valid[: len(anchors)]
     arguments = (*thresholds, low_quality, ignore_iof)
     found = max_iou(tensor(anchors), in_double(truths, regions), *arguments, valid=torch.tensor(valid).bool())
-    matched, ious = reference(anchors, truths, regions, valid, *arguments)
-    assert found.matched.tolist() == matched
-    assert found.matched.dtype == torch.int64
-    assert found.ious is not None
-    assert found.ious.tolist() == pytest.approx(ious)
+    matched = reference(anchors, truths, regions, valid, *arguments)
+    assert found.tolist() == matched
+    assert found.dtype == torch.int64
 
 
 @given(boxes, boxes)
@@ -98,7 +98,7 @@ def test_without_a_mask_every_anchor_counts(
 ) -> None:
     everywhere = torch.ones(len(anchors), dtype=torch.bool)
     unmasked = max_iou(tensor(anchors), in_double(truths))
-    assert unmasked.matched.equal(max_iou(tensor(anchors), in_double(truths), valid=everywhere).matched)
+    assert unmasked.equal(max_iou(tensor(anchors), in_double(truths), valid=everywhere))
 
 
 @pytest.mark.parametrize(
@@ -115,75 +115,65 @@ def test_without_a_mask_every_anchor_counts(
 def test_half_is_positive_and_under_two_fifths_is_background(right: float, matched: int) -> None:
     anchor = tensor([(0, 0, right, 10)])
     found = max_iou(anchor, in_double([(0, 0, 10, 10)]), low_quality=False)
-    assert found.matched.tolist() == [matched]
-    assert found.ious is not None
-    assert found.ious.tolist() == pytest.approx([right / 10 if matched == 0 else 0.0])
+    assert found.tolist() == [matched]
 
 
 def test_an_object_claims_all_anchors_that_overlap_it_most() -> None:
     # 10x10 at 0 .. 10, and anchors that share 2, 2 and 1 of its columns: IoU 20 / 180 twice, and 10 / 190.
     anchors = tensor([(8, 0, 18, 10), (-8, 0, 2, 10), (9, 0, 19, 10)])
     found = max_iou(anchors, in_double([(0, 0, 10, 10)]))
-    assert found.matched.tolist() == [0, 0, BACKGROUND]
-    assert found.ious is not None
-    assert found.ious.tolist() == pytest.approx([1 / 9, 1 / 9, 0])
-    assert max_iou(anchors, in_double([(0, 0, 10, 10)]), low_quality=False).matched.tolist() == [BACKGROUND] * 3
+    assert found.tolist() == [0, 0, BACKGROUND]
+    assert max_iou(anchors, in_double([(0, 0, 10, 10)]), low_quality=False).tolist() == [BACKGROUND] * 3
 
 
 def test_an_object_that_overlaps_nothing_claims_nothing() -> None:
     """All its IoUs are equal, and highest, at 0."""
     anchors = tensor([(0, 0, 10, 10), (20, 0, 30, 10)])
     found = max_iou(anchors, in_double([(50, 50, 60, 60), (5, 5, 5, 5), (0, 0, 10, 10)]))
-    assert found.matched.tolist() == [2, BACKGROUND]
+    assert found.tolist() == [2, BACKGROUND]
 
 
 def test_the_object_of_highest_iou_has_the_anchor_unless_another_claims_it() -> None:
     # The anchor has IoU 0.9 with the first object and 0.6 with the second, which no other anchor overlaps.
     anchors = tensor([(0, 0, 10, 10), (0, 0, 9, 10)])
     truths = [(0, 0, 9, 10), (4, 0, 10, 10)]
-    assert max_iou(anchors[:1], in_double(truths), low_quality=False).matched.tolist() == [0]
+    assert max_iou(anchors[:1], in_double(truths), low_quality=False).tolist() == [0]
     # The second anchor is the first object itself. Its IoU with the second object is 50 / 100, the first's 60 / 100.
-    assert max_iou(anchors, in_double(truths)).matched.tolist() == [1, 0]
-    # Alone it is the best anchor of both: the last has it, with the last one's IoU.
+    assert max_iou(anchors, in_double(truths)).tolist() == [1, 0]
+    # Alone it is the best anchor of both: the last has it.
     found = max_iou(anchors[:1], in_double(truths))
-    assert found.ious is not None
-    assert found.matched.tolist() == [1]
-    assert found.ious.tolist() == pytest.approx([0.6])
-    assert max_iou(anchors[:1], in_double(truths[::-1])).matched.tolist() == [1]
+    assert found.tolist() == [1]
+    assert max_iou(anchors[:1], in_double(truths[::-1])).tolist() == [1]
 
 
 def test_equal_overlaps_without_claims_go_to_the_first() -> None:
     anchor = tensor([(0, 0, 10, 8)])
     twins = [(0, 0, 10, 10), (0, 0, 10, 10)]
-    assert max_iou(anchor, in_double(twins), low_quality=False).matched.tolist() == [0]
-    assert max_iou(anchor, in_double(twins)).matched.tolist() == [1]
+    assert max_iou(anchor, in_double(twins), low_quality=False).tolist() == [0]
+    assert max_iou(anchor, in_double(twins)).tolist() == [1]
 
 
 def test_regions_leave_out_only_background() -> None:
     # The region covers the first two anchors whole and half of the third; the second learns the object in it.
     anchors = tensor([(0, 0, 8, 8), (10, 0, 18, 8), (16, 20, 24, 28)])
     targets = in_double([(10, 0, 18, 8)], regions=[(0, 0, 20, 40)])
-    assert max_iou(anchors, targets).matched.tolist() == [BACKGROUND, 0, BACKGROUND]
-    assert max_iou(anchors, targets, ignore_iof=0.5).matched.tolist() == [IGNORED, 0, BACKGROUND]
-    assert max_iou(anchors, targets, ignore_iof=0.4).matched.tolist() == [IGNORED, 0, IGNORED]
+    assert max_iou(anchors, targets).tolist() == [BACKGROUND, 0, BACKGROUND]
+    assert max_iou(anchors, targets, ignore_iof=0.5).tolist() == [IGNORED, 0, BACKGROUND]
+    assert max_iou(anchors, targets, ignore_iof=0.4).tolist() == [IGNORED, 0, IGNORED]
 
 
 def test_an_anchor_in_the_padding_neither_learns_nor_stands_in_the_way() -> None:
     # The first anchor would be the object's best. Without it the second is, at IoU 20 / 180.
     anchors = tensor([(0, 0, 10, 10), (8, 0, 18, 10)])
     found = max_iou(anchors, in_double([(0, 0, 10, 10)]), valid=torch.tensor([False, True]))
-    assert found.matched.tolist() == [IGNORED, 0]
-    assert found.ious is not None
-    assert found.ious.tolist() == pytest.approx([0, 1 / 9])
+    assert found.tolist() == [IGNORED, 0]
 
 
 @pytest.mark.parametrize(("anchors", "truths"), [(0, 0), (0, 2), (3, 0)])
 def test_nothing_to_assign(anchors: int, truths: int) -> None:
     found = max_iou(tensor([(0, 0, 8, 8)] * anchors), in_double([(0, 0, 9, 9)] * truths), ignore_iof=0.5)
-    assert found.matched.tolist() == [BACKGROUND] * anchors
-    assert found.matched.dtype == torch.int64
-    assert found.ious is not None
-    assert found.ious.tolist() == [0.0] * anchors
+    assert found.tolist() == [BACKGROUND] * anchors
+    assert found.dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -205,9 +195,7 @@ def test_half_precision_overlaps_are_computed_in_float32() -> None:
     # Areas of 90000 are beyond float16.
     anchor = torch.tensor([[0.0, 0.0, 300.0, 300.0]]).half()
     found = max_iou(anchor, Targets.of(anchor, torch.tensor([0])))
-    assert found.matched.tolist() == [0]
-    assert found.ious is not None
-    assert found.ious.item() == 1
+    assert found.tolist() == [0]
 
 
 @given(
@@ -233,13 +221,12 @@ def test_a_batch_equals_its_images(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assignment, "PAIRS_AT_ONCE", at_once)
         for given_anchors, of_each in ((tensor(anchors), [tensor(anchors)] * len(images)), (own, list(own))):
-            together = max_iou_of_batch(given_anchors, targets, *thresholds, True, ignore_iof, usable)
+            together = assigners.max_iou(given_anchors, targets, *thresholds, True, ignore_iof, usable)
             for i, (target, of_image) in enumerate(zip(targets, of_each, strict=True)):
-                alone = max_iou(of_image, target, *thresholds, True, ignore_iof, usable[i])
-                assert together[i].matched.equal(alone.matched)
-                assert together[i].ious.equal(alone.ious)  # type: ignore[union-attr, arg-type]
+                alone = max_iou(of_image, target, *thresholds, True, ignore_iof, valid=usable[i])
+                assert together[i].equal(alone)
                 truths, regions = images[i]
-                expected, _ = reference(
+                expected = reference(
                     of_image.tolist(), truths, regions, usable[i].tolist(), *thresholds, True, ignore_iof
                 )
-                assert alone.matched.tolist() == expected
+                assert alone.tolist() == expected

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import targets_of
-from tightbox.assigners import BACKGROUND, IGNORED, pixel_regions, pixel_regions_of_batch
+from tests.helpers.one_image import pixel_regions
+from tightbox import assigners
+from tightbox.assigners import BACKGROUND, IGNORED
 from tightbox.boxes import decode_distances
 from tightbox.structures import Targets
 
@@ -177,7 +179,7 @@ def test_an_object_partly_off_the_map_keeps_its_whole_box() -> None:
 @given(st.lists(st.tuples(boxes_inside, boxes_inside), min_size=1, max_size=4), shapes)
 def test_a_batch_equals_its_images(images: Sequence[Any], shape: Any) -> None:
     targets = [targets_of(*boxes, ignore=ignore) for boxes, ignore in images]
-    confidence, matched = pixel_regions_of_batch(SIZE, targets, shape=shape, scale=0.5)
+    confidence, matched = assigners.pixel_regions(SIZE, targets, shape=shape, scale=0.5)
     for i, target in enumerate(targets):
         alone = pixel_regions(SIZE, target, shape=shape, scale=0.5)
         assert confidence[i].equal(alone.confidence)

@@ -99,13 +99,14 @@ def test_every_row_gets_its_iou_and_stays_where_it_was(
 
 def test_the_iou_is_that_of_the_class_of_the_row(checkpoint: Path, data: Path, results: Path) -> None:
     from tightbox.models import load
-    from tightbox.models.prediction import as_pixels, resize
+    from tightbox.models.prediction import as_pixels, prepare
     from tightbox.structures import Detections
 
     _, rows = rescore(checkpoint, data, results, "--refine-steps", "0")
     model = load(checkpoint)
     assert isinstance(model, IoUNet)
-    pixels = resize(as_pixels(data / "images" / "7.png"), model.preprocess)
+    pixels = prepare(as_pixels(data / "images" / "7.png"), model.preprocess).pixels
+    assert pixels is not None
     scale = 64 / 60
     box = torch.tensor([[10.0, 5.0, 40.0, 25.0]]) * scale
     cat = Detections(box, torch.ones(1), torch.tensor([model.class_names.index("cat")]))

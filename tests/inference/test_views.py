@@ -21,7 +21,7 @@ from tightbox.commands.on_data import MERGES
 from tightbox.errors import UserError
 from tightbox.inference.views import Merge, Views, see
 from tightbox.models import Detector
-from tightbox.models.prediction import nothing
+from tightbox.models.prediction import NOTHING
 from tightbox.options import VFNetOptions
 from tightbox.structures import Detections, ImageBatch
 from tightbox.suppress import box_voting
@@ -115,7 +115,7 @@ def test_a_detector_without_ious() -> None:
     assert merged("vote_score", blind, blind).ious is None
     with pytest.raises(UserError, match="predicts no IoU to weigh boxes by"):
         merged("vote_iou", blind, blind)
-    assert len(merged("vote", nothing(), nothing())) == 0
+    assert len(merged("vote", NOTHING, NOTHING)) == 0
 
 
 @st.composite

@@ -15,7 +15,7 @@ from tests.helpers.references import DATA_ROOTS
 from tightbox.errors import UserError
 from tightbox.models import create_model
 from tightbox.models.mmdet import export_state, import_checkpoint, settings
-from tightbox.models.mmdet.coco import COCO_CLASSES
+from tightbox.models.mmdet.convert import COCO_CLASSES
 from tightbox.options import BackboneOptions, Preprocess, VFNetOptions
 
 State = dict[str, Tensor]

@@ -16,7 +16,7 @@ from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_model
 from tightbox.errors import UserError
 from tightbox.models import Detector, create_model
-from tightbox.models.prediction import ImageLike, as_pixels, resize
+from tightbox.models.prediction import ImageLike, as_pixels, prepare
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, Targets
 
@@ -160,7 +160,9 @@ def test_a_file_that_is_stored_turned_is_seen_upright(tmp_path: Path) -> None:
 
 def test_resize_keeps_a_image_that_fits() -> None:
     pixels = torch.rand(3, 64, 64)
-    assert resize(pixels, Preprocess(long_side=64, short_side=64)).equal(pixels)
+    prepared = prepare(pixels, Preprocess(long_side=64, short_side=64)).pixels
+    assert prepared is not None
+    assert prepared.equal(pixels)
 
 
 def test_detections_of_predict_are_on_the_cpu_and_without_gradient(model: Detector, array: np.ndarray) -> None:

@@ -15,7 +15,8 @@ from tests.helpers.arithmetic import area, intersection, sigmoid
 from tests.helpers.models import BACKBONE, NOTHING, STRIDES, image_batch, level_sizes, objects
 from tests.helpers.models import same_detections as same
 from tests.helpers.models import tiny_retinanet as fresh
-from tightbox.assigners import BACKGROUND, max_iou
+from tests.helpers.one_image import max_iou
+from tightbox.assigners import BACKGROUND
 from tightbox.errors import UserError
 from tightbox.models import IoUAwareRetinaNet, create_model
 from tightbox.models.dense import rows
@@ -87,7 +88,7 @@ def assignments(images: ImageBatch, targets: list[Targets], crowds: float | None
     height, width = images.pixels.shape[2:]
     anchors = torch.tensor([corners(a) for a in all_anchors(height, width)])
     return [
-        max_iou(anchors, t, ignore_iof=crowds, valid=torch.tensor(inside(height, width, size))).matched.tolist()
+        max_iou(anchors, t, ignore_iof=crowds, valid=torch.tensor(inside(height, width, size))).tolist()
         for t, size in zip(targets, images.sizes, strict=True)
     ]
 

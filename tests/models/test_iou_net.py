@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +22,13 @@ from tightbox.assigners import IGNORED
 from tightbox.boxes import encode_deltas, pairwise_iou
 from tightbox.calibration import Calibration, IouCalibration
 from tightbox.errors import UserError
-from tightbox.jitter import jittered_each
+from tightbox.jitter import jitter_boxes
 from tightbox.models import IoUNet, create_model, iou_net, load, rpn, start_from
 from tightbox.models.roi_head import encode
 from tightbox.options import IoUNetOptions
 from tightbox.promises import Margins
 from tightbox.rank import by_power
+from tightbox.refine import refine_boxes
 from tightbox.structures import Detections, ImageBatch, Targets
 from tightbox.suppress import greedy_nms
 
@@ -455,7 +457,7 @@ def test_losses_and_gradients_are_those_of_loops_over_the_images(
 
     for module in (rpn, iou_net):
         monkeypatch.setattr(module, "sample", noted(drawn, rpn.sample))
-    monkeypatch.setattr(iou_net, "jittered_each", noted(jittered, jittered_each))
+    monkeypatch.setattr(iou_net, "jitter_boxes", noted(jittered, jitter_boxes))
     model = tiny(rois=400, anchor_scale=1.0).train()  # more than there are proposals: not all rows are real
     ours = model.loss(images, targets)
     weights = list(model.parameters())
@@ -536,8 +538,8 @@ def test_the_last_output_is_the_background(images: list[Tensor]) -> None:
 def test_it_refines_as_its_options_say(images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def noted(boxes: Tensor, _: Any, **how: Any) -> tuple[Tensor, Tensor]:
-        seen.update(how)
+    def noted(boxes: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+        seen.update(inspect.signature(refine_boxes).bind(boxes, *how).arguments)
         return boxes, torch.zeros(len(boxes))
 
     monkeypatch.setattr(iou_net, "refine_boxes", noted)
@@ -545,5 +547,6 @@ def test_it_refines_as_its_options_say(images: list[Tensor], monkeypatch: pytest
     given = Detections(torch.tensor([[1.0, 1.0, 30.0, 30.0]]), torch.tensor([0.5]), torch.tensor([0]))
     with torch.no_grad():
         model.refine(model.features(images[:1]), [given], 3)
-    del seen["size"]
+    for name in ("boxes", "predict_iou", "size"):
+        del seen[name]
     assert seen == {"steps": 3, "step_size": 0.5, "min_change": 0.001, "max_drop": -0.01, "roll_back": False}

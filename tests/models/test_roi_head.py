@@ -8,7 +8,7 @@ import torch
 
 from tightbox.errors import UserError
 from tightbox.models import roi_head
-from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, pyramid_level
+from tightbox.models.roi_head import BoxHead, IoUHead, Pyramid, decode, encode, image_of, pyramid_level
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -27,14 +27,14 @@ def test_each_box_pools_from_the_level_of_its_size_and_from_its_own_image(poolin
     # FPN, eq. 1: level floor(4 + log2(sqrt(area) / 224)), of which 2 is the first here, and 5 the last.
     small, middle, large = [64.0, 64, 164, 164], [64.0, 64, 264, 264], [40.0, 40, 470, 470]  # sides 100, 200, 430
     boxes = [torch.tensor([large, small]), torch.tensor([middle, small, large])]
-    pooled = constant_pyramid(pooling).pool(boxes)
+    pooled = constant_pyramid(pooling).pool_at(torch.cat(boxes), image_of(boxes))
     assert pooled.shape == (5, 1, 7, 7)
     expected = torch.tensor([2.0, 0.0, 11.0, 10.0, 12.0])
     torch.testing.assert_close(pooled, expected[:, None, None, None].expand_as(pooled))
 
 
 def test_no_boxes_pool_nothing() -> None:
-    assert constant_pyramid().pool([torch.zeros(0, 4), torch.zeros(0, 4)]).shape == (0, 1, 7, 7)
+    assert constant_pyramid().pool_at(torch.zeros(0, 4), torch.zeros(0)).shape == (0, 1, 7, 7)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_a_box_that_is_no_number_is_one_sentence(pooling: Any, wrong: float) -> 
     levels = [torch.rand(1, 2, 64 // stride, 64 // stride) for stride in roi_head.STRIDES]
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, wrong]])
     with pytest.raises(UserError, match="box 1 is not finite"):
-        Pyramid(levels, torch.tensor([[64, 64]]), pooling).pool([boxes])
+        Pyramid(levels, torch.tensor([[64, 64]]), pooling).pool_at(boxes, torch.zeros(2))

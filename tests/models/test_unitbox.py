@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.helpers.models import targets_of as of
 from tests.helpers.models import tiny_unitbox as tiny
-from tightbox.assigners import pixel_regions
+from tests.helpers.one_image import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.evaluation.ladder import TRUE_BOX

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from tests.helpers.arithmetic import area, intersection, sigmoid
 from tests.helpers.models import NOTHING, STRIDES, image_batch, level_sizes, objects, tiny_model
-from tightbox.assigners import atss, atss_anchors, fcos_assign
+from tests.helpers.one_image import atss, fcos_assign
+from tightbox.assigners import atss_anchors
 from tightbox.boxes import pairwise_iou
 from tightbox.models import VFNet, create_model
+from tightbox.models.dense import inside_images
 from tightbox.structures import Detections, ImageBatch, Targets
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -81,7 +83,7 @@ def reference_losses(model: VFNet, images: ImageBatch, targets: list[Targets]) -
             level = torch.tensor([STRIDES.index(s) for s in strides])
             ranges = torch.stack([ends[level], ends[level + 1]], dim=1)
             matched = fcos_assign(tensor, of_points, ranges, target)
-        for n, match in enumerate(matched.matched.tolist()):
+        for n, match in enumerate(matched.tolist()):
             logits, (x, y) = output.logits[i, n].tolist(), points[n]
             goal = [0.0] * len(logits)
             if match >= 0:
@@ -154,7 +156,8 @@ def test_an_object_has_at_most_as_many_positives_of_a_level_as_it_has_candidates
     images, model = image_batch((96, 96)), build(atss_topk=1)
     pixels, sizes = model._normalise(images)
     output = model(pixels)
-    matched = model._assign(output, model._points(output), model._inside(output, sizes), [objects((20, 20, 76, 76))])
+    inside = inside_images(output.sizes, STRIDES, sizes)
+    matched = model._assign(output, model._points(output), inside, [objects((20, 20, 76, 76))])
     of_levels = matched[0].split([height * width for height, width in output.sizes])
     # One anchor of each level is a candidate, of 64, 128, ... pixels around the point nearest to its middle. Their IoUs
     # with it are 56²/64² = 0.77, 0.19 and less: only the first reaches the mean plus the standard deviation, 0.53.

@@ -193,10 +193,10 @@ def test_targets(golden: Golden, prefix: str, second: tuple[int, int]) -> None:
     truth = targets(golden)
     if prefix == "pad/targets":
         truth[1] = Targets.of(golden["pad/gt/1/bboxes"], golden["pad/gt/1/labels"])
-    inside = list(inside_images(sizes, STRIDES, torch.tensor([(320, 416), second])))
-    matched = [atss(anchors, counts, t, valid=valid).matched for t, valid in zip(truth, inside, strict=True)]
+    inside = inside_images(sizes, STRIDES, torch.tensor([(320, 416), second]))
+    matched = atss(anchors, counts, truth, valid=inside)
 
-    def level_by_level(parts: list[Tensor]) -> Tensor:
+    def level_by_level(parts: list[Tensor] | Tensor) -> Tensor:
         return torch.cat([torch.cat(level) for level in zip(*(part.split(counts) for part in parts), strict=True)])
 
     labels = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from tightbox.errors import UserError
-from tightbox.ops import batched_iou_guided_nms, iou_guided_nms
+from tightbox.ops import iou_guided_nms
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -147,7 +147,7 @@ def test_nan_infinite_and_inverted_boxes_stay_and_cover_nothing() -> None:
 def test_batched_equals_each_class_by_itself(count: int, apart: int) -> None:
     boxes, scores = scattered_boxes(count), torch.rand(count)
     ious, labels = (torch.rand(count) * 20).round() / 20, torch.randint(7, (count,)) * apart
-    keep, clusters = batched_iou_guided_nms(boxes, scores, ious, labels, 0.5)
+    keep, clusters = iou_guided_nms(boxes, scores, ious, 0.5, labels)
     expected = []
     for label in labels.unique():
         rows = (labels == label).nonzero().squeeze(1)
@@ -161,7 +161,7 @@ def test_nothing_in_nothing_out() -> None:
     none = torch.zeros(0)
     for keep, clusters in (
         iou_guided_nms(torch.zeros(0, 4), none, none, 0.5),
-        batched_iou_guided_nms(torch.zeros(0, 4), none, none, none.long(), 0.5),
+        iou_guided_nms(torch.zeros(0, 4), none, none, 0.5, none.long()),
     ):
         assert (keep.shape, keep.dtype, clusters.shape) == ((0,), torch.int64, (0,))
 
@@ -185,4 +185,4 @@ def test_half_precision_boxes_and_scores() -> None:
 def test_wrong_input_is_named(lengths: tuple[int, ...], threshold: float, message: str) -> None:
     boxes, scores, ious, labels = (torch.zeros(n) for n in lengths)
     with pytest.raises(UserError, match=message):
-        batched_iou_guided_nms(boxes[:, None].expand(-1, 4), scores, ious, labels.long(), threshold)
+        iou_guided_nms(boxes[:, None].expand(-1, 4), scores, ious, threshold, labels.long())

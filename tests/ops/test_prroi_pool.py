@@ -17,11 +17,18 @@ from torch.nn.functional import avg_pool2d
 from torch.profiler import profile
 
 from tightbox.errors import UserError
-from tightbox.ops import PrRoIPool, prroi_pool
+from tightbox.ops import prroi_pool
 
 pytestmark = pytest.mark.usefixtures("device")
 
 MODULE = importlib.import_module("tightbox.ops.prroi_pool")  # the package's attribute of this name is the function
+
+
+class Pool(torch.nn.Module):
+    """What an exporter takes."""
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        return prroi_pool(features, boxes, (2, 3), 0.7)
 
 
 def interpolate(feature: Tensor, y: float, x: float) -> Tensor:
@@ -75,7 +82,7 @@ def test_equals_the_published_average_pooling() -> None:
     # four pixels, whose mean is the mean of the four.
     features = torch.rand(4, 16, 24, 32)
     boxes = torch.tensor([[0.0, 0, 0, 14, 14], [1.0, 14, 14, 28, 28]])
-    pooled = PrRoIPool(7, spatial_scale=0.5)(features, boxes)
+    pooled = prroi_pool(features, boxes, 7, spatial_scale=0.5)
     means = avg_pool2d(features, kernel_size=2, stride=1)
     torch.testing.assert_close(pooled[0], means[0, :, :7, :7])
     torch.testing.assert_close(pooled[1], means[1, :, 7:14, 7:14])
@@ -205,8 +212,8 @@ def test_scale_and_alignment_by_hand() -> None:
     # Half a pixel is half a step of the map, whatever the scale.
     shifted = torch.cat((boxes[:, :1], boxes[:, 1:] - 0.5), dim=1)
     torch.testing.assert_close(prroi_pool(features, scaled, 3, 0.25, aligned=True), prroi_pool(features, shifted, 3))
-    module = PrRoIPool((2, 3), 0.25, aligned=True)
-    torch.testing.assert_close(module(features, scaled), prroi_pool(features, shifted, (2, 3)))
+    of_two_sides = prroi_pool(features, scaled, (2, 3), 0.25, aligned=True)
+    torch.testing.assert_close(of_two_sides, prroi_pool(features, shifted, (2, 3)))
 
 
 def test_list_and_tensor_of_boxes_are_equal() -> None:
@@ -375,7 +382,7 @@ def test_operators_keep_pytorchs_rules() -> None:
 def test_exports_as_plain_operators(strict: bool) -> None:
     arguments = torch.randn(2, 3, 8, 9), random_boxes(5, 2, (8, 9), torch.float32)
     dynamic = ({0: torch.export.Dim("images")}, {0: torch.export.Dim("boxes")})
-    program = torch.export.export(PrRoIPool((2, 3), 0.7), arguments, strict=strict, dynamic_shapes=dynamic)
+    program = torch.export.export(Pool(), arguments, strict=strict, dynamic_shapes=dynamic)
     # Every exporter knows PyTorch's own operators, and none knows ours.
     called = [str(node.target) for node in program.run_decompositions().graph.nodes if node.op == "call_function"]
     assert called
@@ -392,9 +399,7 @@ def test_onnx_runtime_pools_the_same(tmp_path: Path) -> None:
     arguments = torch.randn(2, 3, 8, 9), random_boxes(5, 2, (8, 9), torch.float32)
     dynamic = ({0: torch.export.Dim("images")}, {0: torch.export.Dim("boxes")})
     path = tmp_path / "prroi_pool.onnx"
-    torch.onnx.export(
-        PrRoIPool((2, 3), 0.7).eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic, verbose=False
-    )
+    torch.onnx.export(Pool().eval(), arguments, path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     for images, count in ((2, 5), (4, 11), (1, 0)):  # neither number is fixed in the file

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightbox.assigners import pixel_regions
+from tests.helpers.one_image import pixel_regions
 from tightbox.boxes import decode_distances
 from tightbox.errors import UserError
 from tightbox.ops import regions
@@ -49,7 +49,7 @@ def reference(confidence: torch.Tensor, threshold: float) -> list[tuple[Any, ...
 def test_equals_the_reference(seed: int, size: tuple[int, int], threshold: float) -> None:
     confidence = torch.rand(size, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
     found, expected = regions(confidence, threshold), reference(confidence, threshold)
-    assert len(found) == len(expected)
+    assert len(found.areas) == len(expected)
     for i, (area, cx, cy, major, minor, axis, mean) in enumerate(expected):
         assert found.areas[i] == area
         assert found.ellipses[i, [0, 1, 3, 4]].tolist() == pytest.approx([major, minor, cx, cy], rel=1e-5)
@@ -81,7 +81,7 @@ def test_drawn_objects_come_back_as_exact_boxes(boxes: list[tuple[float, ...]], 
     targets = Targets.of(torch.tensor(boxes), torch.zeros(len(boxes)))
     maps = pixel_regions((120, 120), targets, shape=shape)
     found = regions(0.9 * maps.confidence[0], 0.5)
-    assert len(found) == len(boxes)
+    assert len(found.areas) == len(boxes)
     x, y = found.centres.unbind(1)
     assert (found.centre_confidence == 0.9).all()
     rebuilt = decode_distances(found.centres + 0.5, maps.distances[:, y, x].T)
@@ -123,7 +123,7 @@ def test_corners_join() -> None:
 @pytest.mark.parametrize("confidence", [torch.zeros(5, 7), torch.full((5, 7), float("nan")), torch.zeros(0, 7)])
 def test_no_region(confidence: torch.Tensor) -> None:
     found = regions(confidence, 0.0)
-    assert len(found) == 0
+    assert len(found.areas) == 0
     assert found.centres.shape == (0, 2)
     assert found.ellipses.shape == (0, 5)
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tightbox.ops.prroi_pool import prroi_pool
-from tightbox.ops.window_pool import window_pool
+from tightbox.ops.prroi_pool import prroi_pool, window_pool
 
 
 def test_equals_the_sparse_form_on_the_level_of_each_box() -> None:

@@ -1,9 +1,6 @@
-"""The result of every assigner, and what they share to assign a batch."""
-
-from __future__ import annotations
+"""What the assigners share: the two numbers that are no object, and the ways to assign a batch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,41 +9,20 @@ from torch.nn.utils.rnn import pad_sequence
 from tightbox.boxes import area, at_least_float32, intersection_union
 from tightbox.structures import Targets
 
-BACKGROUND = -1
-IGNORED = -2
+BACKGROUND = -1  # in place of the index of the object that an anchor or point learns
+IGNORED = -2  # likewise, of what shall count neither as an object nor as background
 PAIRS_AT_ONCE = 2**25  # of an object and an anchor: a number for each is 134 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Assignment:
-    """What each anchor or point of one image learns.
-
-    Attributes:
-        matched: (N,) int64 index of the ground-truth box it learns, `BACKGROUND` (-1) or `IGNORED` (-2).
-        ious: (N,) IoU of each anchor with its ground-truth box, 0 without one; None from an assigner without anchors.
-
-    That of B images together has the images as the first axis of both.
-    """
-
-    matched: Tensor
-    ious: Tensor | None = None
-
-    def __getitem__(self, image: int) -> Assignment:
-        """That of one image of several."""
-        return Assignment(self.matched[image], None if self.ious is None else self.ious[image])
-
-
-def in_parts(assign: Callable[[slice], Assignment], targets: Sequence[Targets], anchors: int) -> Assignment:
-    """The assignment of a batch from those of its parts, which are assigned one after another.
+def in_parts(assign: Callable[[slice], Tensor], targets: Sequence[Targets], anchors: int) -> Tensor:
+    """The assignment (B, N) of a batch from those of its parts, which are assigned one after another.
 
     As many images are assigned together as have at most `PAIRS_AT_ONCE` pairs, or else one. All count as many objects
     as the one with the most, since they are padded to that; an ignored region, with its corners, is four objects.
     """
     of_one = max(len(image) + 4 * len(image.ignore) for image in targets) * anchors
     at_once = max(1, PAIRS_AT_ONCE // max(1, of_one))
-    parts = [assign(slice(i, i + at_once)) for i in range(0, len(targets), at_once)]
-    ious = [part.ious for part in parts if part.ious is not None]
-    return Assignment(torch.cat([part.matched for part in parts]), torch.cat(ious) if ious else None)
+    return torch.cat([assign(slice(i, i + at_once)) for i in range(0, len(targets), at_once)])
 
 
 def padded_boxes(targets: Sequence[Targets]) -> Tensor:

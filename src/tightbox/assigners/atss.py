@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tightbox.assigners.assignment import BACKGROUND, IGNORED, Assignment, in_parts, in_regions, padded_boxes
+from tightbox.assigners.assignment import BACKGROUND, IGNORED, in_parts, in_regions, padded_boxes
 from tightbox.boxes import at_least_float32, encode_distances, iou
 from tightbox.errors import UserError
 from tightbox.structures import Targets, take
@@ -29,99 +29,77 @@ def atss_anchors(points: Tensor, point_strides: Tensor, scale: float = 8.0) -> T
 def atss(
     anchors: Tensor,
     level_sizes: Sequence[int],
-    targets: Targets,
+    targets: Sequence[Targets],
     topk: int = 9,
     ignore_iof: float | None = None,
     valid: Tensor | None = None,
-) -> Assignment:
-    """Which ground-truth box each anchor learns.
+) -> Tensor:
+    """Which ground-truth box each anchor learns in each of B images.
 
     The candidates of a ground-truth box are, per level, the `topk` anchors whose centres are nearest to its own (all of
     them on a smaller level). A candidate is positive if its IoU reaches the candidates' mean plus standard deviation
     (unbiased; 0 for a single candidate) and its centre lies inside the box. An anchor that is positive for several
     boxes learns the one of highest IoU. Which of several equally distant anchors are candidates is up to `torch.topk`.
 
+    Images are padded to the most objects of any and assigned together, within bounds of memory.
+
     Args:
-        anchors: (N, 4) anchors, level after level.
+        anchors: (N, 4) anchors, level after level, the same for all images.
         level_sizes: number of anchors on each level.
-        targets: the objects of one image.
+        targets: the objects of each image.
         topk: candidates per level.
         ignore_iof: anchors of which more than this fraction lies in one region of `targets.ignore` are ignored and
             are nobody's candidates; None leaves the regions out of it.
-        valid: (N,) bool; False for an anchor in the padding, which is nobody's candidate and stays background.
+        valid: (B, N) bool; False for an anchor in the padding, which is nobody's candidate and stays background.
+
+    Returns:
+        (B, N) int64 index of the image's ground-truth box that each learns, `BACKGROUND` (-1) or `IGNORED` (-2).
 
     Raises:
         UserError: if the levels do not add up to the anchors.
 
     >>> anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [0.0, 0.0, 16.0, 16.0]])
     >>> targets = Targets.of(torch.tensor([[7.0, 0.0, 15.0, 8.0]]), torch.tensor([0]))
-    >>> atss(anchors, [2, 1], targets)
-    Assignment(matched=tensor([-1,  0, -1]), ious=tensor([0.0000, 0.7778, 0.0000]))
-    """
-    return atss_of_batch(anchors, level_sizes, [targets], topk, ignore_iof, None if valid is None else valid[None])[0]
-
-
-def atss_of_batch(
-    anchors: Tensor,
-    level_sizes: Sequence[int],
-    targets: Sequence[Targets],
-    topk: int = 9,
-    ignore_iof: float | None = None,
-    valid: Tensor | None = None,
-) -> Assignment:
-    """The same of B images with one set of anchors: `valid`, the `matched` objects and their `ious` are (B, N).
-
-    Images are padded to the most objects of any and assigned together, within bounds of memory.
+    >>> atss(anchors, [2, 1], [targets])
+    tensor([[-1,  0, -1]])
     """
     if sum(level_sizes) != len(anchors):
         raise UserError(f"atss got {len(anchors)} anchors but levels of {list(level_sizes)}; they must add up")
     anchors = at_least_float32(anchors)
-    usable = torch.ones(len(targets), len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    every = torch.ones(len(targets), len(anchors), dtype=torch.bool, device=anchors.device) if valid is None else valid
 
-    def assign(part: slice) -> Assignment:
-        return _assign(anchors, level_sizes, targets[part], topk, ignore_iof, usable[part])
+    def assign(part: slice) -> Tensor:
+        usable, gt_boxes = every[part], padded_boxes(targets[part])  # (B, N), (B, G, 4)
+        matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
+        ignored = in_regions(anchors, targets[part], ignore_iof)
+        if ignored is not None:
+            matched, usable = matched.masked_fill(usable & ignored, IGNORED), usable & ~ignored
+        if gt_boxes.numel() == 0:
+            return matched
+
+        # Shapes depend on no values, for which a GPU would be waited for: what is no candidate or positive is masked.
+        candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (B, G, K)
+        anchor, shape = candidates.flatten(1), candidates.shape
+        counts = take(usable, anchor).view(shape)
+        overlaps = iou(anchors[candidates], gt_boxes[:, :, None]) * counts
+        number = counts.sum(dim=2, keepdim=True)
+        mean = overlaps.sum(dim=2, keepdim=True) / number
+        # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
+        spread = (((overlaps - mean).square() * counts).sum(dim=2, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+        inside = encode_distances(centres[candidates], gt_boxes[:, :, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
+        positive = (overlaps >= mean + spread) & inside & counts
+
+        highest = anchors.new_zeros(usable.shape).scatter_reduce(1, anchor, (overlaps * positive).flatten(1), "amax")
+        wins = positive & (overlaps == take(highest, anchor).view(shape))
+        # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
+        none = shape[1]
+        gt_index = torch.arange(none, device=anchor.device)[:, None]
+        first = torch.where(wins, gt_index, none).flatten(1)
+        first = torch.full_like(matched, none).scatter_reduce(1, anchor, first, "amin")
+        return torch.where(first < none, first, matched)
 
     return in_parts(assign, targets, len(anchors))
-
-
-def _assign(
-    anchors: Tensor,
-    level_sizes: Sequence[int],
-    targets: Sequence[Targets],
-    topk: int,
-    ignore_iof: float | None,
-    usable: Tensor,
-) -> Assignment:
-    matched = torch.full_like(usable, BACKGROUND, dtype=torch.int64)
-    ious = anchors.new_zeros(usable.shape)
-    gt_boxes = padded_boxes(targets)  # (B, G, 4)
-    ignored = in_regions(anchors, targets, ignore_iof)
-    if ignored is not None:
-        matched, usable = matched.masked_fill(usable & ignored, IGNORED), usable & ~ignored
-    if gt_boxes.numel() == 0:
-        return Assignment(matched, ious)
-
-    # Shapes depend on no values, so that no GPU has to be waited for: what is no candidate or not positive is masked.
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    candidates = _nearest(centres, level_sizes, usable, gt_boxes, topk)  # (B, G, K)
-    anchor, shape = candidates.flatten(1), candidates.shape
-    counts = take(usable, anchor).view(shape)
-    overlaps = iou(anchors[candidates], gt_boxes[:, :, None]) * counts
-    number = counts.sum(dim=2, keepdim=True)
-    mean = overlaps.sum(dim=2, keepdim=True) / number
-    # The standard deviation of one value is NaN by definition: with 0, its own IoU is the threshold.
-    spread = (((overlaps - mean).square() * counts).sum(dim=2, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
-    inside = encode_distances(centres[candidates], gt_boxes[:, :, None]).amin(dim=-1) > MIN_DISTANCE_INSIDE
-    positive = (overlaps >= mean + spread) & inside & counts
-
-    ious = ious.scatter_reduce(1, anchor, (overlaps * positive).flatten(1), "amax")
-    wins = positive & (overlaps == take(ious, anchor).view(shape))
-    # Where even the IoUs are equal the first of the ground-truth boxes has it, on every device.
-    none = shape[1]
-    gt_index = torch.arange(none, device=anchor.device)[:, None]
-    first = torch.where(wins, gt_index, none).flatten(1)
-    first = torch.full_like(matched, none).scatter_reduce(1, anchor, first, "amin")
-    return Assignment(torch.where(first < none, first, matched), ious)
 
 
 def _nearest(centres: Tensor, level_sizes: Sequence[int], usable: Tensor, gt_boxes: Tensor, topk: int) -> Tensor:

@@ -4,7 +4,6 @@ UnitBox, https://arxiv.org/abs/1608.01471, section 3 and figure 2.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,38 +12,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tightbox.assigners.assignment import BACKGROUND, IGNORED
-from tightbox.boxes import area, at_least_float32, encode_distances
+from tightbox.boxes import area, at_least_float32
 from tightbox.structures import Targets, take
 
 Shape = Literal["ellipse", "box"]
 EDGE = 1e-9  # pixels that rounding may move the border of a shape: a pixel on it is inside
 
 
-@dataclass(frozen=True, eq=False)
-class PixelTargets:
-    """What each pixel of one image learns.
-
-    Attributes:
-        confidence: (C, H, W) 1 where the pixel lies on an object of the class, 0 elsewhere.
-        distances: (4, H, W) pixels from the pixel's centre to the left, top, right and bottom side of its object; 0
-            where it has none. The paper orders them t, b, l, r.
-        matched: (H, W) int64 index of the object whose box the pixel learns, `BACKGROUND` (-1), or `IGNORED` (-2) in a
-            region to be ignored, where neither map says anything.
-    """
-
-    confidence: Tensor
-    distances: Tensor
-    matched: Tensor
-
-
 def pixel_regions(
-    size: tuple[int, int],
-    targets: Targets,
-    classes: int = 1,
-    shape: Shape = "ellipse",
-    scale: float = 1.0,
-) -> PixelTargets:
-    """The confidence maps and the box map of one image.
+    size: tuple[int, int], targets: Sequence[Targets], classes: int = 1, shape: Shape = "ellipse", scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What each pixel learns in each of B images, in maps of one size.
 
     * A pixel lies on an object if its centre, (x + 0.5, y + 0.5), lies in the object's shape: the centre plus and minus
       its distances is the object's box at every positive pixel.
@@ -54,37 +32,25 @@ def pixel_regions(
       side may be below 0, as its centre may lie outside the box.
     * A region to be ignored is a whole box, and gives way to objects.
 
+    Shapes depend on no values, so that no GPU has to be waited for: in each row of pixels an object is one span.
+
     Args:
         size: (height, width) of the maps, which are as large as the input.
-        targets: the objects, in pixels of the input.
+        targets: the objects of each image, in pixels of the input.
         classes: number of confidence maps.
         shape: of an object: the ellipse inscribed in the box, as the paper's figure has it, or all of it.
         scale: of the confident region, in sizes of that shape around the same centre; all of the shape learns the box.
 
+    Returns:
+        The confidence (B, C, H, W): 1 where the pixel lies on an object of the class, 0 elsewhere. And (B, H, W) int64
+        the index of the object whose box the pixel learns, `BACKGROUND` (-1), or `IGNORED` (-2) in a region to be
+        ignored, where the confidence says nothing either.
+
     >>> targets = Targets.of(torch.tensor([[0.0, 0.0, 3.0, 2.0]]), torch.tensor([0]))
-    >>> maps = pixel_regions((2, 4), targets, shape="box")
-    >>> maps.confidence, maps.distances[:, 0, 2]
-    (tensor([[[1., 1., 1., 0.],
-             [1., 1., 1., 0.]]]), tensor([2.5000, 0.5000, 0.5000, 1.5000]))
-    """
-    (confidence,), (matched,) = pixel_regions_of_batch(size, [targets], classes, shape, scale)
-    distances = confidence.new_zeros(4, *size)
-    y, x = (matched >= 0).nonzero().unbind(1)
-    points = torch.stack([x, y], dim=1) + 0.5
-    distances[:, y, x] = encode_distances(points.to(confidence), targets.boxes[matched[y, x]]).T
-    return PixelTargets(confidence, distances, matched)
-
-
-def pixel_regions_of_batch(
-    size: tuple[int, int],
-    targets: Sequence[Targets],
-    classes: int = 1,
-    shape: Shape = "ellipse",
-    scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The `confidence` (B, C, H, W) and `matched` (B, H, W) of B images, in maps of one size.
-
-    Shapes depend on no values, so that no GPU has to be waited for: in each row of pixels an object is one span.
+    >>> pixel_regions((2, 4), [targets], shape="box")
+    (tensor([[[[1., 1., 1., 0.],
+              [1., 1., 1., 0.]]]]), tensor([[[ 0,  0,  0, -1],
+             [ 0,  0,  0, -1]]]))
     """
     boxes = _padded([image.boxes for image in targets])
     labels = pad_sequence([image.labels for image in targets], batch_first=True)

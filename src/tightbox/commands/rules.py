@@ -93,13 +93,13 @@ def thresholds(args: Namespace) -> dict[str, Any]:
 
 def suppression(name: str, numbers: Mapping[str, Any], sigma: float = 0.5) -> Suppress:
     """A suppression of `RULES`, but the detector's own, with its numbers."""
-    from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms, voting_nms
+    from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
     match name:
         case "none":  # no IoU is above 1
             return partial(greedy_nms, **{**numbers, "iou_threshold": 1.0})
         case "voting":
-            return partial(voting_nms, **numbers)
+            return partial(greedy_nms, voting=True, **numbers)
         case "iou_guided":
             return partial(iou_guided_nms, **numbers)
         case "soft_linear":

@@ -8,7 +8,7 @@ import torch
 from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op  # which the exporter writes, before it converts the file
 
-import tightbox.ops.window_pool
+import tightbox.ops.prroi_pool
 import tightbox.suppress  # noqa: F401  # either registers its operator
 
 
@@ -34,7 +34,7 @@ def suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, score_thresh
 
 @script(default_opset=op)  # type: ignore[untyped-decorator]
 def integrate_windows_in_onnx(table: FLOAT[...], edges: FLOAT[...], windows: INT64[...]) -> FLOAT[...]:
-    """`tightbox.ops.window_pool.integrate_windows`; a loop, as what a box covers differs from box to box."""
+    """`tightbox.ops.prroi_pool.integrate_windows`; a loop, as what a box covers differs from box to box."""
 
     @graph()  # type: ignore[untyped-decorator]
     def pool_one(box: INT64, go_on: BOOL):  # type: ignore[no-untyped-def]

@@ -64,7 +64,7 @@ class TensorDetector(nn.Module):
         scores = at_least_float32(detector.rank(candidates))
         has_area = (candidates.boxes[..., 2:] > candidates.boxes[..., :2]).all(dim=2, keepdim=True)
         scores = torch.where(has_area & (scores > options.score_threshold), scores, 0).mT
-        if isinstance(detector, IoUNet) and detector.suppresses_by_iou:
+        if detector.suppression == "iou_guided":
             return self._padded(candidates, guided_by_iou(candidates, scores, options.nms_iou, options.top_k))
         limits = options.nms_iou, options.score_threshold, options.max_detections
         found = self._padded(candidates, suppress(candidates.boxes, scores, *limits))

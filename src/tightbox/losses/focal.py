@@ -3,28 +3,26 @@
 RetinaNet, https://arxiv.org/abs/1708.02002.
 """
 
+from typing import cast
+
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
-from tightbox.losses.iou import Reduction, reduced
 
 
-def focal_loss(
-    logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "none"
-) -> Tensor:
-    """−α_t (1 − p_t)^γ ln p_t (equation 5), p_t being the probability given to the truth.
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """−α_t (1 − p_t)^γ ln p_t (...) (equation 5), p_t being the probability given to the truth.
 
     Args:
         logits: (...) raw outputs.
         target: (...) 0 or 1, or anything between for soft labels.
         alpha: weight of the positives, in [0, 1]; the negatives get 1 − α.
         gamma: focusing exponent, 0 or at least 1 (between the two the gradient at p_t = 1 is infinite).
-        reduction: "none" gives (...); "sum" and "mean" a scalar.
 
     Raises:
-        UserError: if `alpha` or `gamma` is out of range or `reduction` is unknown.
+        UserError: if `alpha` or `gamma` is out of range.
 
     >>> import torch
     >>> focal_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0]))
@@ -35,4 +33,4 @@ def focal_loss(
     if gamma != 0 and not gamma >= 1:
         raise UserError(f"focal loss: gamma is {gamma}; it must be 0 or at least 1")
     logits = at_least_float32(logits)
-    return reduced(sigmoid_focal_loss(logits, target.to(logits.dtype), alpha, gamma), reduction)
+    return cast(Tensor, sigmoid_focal_loss(logits, target.to(logits.dtype), alpha, gamma))

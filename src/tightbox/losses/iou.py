@@ -15,29 +15,9 @@ from torch import Tensor
 from tightbox.boxes import at_least_float32, intersection_union
 from tightbox.errors import UserError
 
-Reduction = Literal["none", "sum", "mean"]
 
-
-def reduced(loss: Tensor, reduction: Reduction) -> Tensor:
-    """`loss` itself, its sum or its mean; UserError if `reduction` is none of the three."""
-    match reduction:
-        case "none":
-            return loss
-        case "sum":
-            return loss.sum()
-        case "mean":
-            return loss.mean()
-    raise UserError(f"reduction is {reduction!r}; choose 'none', 'sum' or 'mean'")
-
-
-def iou_loss(
-    pred: Tensor,
-    target: Tensor,
-    kind: Literal["log", "linear"] = "log",
-    reduction: Reduction = "none",
-    eps: float = 1e-6,
-) -> Tensor:
-    """UnitBox's −ln IoU (its algorithm 1), or 1 − IoU.
+def iou_loss(pred: Tensor, target: Tensor, kind: Literal["log", "linear"] = "log", eps: float = 1e-6) -> Tensor:
+    """UnitBox's −ln IoU (its algorithm 1), or 1 − IoU, of each pair of boxes (...).
 
     The IoU is clamped to `eps`, so boxes that do not overlap cost −ln `eps` (13.8 by default) and get no gradient at
     all: nothing pulls them together. The other three losses do pull.
@@ -46,11 +26,10 @@ def iou_loss(
         pred: (..., 4) predicted boxes.
         target: (..., 4) ground-truth boxes.
         kind: "log" for −ln IoU, "linear" for 1 − IoU.
-        reduction: "none" gives the loss of each box, (...); "sum" and "mean" a scalar.
         eps: least union, in square pixels, and least IoU.
 
     Raises:
-        UserError: if `kind` or `reduction` is unknown.
+        UserError: if `kind` is unknown.
 
     >>> pred, target = torch.tensor([0.0, 0.0, 4.0, 4.0]), torch.tensor([0.0, 0.0, 4.0, 8.0])
     >>> iou_loss(pred, target), iou_loss(pred, target, kind="linear")
@@ -60,13 +39,13 @@ def iou_loss(
     iou = (intersection / union.clamp(min=eps)).clamp(min=eps)
     match kind:
         case "log":
-            return reduced(-iou.log(), reduction)
+            return -iou.log()
         case "linear":
-            return reduced(1 - iou, reduction)
+            return 1 - iou
     raise UserError(f"kind is {kind!r}; choose 'log' or 'linear'")
 
 
-def giou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: float = 1e-6) -> Tensor:
+def giou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """1 − GIoU, where GIoU = IoU − (|C| − |U|) / |C|, C the smallest box around both and U their union; in [0, 2].
 
     Arguments as of `iou_loss`, but `eps` is the least area of U and of C.
@@ -78,10 +57,10 @@ def giou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: 
     union = union.clamp(min=eps)
     width, height = _enclosing_sides(pred, target).unbind(-1)
     enclosing = (width * height).clamp(min=eps)
-    return reduced(1 - intersection / union + (enclosing - union) / enclosing, reduction)
+    return 1 - intersection / union + (enclosing - union) / enclosing
 
 
-def diou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: float = 1e-6) -> Tensor:
+def diou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """1 − IoU + d² / c², d the distance of the centres and c the diagonal of the smallest box around both; in [0, 2].
 
     Arguments as of `iou_loss`, but `eps` is added to the union and to c².
@@ -90,10 +69,10 @@ def diou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: 
     tensor(1.2000)
     """
     iou, distance = _iou_and_centre_distance(pred, target, eps)
-    return reduced(1 - iou + distance, reduction)
+    return 1 - iou + distance
 
 
-def ciou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: float = 1e-6) -> Tensor:
+def ciou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """The DIoU loss plus αv, v = (2/π · difference of the boxes' atan(w/h))² and α = v / (1 − IoU + v).
 
     α carries no gradient and is 0 up to an IoU of 0.5: the shape matters once the boxes overlap well. For identical
@@ -108,7 +87,7 @@ def ciou_loss(pred: Tensor, target: Tensor, reduction: Reduction = "none", eps: 
     v = (2 / math.pi * (_aspect_angle(target, eps) - _aspect_angle(pred, eps))) ** 2
     with torch.no_grad():
         alpha = torch.where(iou > 0.5, v / (1 - iou + v).clamp(min=eps), 0)
-    return reduced(1 - iou + distance + alpha * v, reduction)
+    return 1 - iou + distance + alpha * v
 
 
 def _enclosing_sides(a: Tensor, b: Tensor) -> Tensor:

@@ -8,18 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightbox.boxes import at_least_float32
-from tightbox.losses.iou import Reduction, reduced
 
 
 def varifocal_loss(
-    logits: Tensor,
-    target: Tensor,
-    alpha: float = 0.75,
-    gamma: float = 2.0,
-    iou_weighted: bool = True,
-    reduction: Reduction = "none",
+    logits: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
 ) -> Tensor:
-    """Cross-entropy of p = sigmoid(logits) with q, times q where q > 0 and times αp^γ where q = 0 (equation 2).
+    """Cross-entropy (...) of p = sigmoid(logits) with q, times q where q > 0 and times αp^γ where q = 0 (equation 2).
 
     Only negatives are down-weighted; a positive counts by its own quality q. The gradient runs through p^γ as well.
 
@@ -29,7 +23,6 @@ def varifocal_loss(
         alpha: weight of the negatives.
         gamma: focusing exponent of the negatives.
         iou_weighted: without it positives have weight 1 (the paper's ablation).
-        reduction: "none" gives (...); "sum" and "mean" a scalar; anything else raises UserError.
 
     >>> varifocal_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.8, 0.0]))
     tensor([0.5545, 0.1300])
@@ -40,4 +33,4 @@ def varifocal_loss(
     # p^γ by way of ln p: where p underflows to 0 and γ < 1, the gradient of pow would be NaN.
     negative_weight = alpha * (gamma * F.logsigmoid(logits)).exp()
     weight = torch.where(target > 0, positive_weight, negative_weight)
-    return reduced(weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none"), reduction)
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -1,21 +1,11 @@
 """The detectors, and the functions that make any of them."""
 
-from tightbox.models.backbone import Backbone
-from tightbox.models.build import create_model, load, start_from
-from tightbox.models.detector import Detector
-from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet
-from tightbox.models.iou_net import IoUNet
-from tightbox.models.unitbox import UnitBox
-from tightbox.models.vfnet import VFNet
-
-__all__ = [
-    "Backbone",
-    "Detector",
-    "IoUAwareRetinaNet",
-    "IoUNet",
-    "UnitBox",
-    "VFNet",
-    "create_model",
-    "load",
-    "start_from",
-]
+from tightbox.models.backbone import Backbone as Backbone
+from tightbox.models.build import create_model as create_model
+from tightbox.models.build import load as load
+from tightbox.models.build import start_from as start_from
+from tightbox.models.detector import Detector as Detector
+from tightbox.models.iou_aware_retinanet import IoUAwareRetinaNet as IoUAwareRetinaNet
+from tightbox.models.iou_net import IoUNet as IoUNet
+from tightbox.models.unitbox import UnitBox as UnitBox
+from tightbox.models.vfnet import VFNet as VFNet

@@ -1,10 +1,8 @@
 """Any timm network as a backbone: images in, feature maps at chosen strides out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import timm
 import torch
@@ -69,8 +67,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Features of normalised pixels (B, 3, H, W): maps (B, channels[i], H / strides[i], W / strides[i])."""
-        features: list[Tensor] = self.body(pixels)
-        return features
+        return cast(list[Tensor], self.body(pixels))
 
 
 def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -1,7 +1,5 @@
 """Making a detector: a new one, one from a checkpoint, or a new one that starts from a checkpoint's weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path

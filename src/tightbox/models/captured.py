@@ -1,7 +1,5 @@
 """Functions of tensors as CUDA graphs, one for each shape: a GPU gets a thousand kernels at once, not one by one."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -15,6 +13,7 @@ MOST = 8  # graphs that are kept of a model: each holds the memory of one pass
 WARM_UP = 3  # passes before the capture, in which kernels are compiled and chosen
 
 Function = Callable[..., Sequence[Tensor]]
+Graph = tuple[torch.cuda.CUDAGraph, list[Tensor], Sequence[Tensor]]  # with its inputs and outputs
 
 
 class Captured:
@@ -25,7 +24,7 @@ class Captured:
 
     def __init__(self) -> None:
         self._seen: set[Hashable] = set()
-        self._graphs: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Sequence[Tensor]]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._pool: Any = None  # of memory, which all share, as one is replayed at a time
         self._lock = threading.Lock()
 
@@ -55,9 +54,7 @@ class Captured:
             graph.replay()
             return [output.clone() for output in outputs]
 
-    def _capture(
-        self, function: Function, arguments: Sequence[Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Sequence[Tensor]]:
+    def _capture(self, function: Function, arguments: Sequence[Tensor]) -> Graph:
         inputs = [argument.clone() for argument in arguments]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

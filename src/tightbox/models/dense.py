@@ -1,13 +1,12 @@
 """What the dense detectors share: rows of raw outputs, and where the image ends in a padded batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tightbox.boxes import constant
 from tightbox.ops.group_norm_relu import GroupNorm
@@ -17,6 +16,13 @@ from tightbox.structures import DIVISOR, Targets
 def group_norm(channels: int) -> GroupNorm:
     """Over 32 groups, of at least two channels each."""
     return GroupNorm(min(32, channels // 2), channels)
+
+
+def initialise(layer: Any, std: float = 0.01, bias: float = 0.0) -> None:
+    """Weights from N(0, std), and this bias if the layer has one."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)
 
 
 def rows(x: Tensor, anchors: int = 1) -> Tensor:

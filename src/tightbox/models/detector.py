@@ -1,12 +1,10 @@
 """What every detector here can do: learn from a batch, give candidates, detect, predict on anything, save itself."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +16,12 @@ from tightbox.errors import UserError
 from tightbox.models.backbone import Backbone
 from tightbox.models.captured import captured, forget
 from tightbox.models.evaluation_mode import evaluation_mode
-from tightbox.models.prediction import ImageLike, predict_images
+from tightbox.models.prediction import Detect, ImageLike, predict_images
 from tightbox.ops.csr import uses_triton
 from tightbox.options import Preprocess
 from tightbox.rank import Rank, best_of_levels
 from tightbox.structures import DIVISOR, Candidates, Detections, ImageBatch, Targets, moved
-from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms, voting_nms
+from tightbox.suppress import Suppress, greedy_nms, greedy_nms_together, soft_nms
 
 Images = ImageBatch | Sequence[Tensor]
 Some = TypeVar("Some", bound=ImageLike)
@@ -70,9 +68,7 @@ class Detector(nn.Module, ABC):
         self.preprocess = preprocess or Preprocess()
         self.backbone = backbone
         self.metrics: dict[str, Any] = {}
-        self.views: Callable[[Callable[[ImageBatch], list[Detections]], ImageBatch, Any], list[Detections]] | None = (
-            None
-        )
+        self.views: Callable[[Detect, ImageBatch, Any], list[Detections]] | None = None
         self.calibration: Calibration | None = None
         self.make_layers()
         self.to(memory_format=torch.channels_last)
@@ -129,9 +125,7 @@ class Detector(nn.Module, ABC):
         """The system's own suppression: greedy class-wise NMS unless it or its options say otherwise."""
         if self.suppression == "soft_linear":
             return soft_nms(candidates, scores, **self._limits())
-        if self.suppression == "voting":
-            return voting_nms(candidates, scores, **self._limits())
-        return self.greedy_nms(candidates, scores)
+        return greedy_nms(candidates, scores, **self._limits(), voting=self.suppression == "voting")
 
     def greedy_nms(self, candidates: Candidates, scores: Tensor) -> Detections:
         """Greedy class-wise NMS at the thresholds of the model's options."""
@@ -162,22 +156,21 @@ class Detector(nn.Module, ABC):
                 single image takes a fraction of the time. Hooks of its modules are not called then, and its modules
                 must not be exchanged.
         """
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         if self.views is not None:
-            batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
             found = self.views(self._detect, batch, self.options)
         elif self.all_together and self.suppression != "soft_linear":
-            found = self._detect_together(images, replay)
+            found = self._detect_together(batch, replay)
         else:
-            found = self._detect(images)
+            found = self._detect(batch)
         return found if self.calibration is None else [self.calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
         """The same as the paper has it, with raw predicted IoUs."""
         return [self.select(candidates) for candidates in self.candidates(images)]
 
-    def _detect_together(self, images: Images, replay: bool) -> list[Detections]:
+    def _detect_together(self, batch: ImageBatch, replay: bool) -> list[Detections]:
         """`_detect` where it takes no loop over the images."""
-        batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         arguments = batch.pixels, moved(torch.tensor(batch.sizes), batch.pixels.device)
         if replay and batch.pixels.is_cuda and uses_triton(batch.pixels):
             key = self.options, self.training
@@ -198,8 +191,7 @@ class Detector(nn.Module, ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         forget(self)
-        itself: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as PyTorch has it
-        return itself
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]  # as PyTorch has it
 
     @overload
     def predict(self, images: ImageLike, *, batch_size: int = 8) -> Detections: ...
@@ -264,10 +256,9 @@ class Detector(nn.Module, ABC):
 
     def _refuse_misfits(self, images: Images, targets: Sequence[Targets]) -> None:
         """UserError if there are not as many targets as images, or, unless a GPU would be waited for, wrong labels."""
-        if len(targets) != len(images) or not targets:
-            raise UserError(
-                f"a loss takes targets for each of one or more images, not {len(targets)} for {len(images)}"
-            )
+        given = len(targets)
+        if given != len(images) or given == 0:
+            raise UserError(f"a loss takes targets for each of one or more images, not {given} for {len(images)}")
         labels = torch.cat([target.labels for target in targets])
         if not uses_triton(labels) and ((labels < 0) | (labels >= len(self.class_names))).any():
             wrong = f"there are labels from {int(labels.min())} to {int(labels.max())}"

@@ -1,7 +1,5 @@
 """Evaluation mode for as long as anybody predicts, whichever threads these are."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

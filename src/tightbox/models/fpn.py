@@ -1,7 +1,5 @@
 """Feature pyramid network: the backbone's features in, levels of one width out."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Literal
 

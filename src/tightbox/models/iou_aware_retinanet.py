@@ -6,22 +6,20 @@ the tighter one survives. Without the IoU head this is RetinaNet.
 Wu et al., "IoU-aware Single-stage Object Detector for Accurate Localization", https://arxiv.org/abs/1912.05992.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, decode_deltas, encode_deltas, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss
-from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, initialise, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.options import IoUAwareRetinaNetOptions
@@ -72,8 +70,7 @@ class IoUAwareRetinaNet(Detector):
 
     def forward(self, pixels: Tensor) -> AnchorOutput:
         """Raw outputs for normalised pixels (B, 3, H, W)."""
-        output: AnchorOutput = self.head(self.fpn(self.backbone(pixels)))
-        return output
+        return cast(AnchorOutput, self.head(self.fpn(self.backbone(pixels))))
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Focal, smooth-L1 and IoU loss, each divided by the number of positives (eq. 1 to 4)."""
@@ -131,10 +128,10 @@ class IoUAwareRetinaNet(Detector):
         return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).flatten(0, 1)
 
     def _assign(self, output: AnchorOutput, anchors: Tensor, sizes: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, N), as `Assignment.matched`."""
+        """(B, N), as of `max_iou`."""
         inside = inside_images(output.sizes, STRIDES, sizes).repeat_interleave(ANCHORS, dim=1)
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou_of_batch(anchors, targets, ignore_iof=crowds, valid=inside).matched
+        return max_iou(anchors, targets, ignore_iof=crowds, valid=inside)
 
     def _iou_loss(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Of each anchor. Its gradient also reaches the boxes, through the target: log((1−u)/u) for BCE."""
@@ -180,43 +177,31 @@ class IoUAwareRetinaNetHead(nn.Module):
         self.classes = nn.Conv2d(options.channels, ANCHORS * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(options.channels, ANCHORS * 4, 3, padding=1)
         for module in self.modules():
-            _initialise(module)
+            if isinstance(module, nn.Conv2d):
+                initialise(module)
         nn.init.constant_(self.classes.bias, -math.log(99))  # type: ignore[arg-type]  # every score starts at 0.01
         # Made when the others have their numbers, which so are the same for a seed with and without it.
         self.iou = nn.Conv2d(options.channels, ANCHORS, 3, padding=1) if options.iou_head else None
         if self.iou is not None:
-            _initialise(self.iou)
+            initialise(self.iou)
 
     def forward(self, levels: list[Tensor]) -> AnchorOutput:
         """Raw outputs for the pyramid's five maps (B, channels, h, w)."""
-        logits, deltas, ious = [], [], []
-        for x in levels:
-            box_features = self.box_tower(x)
+
+        def of_anchors(layer: nn.Module, features: list[Tensor]) -> Tensor:
             # Boxes are decoded in float32: exp() of a half-precision number is a coarse box.
-            logits.append(rows(self.classes(self.class_tower(x)).float(), ANCHORS))
-            deltas.append(rows(self.deltas(box_features).float(), ANCHORS))
-            if self.iou is not None:
-                ious.append(rows(self.iou(box_features).float(), ANCHORS)[..., 0])
-        return AnchorOutput(
-            logits=torch.cat(logits, dim=1),
-            deltas=torch.cat(deltas, dim=1),
-            ious=torch.cat(ious, dim=1) if ious else None,
-            sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
-        )
+            return torch.cat([rows(layer(x).float(), ANCHORS) for x in features], dim=1)
 
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, std=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        box_features = [self.box_tower(x) for x in levels]
+        logits = of_anchors(self.classes, [self.class_tower(x) for x in levels])
+        deltas = of_anchors(self.deltas, box_features)
+        ious = None if self.iou is None else of_anchors(self.iou, box_features)[..., 0]
+        return AnchorOutput(logits, deltas, ious, [(x.shape[-2], x.shape[-1]) for x in levels])
 
 
 def _tower(options: IoUAwareRetinaNetOptions) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(options.tower_depth):
-        layers.append(nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm))
-        if options.tower_norm:
-            layers.append(group_norm(options.channels))
-        layers.append(nn.ReLU())
+        conv = nn.Conv2d(options.channels, options.channels, 3, padding=1, bias=not options.tower_norm)
+        layers += [conv, group_norm(options.channels), nn.ReLU()] if options.tower_norm else [conv, nn.ReLU()]
     return nn.Sequential(*layers)

@@ -6,22 +6,20 @@ It learns from jittered ground-truth boxes, so it can be trained alone and judge
 Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tightbox.assigners import BACKGROUND, IGNORED, max_iou_of_batch
+from tightbox.assigners import BACKGROUND, IGNORED, max_iou
 from tightbox.assigners.assignment import padded_boxes
 from tightbox.boxes import area, clip_boxes
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
-from tightbox.jitter import jittered_each
+from tightbox.jitter import jitter_boxes
 from tightbox.models.dense import matched_objects
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN
@@ -115,8 +113,7 @@ class IoUNet(Detector):
     def best_candidates(self, pixels: Tensor, sizes: Tensor) -> Candidates:
         """The same of all images together, best class score first."""
         pyramid = self._pyramid(pixels, sizes)
-        proposed = self._proposed(pyramid)
-        return self._read(pyramid, proposed, self._scored_pairs(proposed))[0]
+        return self._read(pyramid, self._proposed(pyramid))[0]
 
     def assigned_candidates(self, images: Images, targets: Sequence[Targets]) -> list[tuple[Candidates, Tensor]]:
         """Those, and one for each proposal that learns an object, in the object's class; every one learns what it does.
@@ -128,9 +125,9 @@ class IoUNet(Detector):
         proposed = self._proposed(pyramid)
         matched = self._matched(proposed.rois, targets)
         _, labels = matched_objects(targets, matched)
-        chosen = self._scored_pairs(proposed)
-        learns = torch.zeros_like(chosen).scatter(2, labels[..., None], matched[..., None] >= 0)
-        found, rows = self._read(pyramid, proposed, chosen | learns)
+        learns = torch.zeros_like(proposed.scores, dtype=torch.bool)
+        learns = learns.scatter(2, labels[..., None], matched[..., None] >= 0)
+        found, rows = self._read(pyramid, proposed, learns)
         matched = take(matched, rows).clamp(min=BACKGROUND)
         return [(found[i][real], matched[i][real]) for i, real in enumerate(_scored(found))]
 
@@ -140,27 +137,15 @@ class IoUNet(Detector):
 
     def suppress(self, candidates: Candidates, scores: Tensor) -> Detections:
         """IoU-guided suppression (algorithm 1), or by option and where there is no IoU another."""
-        options = self.options
-        if not self.suppresses_by_iou or candidates.ious is None:
+        if self.suppression != "iou_guided" or candidates.ious is None:
             return super().suppress(candidates, scores)
-        return iou_guided_nms(
-            candidates,
-            scores,
-            iou_threshold=options.nms_iou,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
-        )
+        return iou_guided_nms(candidates, scores, **self._limits())
 
     @property
     def suppression(self) -> str:
         """The rule that the options name; greedy in the place of IoU-guided where there is no IoU head."""
         rule = super().suppression
         return "greedy" if rule == "iou_guided" and self.iou_head is None else rule
-
-    @property
-    def suppresses_by_iou(self) -> bool:
-        """Whether its own suppression is the IoU-guided one."""
-        return self.suppression == "iou_guided"
 
     def select(self, candidates: Candidates, rank: Rank | None = None, suppress: Suppress | None = None) -> Detections:
         """As every detector, but that a candidate is of one class, also under a ranking that leaves classes out."""
@@ -177,8 +162,7 @@ class IoUNet(Detector):
 
         It is not calibrated.
         """
-        pyramid = self.features(images)
-        return self._ious_of_images(pyramid, detections)
+        return self._ious_of_images(self.features(images), detections)
 
     @torch.no_grad()
     def rescore(
@@ -238,14 +222,11 @@ class IoUNet(Detector):
     @torch.no_grad()
     def regress(self, pyramid: Pyramid, detections: Sequence[Detections]) -> list[Detections]:
         """Detections whose boxes the R-CNN head has regressed once more."""
-        rois, labels = [found.boxes for found in detections], torch.cat([found.labels for found in detections])
-        _, deltas = self._box_head()(pyramid.pool(rois))
-        moved = decode(torch.cat(rois), deltas[torch.arange(len(labels)), labels])
-        parts = torch.split(moved, [len(part) for part in rois])
-        return [
-            replace(found, boxes=clip_boxes(part, size))
-            for found, part, size in zip(detections, parts, pyramid.sizes, strict=True)
-        ]
+        rois, images, labels = _together(detections)
+        _, deltas = self._box_head()(pyramid.pool_at(rois, images))
+        moved = clip_boxes(decode(rois, deltas[torch.arange(len(labels)), labels]), pyramid.sizes[images])
+        parts = moved.split([len(found) for found in detections])
+        return [replace(found, boxes=part) for found, part in zip(detections, parts, strict=True)]
 
     def _box_head(self) -> BoxHead:
         if self.head is None:
@@ -256,9 +237,9 @@ class IoUNet(Detector):
         return self.head
 
     def _matched(self, boxes: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, K) as `Assignment.matched`, of proposals (B, K, 4); one without area is ignored."""
+        """(B, K) as of `max_iou`, of proposals (B, K, 4); one without area is ignored."""
         crowds = 0.5 if self.options.ignore_crowds else None
-        return max_iou_of_batch(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0).matched
+        return max_iou(boxes, targets, MATCH_IOU, MATCH_IOU, False, crowds, area(boxes) > 0)
 
     def _box_losses(self, pyramid: Pyramid, proposals: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and smooth L1 over a sample of the proposals, to which the ground-truth boxes belong."""
@@ -286,19 +267,17 @@ class IoUNet(Detector):
             boxes.append(target.boxes[rows])
             labels.append(target.labels[rows])
         images = image_of(boxes)
-        jittered, ious = jittered_each(torch.cat(boxes), pyramid.sizes[images])
+        jittered, ious = jitter_boxes(torch.cat(boxes), pyramid.sizes[images])
         real = ious > 0  # of an image with slivers only nothing
         outputs = head(pyramid.pool_at(torch.where(real[:, None], jittered, 0), images), torch.cat(labels))
         total = mean_over_processes(real.sum().to(outputs)).clamp(min=1)
-        loss: Tensor = self.options.iou_weight * (head.loss(outputs, ious) * real).sum() / total
-        return loss
+        return cast(Tensor, self.options.iou_weight * (head.loss(outputs, ious) * real).sum() / total)
 
     def _pyramid(self, pixels: Tensor, sizes: Tensor) -> Pyramid:
         return Pyramid(self(pixels), sizes, self.options.pooling)
 
     def _candidates(self, pyramid: Pyramid) -> list[Candidates]:
-        proposed = self._proposed(pyramid)
-        found, _ = self._read(pyramid, proposed, self._scored_pairs(proposed))
+        found, _ = self._read(pyramid, self._proposed(pyramid))
         return [found[i][real] for i, real in enumerate(_scored(found))]
 
     def _proposed(self, pyramid: Pyramid) -> Proposed:
@@ -312,22 +291,20 @@ class IoUNet(Detector):
         scores, deltas = logits.softmax(dim=1)[:, :-1].unflatten(0, real.shape), deltas.unflatten(0, real.shape)
         return Proposed(rois, real, torch.where(real[..., None] & deltas.isfinite().all(dim=3), scores, 0), deltas)
 
-    def _scored_pairs(self, proposed: Proposed) -> Tensor:
-        """(B, P, C) mask of the (proposal, class) pairs that are considered for their scores."""
-        scores = proposed.scores.detach().flatten(1)
-        best = scores.topk(torch.sym_min(self.options.top_k, scores.shape[1]), dim=1).indices
-        among_best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
-        considered: Tensor = among_best & (scores > self.options.score_threshold)
-        return considered.view_as(proposed.scores)
+    def _read(self, pyramid: Pyramid, proposed: Proposed, learns: Tensor | None = None) -> tuple[Candidates, Tensor]:
+        """The candidates of each image, and the proposal (B, K) that each came from.
 
-    def _read(self, pyramid: Pyramid, proposed: Proposed, chosen: Tensor) -> tuple[Candidates, Tensor]:
-        """The candidates of each image's chosen pairs (B, P, C), and the proposal (B, K) that each came from.
-
+        They are the (proposal, class) pairs considered for their scores, and of a mask (B, P, C) those that learn.
         Those with the best class scores are first. K is the most of an image; of others, what is too many is of class
         score 0.
         """
-        classes = chosen.shape[2]
-        scores = torch.where(chosen, proposed.scores, 0).flatten(1)
+        classes, scores = proposed.scores.shape[2], proposed.scores.flatten(1)
+        best = scores.detach().topk(torch.sym_min(self.options.top_k, scores.shape[1]), dim=1).indices
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
+        chosen &= scores > self.options.score_threshold
+        if learns is not None:
+            chosen |= learns.flatten(1)
+        scores = torch.where(chosen, scores, 0)
         most: Any = (scores > 0).sum(dim=1).max().clamp(min=1).item()  # to an exporter a symbol
         torch._check(most >= 1)
         torch._check(most <= scores.shape[1])
@@ -354,35 +331,35 @@ class IoUNet(Detector):
 
     def _ious_of_images(self, pyramid: Pyramid, detections: Sequence[Detections]) -> list[Tensor]:
         """The same (N,) of the detections of each image."""
-        boxes, labels = [found.boxes for found in detections], torch.cat([found.labels for found in detections])
-        ious = self._ious(pyramid, torch.cat(boxes), image_of(boxes), labels)
-        return list(torch.split(ious, [len(part) for part in boxes]))
+        ious = self._ious(pyramid, *_together(detections))
+        return list(ious.split([len(found) for found in detections]))
 
     @torch.inference_mode(False)  # whose tensors gradients cannot use
     def _moved(self, head: IoUHead, pyramid: Pyramid, detections: list[Detections], steps: int) -> list[Detections]:
         """Algorithm 2 on the boxes of all images together, which stay inside their images."""
-        images = image_of([found.boxes for found in detections])
+        options, (boxes, images, labels) = self.options, _together(detections)
         sizes = pyramid.sizes[images]
-        boxes = clip_boxes(torch.cat([found.boxes for found in detections]), sizes)
-        labels, constant = torch.cat([found.labels for found in detections]).clone(), pyramid.cloned()
+        constant = replace(pyramid, levels=[level.detach().clone() for level in pyramid.levels])
+        step_size, min_change = options.refine_step_size, options.refine_min_change
+        max_drop, roll_back = -options.refine_max_drop, options.refine_roll_back
 
         def climb(boxes: Tensor, images: Tensor, labels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-            return refine_boxes(
-                boxes,
-                lambda moved, index: _predicted(head, constant, moved, images[index], labels[index]),
-                steps=steps,
-                step_size=self.options.refine_step_size,
-                min_change=self.options.refine_min_change,
-                max_drop=-self.options.refine_max_drop,
-                roll_back=self.options.refine_roll_back,
-                size=sizes,
-            )
+            def predict_iou(moved: Tensor, index: Tensor) -> Tensor:
+                return _predicted(head, constant, moved, images[index], labels[index])
 
-        refined = [climb(*piece) for piece in _pieces(boxes, images, labels, sizes)]
+            return refine_boxes(boxes, predict_iou, steps, step_size, min_change, max_drop, roll_back, sizes)
+
+        refined = [climb(*piece) for piece in _pieces(clip_boxes(boxes, sizes), images, labels.clone(), sizes)]
         moved, ious = (torch.cat(column) for column in zip(*refined, strict=True))
         counts = [len(found) for found in detections]
-        parts = zip(detections, torch.split(moved, counts), torch.split(_valid(ious, moved), counts), strict=True)
+        parts = zip(detections, moved.split(counts), _valid(ious, moved).split(counts), strict=True)
         return [replace(found, boxes=new, ious=predicted) for found, new, predicted in parts]
+
+
+def _together(detections: Sequence[Detections]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (K, 4), images (K,) and labels (K,) of the detections in all images."""
+    boxes = [found.boxes for found in detections]
+    return torch.cat(boxes), image_of(boxes), torch.cat([found.labels for found in detections])
 
 
 def _pieces(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

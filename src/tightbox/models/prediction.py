@@ -1,7 +1,5 @@
 """From anything a person has to a detector's input, and its detections back in pixels of the original."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from tightbox.options import Preprocess
 from tightbox.structures import Detections, ImageBatch, padded
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 _OVERSHOOT = 0.1  # what resampling may leave outside [0, 1]
 Detect = Callable[[ImageBatch], list[Detections]]
 
@@ -64,7 +63,10 @@ def predict_images(
 
 def prepare(pixels: Tensor, preprocess: Preprocess) -> Prepared:
     """Pixels (3, H, W) in [0, 1] as the network takes them."""
-    return Prepared(resize(pixels, preprocess), (pixels.shape[-2], pixels.shape[-1]))
+    height, width = pixels.shape[-2:]
+    scale = preprocess.scale(width, height)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    return Prepared(TF.resize(pixels, size, antialias=True), (height, width))
 
 
 def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> Iterator[tuple[P, Detections]]:
@@ -91,12 +93,7 @@ def detect_prepared(detect: Detect, prepared: Iterable[P], batch_size: int) -> I
                 for image, size, detections in zip(images, batch.sizes, detect(batch), strict=True):
                     found[image] = detections.resized(size, image.size)
         for image in chunk:
-            yield image, found[image] if image in found else nothing()
-
-
-def nothing() -> Detections:
-    """No detections."""
-    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+            yield image, found.get(image, NOTHING)
 
 
 def as_pixels(image: ImageLike) -> Tensor:
@@ -154,12 +151,3 @@ def _in_range(image: Tensor) -> Tensor:
     if image.dtype not in (torch.uint8, torch.uint16):
         raise UserError(f"an image tensor must be uint8, uint16, bool, or float in [0, 1], not {image.dtype}")
     return image.float() / (255 if image.dtype == torch.uint8 else 65535)
-
-
-def resize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Pixels (3, H, W) resized into the model's size, keeping their shape."""
-    height, width = pixels.shape[-2:]
-    scale = preprocess.scale(width, height)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    resized: Tensor = TF.resize(pixels, size, antialias=True)
-    return resized

@@ -3,11 +3,9 @@
 Jiang et al., "Acquisition of Localization Confidence for Accurate Object Detection", https://arxiv.org/abs/1807.11590.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +13,9 @@ from torchvision.ops import roi_align
 
 from tightbox.boxes import area, constant, decode_deltas, encode_deltas
 from tightbox.errors import UserError
+from tightbox.models.dense import initialise
 from tightbox.ops.csr import uses_triton
-from tightbox.ops.prroi_pool import prroi_pool
-from tightbox.ops.window_pool import window_pool
+from tightbox.ops.prroi_pool import prroi_pool, window_pool
 
 STRIDES = (4, 8, 16, 32)
 BINS = 7
@@ -38,10 +36,6 @@ class Pyramid:
     levels: Sequence[Tensor]
     sizes: Tensor
     pooling: Literal["prroi", "roi_align"] = "prroi"
-
-    def pool(self, boxes: Sequence[Tensor]) -> Tensor:
-        """Features (K, channels, 7, 7) of the boxes (L, 4) of each image, one image after another."""
-        return self.pool_at(torch.cat(list(boxes)), image_of(boxes))
 
     def pool_at(self, boxes: Tensor, images: Tensor) -> Tensor:
         """Features (K, channels, 7, 7) of the boxes (K, 4) of the images `images` (K,)."""
@@ -68,12 +62,7 @@ class Pyramid:
     def _pool_level(self, i: int, regions: Tensor) -> Tensor:
         if self.pooling == "prroi":
             return prroi_pool(self.levels[i], regions, BINS, 1 / STRIDES[i])
-        pooled: Tensor = roi_align(self.levels[i], regions, BINS, 1 / STRIDES[i], sampling_ratio=2)
-        return pooled
-
-    def cloned(self) -> Pyramid:
-        """The same features as constants in memory of their own."""
-        return Pyramid([level.detach().clone() for level in self.levels], self.sizes, self.pooling)
+        return cast(Tensor, roi_align(self.levels[i], regions, BINS, 1 / STRIDES[i], sampling_ratio=2))
 
 
 def image_of(boxes: Sequence[Tensor]) -> Tensor:
@@ -111,10 +100,8 @@ class BoxHead(nn.Module):
         self.layers = _two_layers(channels, width)
         self.classes = nn.Linear(width, classes + 1)
         self.deltas = nn.Linear(width, classes * 4)
-        nn.init.normal_(self.classes.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.classes, self.deltas):
-            nn.init.zeros_(layer.bias)
+        initialise(self.classes)
+        initialise(self.deltas, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (K, C + 1), the background last, and deltas (K, C, 4) for pooled features (K, channels, 7, 7)."""
@@ -148,8 +135,7 @@ class IoUHead(nn.Module):
         self.logistic = logistic
         self.layers = _two_layers(channels, width)
         self.ious = nn.Linear(width, classes)
-        nn.init.normal_(self.ious.weight, std=0.01)
-        nn.init.zeros_(self.ious.bias)
+        initialise(self.ious)
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Raw outputs (K,) for pooled features (K, channels, 7, 7), each in the channel of its label (K,)."""
@@ -168,11 +154,8 @@ class IoUHead(nn.Module):
 
 
 def _two_layers(channels: int, width: int) -> nn.Sequential:
-    layers = nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * BINS**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-    )
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return layers
+    first, second = nn.Linear(channels * BINS**2, width), nn.Linear(width, width)
+    for layer in (first, second):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU())

@@ -3,8 +3,6 @@
 Ren et al., "Faster R-CNN", https://arxiv.org/abs/1506.01497; on a feature pyramid, https://arxiv.org/abs/1612.03144.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou_of_batch, per_point
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, max_iou, per_point
 from tightbox.boxes import clip_boxes, constant, decode_deltas, encode_deltas
 from tightbox.distributed import mean_over_processes
-from tightbox.models.dense import best_of_each, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, initialise, inside_images, matched_objects, rows
 from tightbox.structures import Targets, take
 from tightbox.suppress import suppress
 
@@ -62,8 +60,7 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
         self.deltas = nn.Conv2d(channels, 4 * len(RATIOS), 1)
         for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            initialise(layer)
 
     def forward(self, levels: Sequence[Tensor]) -> RPNOutput:
         """Raw outputs for pyramid levels (B, channels, h, w) at `STRIDES`."""
@@ -103,8 +100,7 @@ class RPN(nn.Module):
         """Objectness (binary cross-entropy) and box loss (smooth L1), over a sample of each image's anchors."""
         crowds = 0.5 if self.ignore_crowds else None
         inside = self._inside(output, sizes)
-        thresholds = POSITIVE_IOU, NEGATIVE_IOU
-        matched = max_iou_of_batch(output.anchors, targets, *thresholds, ignore_iof=crowds, valid=inside).matched
+        matched = max_iou(output.anchors, targets, POSITIVE_IOU, NEGATIVE_IOU, ignore_iof=crowds, valid=inside)
         chosen, matched = sample(matched, SAMPLED, POSITIVE_SHARE)
         counted, positive = matched != IGNORED, matched >= 0
         gt_boxes, _ = matched_objects(targets, matched)

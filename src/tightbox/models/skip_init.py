@@ -1,24 +1,12 @@
 """Making a network whose weights are about to be overwritten, without drawing random numbers for them first."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_DRAWING = {
-    Tensor.normal_,
-    Tensor.uniform_,
-    nn.init.normal_,
-    nn.init.uniform_,
-    nn.init.trunc_normal_,
-    nn.init.kaiming_normal_,
-    nn.init.kaiming_uniform_,
-    nn.init.xavier_normal_,
-    nn.init.xavier_uniform_,
-}
+_DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_}
+_DRAWING |= {nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_}
 
 
 class SkipInit(TorchFunctionMode):
@@ -27,9 +15,7 @@ class SkipInit(TorchFunctionMode):
     That is half the time of loading a large model. Every weight must be written afterwards.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call anything else as usual."""
         if func in _DRAWING:
             return args[0] if args else (kwargs or {})["tensor"]

@@ -6,8 +6,6 @@ the image. An object is a connected region of confident pixels; its box is read 
 Yu et al., "UnitBox: An Advanced Object Detection Network", https://arxiv.org/abs/1608.01471.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import BACKGROUND, IGNORED, level_points, pixel_regions_of_batch
+from tightbox.assigners import BACKGROUND, IGNORED, level_points, pixel_regions
 from tightbox.boxes import clip_boxes, decode_distances, encode_distances
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import l2_distance_loss, unitbox_iou_loss
 from tightbox.models.backbone import Backbone
-from tightbox.models.dense import best_of_each, matched_objects
+from tightbox.models.dense import best_of_each, initialise, matched_objects
 from tightbox.models.detector import Detector, Images
 from tightbox.ops.csr import uses_triton
 from tightbox.ops.floored_relu import floored_relu
@@ -88,14 +86,11 @@ class UnitBox(Detector):
         """Both maps for normalised pixels (B, 3, H, W), in their size."""
         height, width = pixels.shape[-2:]
         pixels = F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
-        features = dict(zip(self.backbone.strides, self.backbone(pixels), strict=True))
+        features = of_boxes = _by_stride(self.backbone, pixels)
         if self.box_backbone is not None:
-            own = dict(zip(self.box_backbone.strides, self.box_backbone(pixels), strict=True))
-            box_features = own[self.box_stride]
-        else:
-            box_features = features[self.box_stride]
+            of_boxes = _by_stride(self.box_backbone, pixels)
         stage4 = F.max_pool2d(features[8], 2) if self.pools else features[self.confidence_stride]
-        logits, raw = self.head(stage4, box_features)
+        logits, raw = self.head(stage4, of_boxes[self.box_stride])
         logits = _enlarged(logits, self.confidence_stride)[..., :height, :width]
         raw = _enlarged(raw, self.box_stride)[..., :height, :width]
         return PixelOutput(logits, floored_relu(raw * self.options.distance_unit))
@@ -175,7 +170,7 @@ class UnitBox(Detector):
     def _maps(self, pixels: Tensor, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """Confidence (B, C, H, W), and the object (B, H·W) that each pixel learns."""
         size, options = (pixels.shape[2], pixels.shape[3]), self.options
-        of_pixels = pixel_regions_of_batch(size, targets, len(self.class_names), options.region, options.region_scale)
+        of_pixels = pixel_regions(size, targets, len(self.class_names), options.region, options.region_scale)
         return of_pixels[0], of_pixels[1].flatten(1)
 
     def _box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
@@ -202,13 +197,8 @@ class UnitBox(Detector):
         return Candidates(boxes, torch.cat(scores), points=points)
 
     def _detections(self, candidates: Candidates) -> Detections:
-        return greedy_nms(
-            candidates,
-            candidates.class_scores,
-            iou_threshold=self.options.nms_iou if self.options.nms else 1.0,  # no IoU is above 1
-            score_threshold=self.options.score_threshold,
-            max_detections=self.options.max_detections,
-        )
+        limits = self._limits() | ({} if self.options.nms else {"iou_threshold": 1.0})  # no IoU is above 1
+        return greedy_nms(candidates, candidates.class_scores, **limits)
 
     def _every_pixel(self, output: PixelOutput, sizes: Tensor) -> Candidates:
         """The box of every `dense_stride`-th pixel each way of all images; confidence 0 outside an image."""
@@ -232,6 +222,10 @@ class UnitBox(Detector):
         return best_of_each(confidence, [confidence.shape[1]], self.options.top_k)
 
 
+def _by_stride(backbone: Backbone, pixels: Tensor) -> dict[int, Tensor]:
+    return dict(zip(backbone.strides, backbone(pixels), strict=True))
+
+
 def _lies_inside(grid: Candidates, sizes: Tensor) -> Tensor:
     """(B, K) whether the candidates' points lie in their images."""
     assert grid.points is not None  # `_every_pixel` gives them
@@ -245,14 +239,9 @@ class UnitBoxHead(nn.Module):
         super().__init__()
         self.classes = nn.Conv2d(stage4, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(stage5, 4, 3, padding=1)
-        for layer, start in (
-            (self.classes, -math.log(1 / INITIAL_CONFIDENCE - 1)),
-            (self.distances, INITIAL_DISTANCE / options.distance_unit),
-        ):
-            # A VGG has no norms: its features go into the tens, and there are thousands in a sum.
-            nn.init.normal_(layer.weight, std=0.001)
-            assert layer.bias is not None  # as a convolution may do without one
-            nn.init.constant_(layer.bias, start)
+        # A VGG has no norms: its features go into the tens, and there are thousands in a sum.
+        initialise(self.classes, std=0.001, bias=-math.log(1 / INITIAL_CONFIDENCE - 1))
+        initialise(self.distances, std=0.001, bias=INITIAL_DISTANCE / options.distance_unit)
 
     def forward(self, stage4: Tensor, stage5: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence logits, and distances in units, before their ReLU, at the strides of the features."""

@@ -7,30 +7,20 @@ IoU-aware classification score (IACS): at the true class, the IoU of the refined
 Zhang et al., "VarifocalNet: An IoU-aware Dense Object Detector", CVPR 2021.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightbox.assigners import (
-    BACKGROUND,
-    IGNORED,
-    atss_anchors,
-    atss_of_batch,
-    fcos_assign_of_batch,
-    level_points,
-    per_point,
-)
+from tightbox.assigners import BACKGROUND, IGNORED, atss, atss_anchors, fcos_assign, level_points, per_point
 from tightbox.boxes import centerness, clip_boxes, constant, decode_distances, iou
 from tightbox.distributed import mean_over_processes
 from tightbox.losses import focal_loss, giou_loss, varifocal_loss
-from tightbox.models.dense import best_of_each, group_norm, inside_images, matched_objects, rows
+from tightbox.models.dense import best_of_each, group_norm, initialise, inside_images, matched_objects, rows
 from tightbox.models.detector import Detector, Images
 from tightbox.models.fpn import FPN, STRIDES
 from tightbox.ops.group_norm_relu import group_norm_relu
@@ -83,8 +73,7 @@ class VFNet(Detector):
 
     def forward(self, pixels: Tensor) -> DenseOutput:
         """Raw outputs for normalised pixels (B, 3, H, W)."""
-        output: DenseOutput = self.head(self.fpn(self.backbone(pixels)))
-        return output
+        return cast(DenseOutput, self.head(self.fpn(self.backbone(pixels))))
 
     def loss(self, images: Images, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Class loss, box loss of each branch, and centerness loss if there is one (eq. 3 and the released code)."""
@@ -92,7 +81,7 @@ class VFNet(Detector):
         pixels, sizes = self._normalise(images)
         output = self(pixels)
         points = self._points(output)
-        inside = self._inside(output, sizes)
+        inside = inside_images(output.sizes, STRIDES, sizes)
         matched = self._assign(output, points, inside, targets)
         positive = matched >= 0
         gt_boxes, labels = matched_objects(targets, matched)
@@ -124,9 +113,8 @@ class VFNet(Detector):
         counted = matched != IGNORED
         if self.options.varifocal:  # points in the padding do learn to be background, as published
             options = self.options
-            terms = varifocal_loss(
-                output.logits, class_target, options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
-            )
+            form = options.varifocal_alpha, options.varifocal_gamma, options.iou_weighted
+            terms = varifocal_loss(output.logits, class_target, *form)
         else:
             terms, counted = focal_loss(output.logits, class_target), counted & inside
         losses["class"] = (terms * counted[..., None]).sum() / positives
@@ -158,8 +146,8 @@ class VFNet(Detector):
         points = self._points(output)
         everything = self._every_point(output, points, sizes)
         rows, scores = self._best(everything, output)
-        found = []
-        for i, matched in enumerate(self._assign(output, points, self._inside(output, sizes), targets)):
+        inside, found = inside_images(output.sizes, STRIDES, sizes), []
+        for i, matched in enumerate(self._assign(output, points, inside, targets)):
             others, learning = matched[rows[i]] < 0, (matched >= 0).nonzero().squeeze(1)
             chosen = torch.cat([rows[i][others], learning])
             own = torch.cat([scores[i][others], everything.class_scores[i][learning]])
@@ -175,21 +163,18 @@ class VFNet(Detector):
         offset = 0.0 if self.options.assigner == "atss" else 0.5
         return level_points(output.sizes, STRIDES, offset=offset, device=output.logits.device)
 
-    def _inside(self, output: DenseOutput, sizes: Tensor) -> Tensor:
-        return inside_images(output.sizes, STRIDES, sizes)
-
     def _assign(self, output: DenseOutput, points: Tensor, inside: Tensor, targets: Sequence[Targets]) -> Tensor:
-        """(B, N), as `Assignment.matched`."""
+        """(B, N), as of `atss`."""
         strides = per_point(constant(STRIDES, points), output.sizes)
         if self.options.assigner == "atss":
             counts = [height * width for height, width in output.sizes]
             crowds, topk = 0.5 if self.options.ignore_crowds else None, self.options.atss_topk
             anchors = atss_anchors(points, strides)
-            return atss_of_batch(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside).matched
+            return atss(anchors, counts, targets, topk, ignore_iof=crowds, valid=inside)
         ends = DISTANCE_RANGES[:-1]
         ranges = per_point(constant([(-1.0, *ends), (*ends, math.inf)], points).T, output.sizes)
         radius = 1.5 if self.options.center_sampling else None
-        return fcos_assign_of_batch(points, strides, ranges, targets, radius).matched
+        return fcos_assign(points, strides, ranges, targets, radius)
 
     def _box_loss(self, boxes: Tensor, gt_boxes: Tensor, weight: Tensor, positives: Tensor) -> Tensor:
         if not self.options.iou_weighted_boxes:
@@ -255,9 +240,7 @@ class VFNetHead(nn.Module):
             if isinstance(module, StarConvReLU) and options.star_init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, (nn.Conv2d, StarConvReLU)):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                initialise(module)
         for module in self.modules():
             if isinstance(module, ModulatedDeformConv2d):
                 module.reset_offsets()
@@ -271,13 +254,8 @@ class VFNetHead(nn.Module):
         logits, distances, initial, centerness = (
             torch.cat([rows(part) for part in parts], dim=1) for parts in zip(*outputs, strict=True)
         )
-        return DenseOutput(
-            logits=logits,
-            distances=distances,
-            initial=initial,
-            centerness=centerness[..., 0] if self.options.centerness else None,
-            sizes=[(x.shape[-2], x.shape[-1]) for x in levels],
-        )
+        of_points = centerness[..., 0] if self.options.centerness else None
+        return DenseOutput(logits, distances, initial, of_points, [(x.shape[-2], x.shape[-1]) for x in levels])
 
     def _level(self, x: Tensor, level: int, unit: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         class_features, box_features = self.class_tower(x), self.box_tower(x)

@@ -93,13 +93,9 @@ class CSRPattern:
             return csr_triton.matmul(self.indptr, self.indices, weights, dense)
         # embedding_bag is this product, and fast on a CPU. Tensors that require a gradient send it down a slower path,
         # even where gradients are switched off. It takes weights of the features' dtype only.
+        dense, values = dense.detach(), weights.detach().to(dense.dtype)
         return embedding_bag(
-            self.indices,
-            dense.detach(),
-            self.indptr,
-            mode="sum",
-            per_sample_weights=weights.detach().to(dense.dtype),
-            include_last_offset=True,
+            self.indices, dense, self.indptr, mode="sum", per_sample_weights=values, include_last_offset=True
         )
 
     def add_transposed_matmul(self, total: Tensor, weights: Tensor, dense: Tensor) -> None:

@@ -4,8 +4,6 @@ One program computes one row of the sparse matrix, over all channels, and accumu
 the features are of that.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -17,31 +15,30 @@ from torch import Tensor
 def matmul(indptr: Tensor, indices: Tensor, weights: Tensor, dense: Tensor) -> Tensor:
     """(M, C) of the dtype of `dense` (R, C)."""
     output = dense.new_empty(len(indptr) - 1, dense.shape[1])
-    _launch(_matmul, indptr, indices, weights, dense.contiguous(), output)
+    launch(_matmul, len(output), dense, indptr, indices, weights, dense.contiguous(), output)
     return output
 
 
 def add_transposed_matmul(total: Tensor, indptr: Tensor, indices: Tensor, weights: Tensor, dense: Tensor) -> None:
     """Adds to the contiguous `total` (R, C) of float32 or float64, by atomics, in an order that may change."""
     assert total.is_contiguous()
-    _launch(_add_transposed_matmul, indptr, indices, weights, dense.contiguous(), total)
+    launch(_add_transposed_matmul, len(dense), dense, indptr, indices, weights, dense.contiguous(), total)
 
 
 def sampled_matmul(indptr: Tensor, indices: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(T,) in the dtype that is accumulated in."""
     output = left.new_empty(len(indices), dtype=torch.float64 if left.dtype == torch.float64 else torch.float32)
-    _launch(_sampled_matmul, indptr, indices, left.contiguous(), right.contiguous(), output)
+    launch(_sampled_matmul, len(left), right, indptr, indices, left.contiguous(), right.contiguous(), output)
     return output
 
 
-def _launch(kernel: Any, indptr: Tensor, indices: Tensor, first: Tensor, second: Tensor, output: Tensor) -> None:
-    rows, channels = len(indptr) - 1, second.shape[1]
-    if rows and channels:
-        accumulate = tl.float64 if second.dtype == torch.float64 else tl.float32
-        with torch.cuda.device_of(second):
-            kernel[(rows,)](
-                indptr, indices, first, second, output, channels, accumulate, triton.next_power_of_2(channels)
-            )
+def launch(kernel: Any, programs: int, dense: Tensor, *arguments: Any) -> None:
+    """Runs a kernel over the channels of `dense` (..., C), which accumulates in float32, or in float64 as `dense`."""
+    channels = dense.shape[-1]
+    if programs and channels:
+        accumulate = tl.float64 if dense.dtype == torch.float64 else tl.float32
+        with torch.cuda.device_of(dense):
+            kernel[(programs,)](*arguments, channels, accumulate, triton.next_power_of_2(channels))
 
 
 @triton.jit

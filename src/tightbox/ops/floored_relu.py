@@ -1,7 +1,5 @@
 """ReLU for distances, whose gradient does not vanish for good below its floor."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -1,7 +1,5 @@
 """Greedy suppression within each class of each image, of all images of a batch together."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms

@@ -4,8 +4,6 @@ One program goes through the boxes of one image, best first, and compares each w
 more than `most` are needed. So it ends early, and needs no table of all pairs.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """Group norm and ReLU in one, which on a GPU is a pass over the maps where PyTorch makes six."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -4,8 +4,6 @@ Maps are tables (B, H, W, C). A program has a tile of `ROWS` pixels of an image,
 group are neighbours. Statistics are (B, 2, groups): the mean, and one over the standard deviation.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

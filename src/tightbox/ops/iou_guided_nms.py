@@ -1,30 +1,35 @@
 """IoU-guided non-maximum suppression: the best localised box stays, with the best class score it suppresses."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from tightbox.boxes import at_least_float32
 from tightbox.errors import UserError
+from tightbox.ops.greedy_nms import nms_in_groups
 
 
-def iou_guided_nms(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 of IoU-Net (https://arxiv.org/abs/1807.11590) for boxes of one class.
+def iou_guided_nms(
+    boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: float, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of IoU-Net (https://arxiv.org/abs/1807.11590).
 
     The box of highest predicted IoU stays and removes the remaining ones that overlap it, and so on. What remains and
     what it removed is a cluster, scored by the best class score in it. Of equal predicted IoUs the first in the input
     goes first. Boxes without area neither remove nor are removed.
+
+    With labels it computes in float64 where the device has it, since the classes are kept apart by moving their boxes
+    apart.
 
     Args:
         boxes: (N, 4).
         scores: (N,) class scores. Background belongs removed before: it may have a high predicted IoU.
         ious: (N,) predicted IoUs; they only order the boxes.
         iou_threshold: a box is removed if its IoU with a kept one is above this.
+        labels: (N,) int64 class of each; boxes of different classes never meet. Without it there is one.
 
     Returns:
         Indices (M,) of the kept boxes and their clusters' scores (M,), by descending cluster score, then predicted IoU.
@@ -33,55 +38,31 @@ def iou_guided_nms(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: f
         UserError: if the lengths differ, or the threshold is outside [0, 1].
 
     >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 0.0, 30.0, 10.0]])
-    >>> iou_guided_nms(boxes, torch.tensor([0.9, 0.6, 0.7]), torch.tensor([0.7, 0.8, 0.5]), iou_threshold=0.5)
+    >>> scores, ious = torch.tensor([0.9, 0.6, 0.7]), torch.tensor([0.7, 0.8, 0.5])
+    >>> iou_guided_nms(boxes, scores, ious, iou_threshold=0.5)
     (tensor([1, 2]), tensor([0.9000, 0.7000]))
+    >>> iou_guided_nms(boxes, scores, ious, iou_threshold=0.5, labels=torch.tensor([0, 1, 0]))
+    (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.6000]))
     """
-    _check(boxes, scores, ious, iou_threshold)
-    boxes = at_least_float32(boxes)
-    # On a GPU, `nms` rounds the threshold to float32, perhaps up.
-    keep = nms(boxes, ious.to(boxes.dtype), _rounded_down(iou_threshold, boxes.dtype))
-    return _with_cluster_scores(boxes, scores, keep, iou_threshold)
-
-
-def batched_iou_guided_nms(
-    boxes: Tensor, scores: Tensor, ious: Tensor, labels: Tensor, iou_threshold: float
-) -> tuple[Tensor, Tensor]:
-    """`iou_guided_nms` for each class by itself: boxes of different `labels` (N,) int64 never meet.
-
-    Computed in float64 where the device has it, since the classes are kept apart by moving their boxes apart.
-
-    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
-    >>> scores, ious = torch.tensor([0.9, 0.6]), torch.tensor([0.7, 0.8])
-    >>> batched_iou_guided_nms(boxes, scores, ious, torch.tensor([0, 1]), iou_threshold=0.5)
-    (tensor([0, 1]), tensor([0.9000, 0.6000]))
-    """
-    _check(boxes, scores, ious, iou_threshold)
-    if len(labels) != len(boxes):
-        raise UserError(f"IoU-guided NMS: {len(labels)} labels for {len(boxes)} boxes; it needs one for each")
-    if len(boxes) == 0:
-        return labels, scores
-    wide = at_least_float32(boxes) if boxes.device.type == "mps" else boxes.double()
-    wide = wide - wide.min()
-    wide = wide + (labels * (wide.max() + 1))[:, None]
-    ious = ious.to(wide.dtype)
-    keep = batched_nms(wide, ious, labels, iou_threshold).sort().values
-    keep = keep[ious[keep].argsort(descending=True, stable=True)]  # batched_nms does not promise an order of ties
-    return _with_cluster_scores(wide, scores, keep, iou_threshold)
-
-
-def _check(boxes: Tensor, scores: Tensor, ious: Tensor, iou_threshold: float) -> None:
-    if not len(boxes) == len(scores) == len(ious):
-        raise UserError(
-            f"IoU-guided NMS: {len(boxes)} boxes, {len(scores)} scores and {len(ious)} predicted IoUs; "
-            "it needs one of each for every box"
-        )
+    number = len(boxes)
+    if not number == len(scores) == len(ious):
+        counts = f"{number} boxes, {len(scores)} scores and {len(ious)} predicted IoUs"
+        raise UserError(f"IoU-guided NMS: {counts}; it needs one of each for every box")
+    if labels is not None and len(labels) != number:
+        raise UserError(f"IoU-guided NMS: {len(labels)} labels for {number} boxes; it needs one for each")
     if not 0 <= iou_threshold <= 1:
         raise UserError(f"IoU-guided NMS: the threshold is {iou_threshold}; it must be in [0, 1]")
-
-
-def _with_cluster_scores(boxes: Tensor, scores: Tensor, keep: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Sorts the kept boxes, given in order of predicted IoU, by the best score each one's cluster has."""
-    removed = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    boxes = at_least_float32(boxes)
+    if labels is None or number == 0:
+        # On a GPU, `nms` rounds the threshold to float32, perhaps up.
+        keep = nms(boxes, ious.to(boxes.dtype), _rounded_down(iou_threshold, boxes.dtype))
+    else:
+        keep = nms_in_groups(boxes, ious, labels, iou_threshold)
+        boxes = boxes if boxes.device.type == "mps" else boxes.double()
+        boxes = boxes - boxes.min()
+        boxes = boxes + (labels * (boxes.max() + 1))[:, None]
+    # The kept boxes are given in order of predicted IoU, and sorted by the best score that each one's cluster has.
+    removed = torch.ones(number, dtype=torch.bool, device=boxes.device)
     removed[keep] = False
     rest = removed.nonzero().squeeze(1)
     clusters = pad(scores[keep], (0, 1))  # the last is for a box that `nms` removed by another device's rounding
@@ -136,6 +117,5 @@ def _first_cover(boxes: Tensor, keep: Tensor, rest: Tensor, iou_threshold: float
 def _rounded_down(value: float, dtype: torch.dtype) -> float:
     """The largest number of `dtype` that is at most `value`: `nms` compares with the float64 threshold itself."""
     nearest = torch.tensor(value, dtype=dtype)
-    return (
-        nearest if nearest.item() <= value else torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
-    ).item()
+    rounded = nearest if nearest.item() <= value else torch.nextafter(nearest, nearest.new_tensor(-math.inf))
+    return rounded.item()

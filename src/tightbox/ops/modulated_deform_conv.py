@@ -3,9 +3,8 @@
 Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019, section 3.2.
 """
 
-from __future__ import annotations
-
-from typing import Self, cast
+import math
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +16,20 @@ class ModulatedDeformConv2d(nn.Conv2d):
 
     The offset branch starts at zero: no tap is moved and every one counts half, as published. Parameters have the names
     and the order of channels of published models: for K taps the branch gives 2K offsets (taps row by row, y before x
-    for each) and then K mask logits.
+    for each) and then K mask logits. Arguments are those of a convolution, whose padding is zeros.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self.conv_offset = nn.Conv2d(in_channels, 3 * kernel_size**2, kernel_size, stride, padding, dilation)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        geometry: Any = self.kernel_size, self.stride, self.padding, self.dilation
+        self.conv_offset = nn.Conv2d(self.in_channels, 3 * math.prod(self.kernel_size), *geometry)
         self.reset_offsets()
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> Self:
-        """A deformable convolution with the shape and the weights of a plain one, which is square."""
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            conv.stride[0],
-            int(conv.padding[0]),
-            conv.dilation[0],
-            conv.groups,
-            conv.bias is not None,
-        )
+        """A deformable convolution with the shape and the weights of a plain one."""
+        geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+        made = cls(conv.in_channels, conv.out_channels, *geometry, conv.groups, conv.bias is not None)
         made.load_state_dict(conv.state_dict(), strict=False)
         return made
 

@@ -30,23 +30,22 @@ second for the four on the right. Each weight is the product of one along y and 
 [0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.0625, 0.375, 0.0625, 0.375]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from tightbox.boxes import at_least_float32
+from tightbox.boxes import area, at_least_float32
 from tightbox.errors import UserError
 from tightbox.ops.csr import CSRPattern, uses_triton
 
 # Boxes are pooled in chunks, whose sparse matrices then stay small beside the features and the output. A GPU has the
 # memory for larger ones, and has to wait in each chunk until the number of entries is known.
 _BOXES_PER_CHUNK, _BOXES_PER_CHUNK_ON_GPU = 64, 2048
+AxisMatrix = tuple[CSRPattern, Tensor]  # and the weights of its entries
 
 
 def prroi_pool(
@@ -89,26 +88,6 @@ def prroi_pool(
     pool = _pool_whole_maps if torch.compiler.is_exporting() else _pool_bins
     pooled = cast(Tensor, pool(input, _edges(y1, y2, rows), _edges(x1, x2, columns), images))
     return pooled.permute(0, 3, 1, 2)
-
-
-class PrRoIPool(nn.Module):
-    """`prroi_pool` with fixed settings."""
-
-    def __init__(
-        self, output_size: int | tuple[int, int], spatial_scale: float = 1.0, *, aligned: bool = False
-    ) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.aligned = aligned
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """(K, C, rows, columns): the features (N, C, H, W) pooled over `boxes`, (K, 5) or a list of (L, 4)."""
-        return prroi_pool(input, boxes, self.output_size, self.spatial_scale, aligned=self.aligned)
-
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, aligned={self.aligned}"
 
 
 def _as_one_tensor(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -240,10 +219,8 @@ def _edges_gradient(
         # The product rule: a weight is one along y times one along x, and each of these is a factor of several weights.
         to_y_weights.index_add_(0, y_entries, to_weights * x_weights.index_select(0, x_entries))
         to_x_weights.index_add_(0, x_entries, to_weights * y_weights.index_select(0, y_entries))
-    return (
-        _axis_edges_gradient(y_edges, y, y_weights, to_y_weights),
-        _axis_edges_gradient(x_edges, x, x_weights, to_x_weights),
-    )
+    to_y_edges = _axis_edges_gradient(y_edges, y, y_weights, to_y_weights)
+    return to_y_edges, _axis_edges_gradient(x_edges, x, x_weights, to_x_weights)
 
 
 def _empty_pooled(features: Tensor, y_edges: Tensor, x_edges: Tensor) -> Tensor:
@@ -304,15 +281,13 @@ def _check_values(y_edges: Tensor, x_edges: Tensor, images: Tensor, batch: int) 
     raise UserError(f"box {number} is of image {float(images[number]):g}, which is not in the batch of {batch}")
 
 
-def _axis_matrices(
-    features: Tensor, y_edges: Tensor, x_edges: Tensor
-) -> tuple[tuple[CSRPattern, Tensor], tuple[CSRPattern, Tensor]]:
+def _axis_matrices(features: Tensor, y_edges: Tensor, x_edges: Tensor) -> tuple[AxisMatrix, AxisMatrix]:
     """The weights of the pixels along y and along x, in float32, or in float64 where the features are."""
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     return _axis_matrix(y_edges, features.shape[2], dtype), _axis_matrix(x_edges, features.shape[3], dtype)
 
 
-def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> tuple[CSRPattern, Tensor]:
+def _axis_matrix(edges: Tensor, size: int, dtype: torch.dtype) -> AxisMatrix:
     """The weights of the pixels along one axis in each bin, as a sparse matrix (K·bins, size).
 
     Args:
@@ -378,10 +353,9 @@ def _kronecker(
     """
     height, width = map_size
     rows, columns = len(y.counts) // len(images), len(x.counts) // len(images)
-    bins = torch.arange(
-        boxes.start * rows * columns, boxes.stop * rows * columns, dtype=torch.int32, device=images.device
-    )
-    box = bins // (rows * columns)
+    of_box = rows * columns
+    bins = torch.arange(boxes.start * of_box, boxes.stop * of_box, dtype=torch.int32, device=images.device)
+    box = bins // of_box
     y_rows, x_rows = bins // columns, box * columns + bins % columns  # of the patterns y and x: one of each for a bin
     # A run is the pixels of a bin that lie side by side in one row of the map. Entries are listed in two steps, runs
     # and then their pixels, because what is the same along a run is then computed once for it.
@@ -392,3 +366,68 @@ def _kronecker(
     indices = run_starts.index_select(0, run_of_entry) + x.indices.index_select(0, x_entries)
     counts = y.counts.index_select(0, y_rows) * x.counts.index_select(0, x_rows)
     return CSRPattern.of_counts(counts, indices), y_of_run.index_select(0, run_of_entry), x_entries
+
+
+def window_pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, images: Tensor, bins: int) -> Tensor:
+    """(K, C, bins, bins): `prroi_pool` of each box from a level of its own, for exported files.
+
+    No file format has a sparse matrix. The weights of the pixels are separable, so that over the window of a map that a
+    box covers they are two small dense matrices, one along y and one along x.
+
+    Args:
+        levels: maps (B, C, h, w).
+        boxes: (K, 4) finite, in pixels of their levels.
+        level: (K,) index of each box's level.
+        images: (K,) index of each box's image.
+        bins: along each axis.
+    """
+    # One table with a row for each pixel of all levels and images.
+    table = torch.cat([features.permute(0, 2, 3, 1).flatten(0, 2) for features in levels])
+    heights, widths = (_numbers([x.shape[axis] for x in levels], level)[level] for axis in (2, 3))
+    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in levels]
+    starts = _numbers([sum(pixels[:i]) for i in range(len(levels))], level)[level] + images * heights * widths
+
+    near, far = boxes[:, :2].flip(1), boxes[:, 2:].flip(1)  # (K, 2), y and x
+    edges = near[..., None] + (far - near)[..., None] * torch.arange(bins + 1, device=boxes.device) / bins
+    limits = torch.stack([heights, widths], dim=1)
+    first = torch.minimum(near.floor().clamp(min=0).long(), limits - 1)
+    last = torch.maximum(torch.minimum(far.ceil().long() + 1, limits), first + 1)  # a pixel at least; exclusive
+    windows = torch.cat([torch.stack([first, last], dim=2).flatten(1), starts[:, None], widths[:, None]], dim=1)
+
+    of_bin = area(boxes) / bins**2  # not .prod(), by which OpenVINO 2026.4 would multiply instead of dividing
+    scale = torch.where(of_bin > 0, 1 / of_bin, 0)
+    integrals = cast(Tensor, integrate_windows(table, edges, windows))
+    return (integrals * scale[:, None, None, None]).permute(0, 3, 1, 2)
+
+
+def _numbers(values: Sequence[int], like: Tensor) -> Tensor:
+    """The values, which may be symbols of an exporter, as integers on a device."""
+    return torch.cat([torch.full((1,), value, dtype=torch.int64, device=like.device) for value in values])
+
+
+@torch.library.custom_op("tightbox::integrate_windows", mutates_args=())
+def integrate_windows(table: Tensor, edges: Tensor, windows: Tensor) -> Tensor:
+    """(K, bins, bins, C) integrals of the interpolated features over the bins of each box.
+
+    In an ONNX file this is one Loop; here it is the slow, obvious form.
+
+    Args:
+        table: (R, C) features, a row for each pixel, the rows of a map one after another.
+        edges: (K, 2, bins + 1), where the bins of each box meet along y and along x, in pixels of its map.
+        windows: (K, 6) of each box the first pixel along y and the one after its last, the same along x, the row of the
+            table with pixel (0, 0) of its map, and the map's width.
+    """
+    pooled = table.new_empty(len(edges), edges.shape[2] - 1, edges.shape[2] - 1, table.shape[1])
+    for box, (top, bottom, left, right, start, width) in enumerate(windows.tolist()):
+        y, x = torch.arange(top, bottom, device=table.device), torch.arange(left, right, device=table.device)
+        # (bins, P) the integral over each bin of the hat of each pixel.
+        of_y = _hat_integral(edges[box, 0, :, None] - y).diff(dim=0)
+        of_x = _hat_integral(edges[box, 1, :, None] - x).diff(dim=0)
+        features = table[start + y[:, None] * width + x]  # (h, w, C)
+        pooled[box] = torch.einsum("ih,jw,hwc->ijc", of_y, of_x, features)
+    return pooled
+
+
+@integrate_windows.register_fake
+def _(table: Tensor, edges: Tensor, windows: Tensor) -> Tensor:
+    return table.new_empty(edges.shape[0], edges.shape[2] - 1, edges.shape[2] - 1, table.shape[1])

@@ -5,22 +5,21 @@ them has to be made, whose length the CPU would wait for. Arguments are those of
 that is not finite, or of no image, pools NaN and gives no gradient.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tightbox.ops.csr_triton import launch
+
 
 def pool(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) -> Tensor:
     """(K, rows, columns, C) of the features' dtype."""
     usable, spans, pixels = _bins(features, y_edges, x_edges, images)
     output = features.new_empty(*spans.shape[:3], features.shape[1])
-    _launch(_pool, features, spans, pixels, _table(features), output)
+    table, width = _table(features), features.shape[3]
+    launch(_pool, spans.numel() // 4, table, spans, pixels, table, output, width)
     return output.masked_fill_(~usable[:, None, None, None], torch.nan)
 
 
@@ -28,7 +27,7 @@ def features_gradient(gradient: Tensor, features: Tensor, y_edges: Tensor, x_edg
     """(N, C, H, W), added up by atomics in float32 at least: the order of the additions may change."""
     _, spans, pixels = _bins(features, y_edges, x_edges, images)
     total = torch.zeros_like(_table(features), dtype=torch.promote_types(features.dtype, torch.float32))
-    _launch(_add_to_features, features, spans, pixels, gradient.contiguous(), total)
+    launch(_add_to_features, spans.numel() // 4, total, spans, pixels, gradient.contiguous(), total, features.shape[3])
     return total.permute(0, 3, 1, 2).to(features.dtype)
 
 
@@ -38,7 +37,8 @@ def edges_gradient(
     """Those of the edges along y and along x."""
     _, spans, pixels = _bins(features, y_edges, x_edges, images)
     to_spans = torch.empty_like(spans)
-    _launch(_to_spans, features, spans, pixels, _table(features), gradient.contiguous(), to_spans)
+    table, width = _table(features), features.shape[3]
+    launch(_to_spans, spans.numel() // 4, table, spans, pixels, table, gradient.contiguous(), to_spans, width)
     y1, y2, x1, x2 = to_spans.unbind(-1)
     return pad(y1.sum(2), (0, 1)) + pad(y2.sum(2), (1, 0)), pad(x1.sum(1), (0, 1)) + pad(x2.sum(1), (1, 0))
 
@@ -63,16 +63,6 @@ def _bins(features: Tensor, y_edges: Tensor, x_edges: Tensor, images: Tensor) ->
         stop = torch.where((end > start) & usable[:, None, None], end.ceil() + 1, 0)
         ranges += [edge.nan_to_num().clamp(0, size).long() for edge in (start.floor(), stop)]
     return usable, torch.stack([y1, y2, x1, x2], dim=-1), torch.stack(ranges, dim=-1)
-
-
-def _launch(kernel: Any, features: Tensor, spans: Tensor, *tensors: Tensor) -> None:
-    _, channels, _, width = features.shape
-    if spans.numel():
-        accumulate = tl.float64 if features.dtype == torch.float64 else tl.float32
-        with torch.cuda.device_of(features):
-            kernel[(spans.numel() // 4,)](
-                spans, *tensors, width, channels, accumulate, triton.next_power_of_2(channels)
-            )
 
 
 @triton.jit

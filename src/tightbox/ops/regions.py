@@ -3,8 +3,6 @@
 UnitBox, https://arxiv.org/abs/1608.01471, section 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +37,6 @@ class Regions:
     centre_confidence: Tensor
     areas: Tensor
 
-    def __len__(self) -> int:
-        return len(self.areas)
-
 
 def regions(confidence: Tensor, threshold: float) -> Regions:
     """The connected regions of the pixels whose confidence is above the threshold; NaN is not.
@@ -62,9 +57,8 @@ def regions(confidence: Tensor, threshold: float) -> Regions:
     (tensor([[1, 1]]), tensor([5]), tensor([0.8400]))
     """
     if confidence.ndim != 2:
-        raise UserError(
-            f"a confidence map of shape {tuple(confidence.shape)} cannot have regions; give (height, width)"
-        )
+        shape = tuple(confidence.shape)
+        raise UserError(f"a confidence map of shape {shape} cannot have regions; give (height, width)")
     from scipy import ndimage  # here, as it takes half a second and UnitBox alone has regions
 
     values = confidence.detach().float().cpu().numpy()
@@ -85,11 +79,7 @@ def regions(confidence: Tensor, threshold: float) -> Regions:
     major, minor = 2 * np.sqrt(middle + spread), 2 * np.sqrt(middle - spread)
     angle = np.arctan2(2 * uv, uu - vv) / 2
     centres = np.stack([centre_x, centre_y], axis=1).astype(np.int64)
-    columns = (
-        centres,
-        np.stack([major, minor, angle, centre_x, centre_y], axis=1).astype(np.float32),
-        mean(values.ravel()[at]).astype(np.float32),
-        values[centres[:, 1], centres[:, 0]],
-        areas,
-    )
+    ellipses = np.stack([major, minor, angle, centre_x, centre_y], axis=1).astype(np.float32)
+    means = mean(values.ravel()[at]).astype(np.float32)
+    columns = centres, ellipses, means, values[centres[:, 1], centres[:, 0]], areas
     return Regions(*(torch.from_numpy(column).to(confidence.device) for column in columns))

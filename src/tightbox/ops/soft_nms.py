@@ -1,11 +1,10 @@
 """Soft non-maximum suppression: boxes that overlap a better one lose score instead of being removed."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tightbox.boxes import at_least_float32, iou
 from tightbox.errors import UserError
@@ -15,7 +14,6 @@ def soft_nms(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor | None = None,
-    *,
     method: Literal["linear", "gaussian"] = "linear",
     iou_threshold: float = 0.3,
     sigma: float = 0.5,
@@ -82,11 +80,8 @@ def soft_nms(
 def _by_class(chosen: Tensor, labels: Tensor | None) -> Tensor:
     """Indices of the chosen rows as a table with a line for each class, filled up with -1."""
     rows = chosen.nonzero().squeeze(1)
-    if labels is None:
+    if labels is None or len(rows) == 0:
         return rows[None]
-    order = labels[rows].argsort(stable=True)
-    _, line, count = torch.unique_consecutive(labels[rows[order]], return_inverse=True, return_counts=True)
-    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[line]
-    table = rows.new_full((len(count), int(count.max()) if len(count) else 0), -1)
-    table[line, place] = rows[order]
-    return table
+    rows = rows[labels[rows].argsort(stable=True)]
+    _, counts = labels[rows].unique_consecutive(return_counts=True)
+    return pad_sequence(rows.split(counts.tolist()), batch_first=True, padding_value=-1)

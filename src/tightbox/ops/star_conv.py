@@ -1,7 +1,5 @@
 """VarifocalNet's star-shaped deformable convolution: nine taps at a box's corners, edge middles and centre."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_weight
 from torchvision.ops import deform_conv2d
 
@@ -109,16 +106,13 @@ def star_conv2d(input: Tensor, star: StarSampling, weight: Tensor) -> Tensor:
         UserError: if the shapes do not fit together.
     """
     batch, channels, height, width = input.shape
-    if star.distances.shape != (batch, 4, height, width):
-        raise UserError(
-            f"distances of shape {tuple(star.distances.shape)} do not fit an input of shape {tuple(input.shape)}; "
-            f"they must be {(batch, 4, height, width)}"
-        )
+    given, wanted = tuple(star.distances.shape), (batch, 4, height, width)
+    if given != wanted:
+        misfit = f"distances of shape {given} do not fit an input of shape {tuple(input.shape)}"
+        raise UserError(f"{misfit}; they must be {wanted}")
     if weight.shape[1:] != (channels, 3, 3):
-        raise UserError(
-            f"a weight of shape {tuple(weight.shape)} does not fit {channels} channels; "
-            f"it must be (O, {channels}, 3, 3)"
-        )
+        misfit = f"a weight of shape {tuple(weight.shape)} does not fit {channels} channels"
+        raise UserError(f"{misfit}; it must be (O, {channels}, 3, 3)")
     device, dtype = input.device.type, input.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -183,7 +177,7 @@ def _multiply(rows: Tensor, matrix: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         if rows.is_cuda:
             return rows @ matrix.T
-        return conv2d(_as_images(rows), matrix[:, :, None, None]).permute(0, 2, 3, 1).reshape(-1, len(matrix))
+        return torch.conv2d(_as_images(rows), matrix[:, :, None, None]).permute(0, 2, 3, 1).reshape(-1, len(matrix))
 
 
 class _StarConv(torch.autograd.Function):
@@ -204,7 +198,7 @@ class _StarConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
         pixels, taps, weights = ctx.saved_tensors
         pixels_needed, taps_needed, _, weights_needed = ctx.needs_input_grad
         gradient = gradient.contiguous()
@@ -223,12 +217,7 @@ class _StarConv(torch.autograd.Function):
                 samples = _samples(pixels, pattern, chunk_weights)
                 to_taps += _product_over_locations(gradient[locations], samples)
                 del samples
-        return (
-            to_pixels.to(pixels.dtype) if pixels_needed else None,
-            to_taps.to(taps.dtype) if taps_needed else None,
-            None,
-            to_weights if weights_needed else None,
-        )
+        return to_pixels.to(pixels.dtype), to_taps.to(taps.dtype), None, to_weights  # PyTorch drops what is not needed
 
 
 def _chunks(patterns: list[CSRPattern], weights: Tensor) -> Iterator[tuple[slice, CSRPattern, Tensor]]:
@@ -250,5 +239,4 @@ def _product_over_locations(gradient: Tensor, samples: Tensor) -> Tensor:
     if samples.is_cuda:
         return gradient.T @ samples
     shape = (gradient.shape[1], samples.shape[1], 1, 1)
-    product: Tensor = conv2d_weight(_as_images(samples), shape, _as_images(gradient))
-    return product[:, :, 0, 0]
+    return cast(Tensor, conv2d_weight(_as_images(samples), shape, _as_images(gradient))[:, :, 0, 0])

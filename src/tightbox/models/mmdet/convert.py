@@ -1,7 +1,5 @@
 """A published VFNet checkpoint as a tightbox model, and a tightbox VFNet as mmdetection's state dict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,23 +7,24 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from tightbox.checkpoint import refuse_misfits
 from tightbox.errors import UserError
 from tightbox.models import Backbone, Detector, VFNet
-from tightbox.models.mmdet.coco import COCO_CLASSES
 from tightbox.models.mmdet.names import to_published
 from tightbox.models.mmdet.read import PublishedFile, read_checkpoint
 from tightbox.models.mmdet.variants import recognise
 from tightbox.models.skip_init import SkipInit
 from tightbox.options import BackboneOptions, VFNetOptions
 
+# COCO's 80 classes, in the order of their category ids, among which torchvision has these two as well.
+_CATEGORIES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+COCO_CLASSES = tuple(name for name in _CATEGORIES if name not in ("__background__", "N/A"))
+
 
 def import_checkpoint(
-    path: str | Path,
-    class_names: Sequence[str] | None = None,
-    *,
-    top_k_of: Literal["locations", "pairs"] = "locations",
+    path: str | Path, class_names: Sequence[str] | None = None, *, top_k_of: Literal["locations", "pairs"] = "locations"
 ) -> VFNet:
     """The VFNet in a file of mmdetection, in evaluation mode, with the published settings of training and testing.
 

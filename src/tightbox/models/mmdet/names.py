@@ -1,17 +1,12 @@
 """Published names of VFNet's parameters."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 # Ours to theirs, the first that fits. timm's ResNets and mmdetection's have the same names but for the deep stem.
-_DEEP_STEM = [
-    (r"^backbone\.body\.conv1\.", "backbone.stem."),
-    (r"^backbone\.body\.bn1\.", "backbone.stem.7."),
-]
+_DEEP_STEM = [(r"^backbone\.body\.conv1\.", "backbone.stem."), (r"^backbone\.body\.bn1\.", "backbone.stem.7.")]
 _NECK = {
     r"lateral\.(\d+)": r"lateral_convs.\1",
     r"output\.(\d+)": r"fpn_convs.\1",
@@ -24,12 +19,9 @@ _RENAMES = [
     (r"^backbone\.body\.", "backbone."),
     *((rf"^fpn\.{ours}\.norm\.", f"neck.{theirs}.gn.") for ours, theirs in _NECK.items()),
     *((rf"^fpn\.{ours}\.(?:conv\.)?", f"neck.{theirs}.conv.") for ours, theirs in _NECK.items()),
-    (r"^head\.class_tower\.(\d+)\.conv\.", r"bbox_head.cls_convs.\1.conv."),
-    (r"^head\.class_tower\.(\d+)\.norm\.", r"bbox_head.cls_convs.\1.gn."),
-    (r"^head\.box_tower\.(\d+)\.conv\.", r"bbox_head.reg_convs.\1.conv."),
-    (r"^head\.box_tower\.(\d+)\.norm\.", r"bbox_head.reg_convs.\1.gn."),
-    (r"^head\.box_conv\.conv\.", "bbox_head.vfnet_reg_conv.conv."),
-    (r"^head\.box_conv\.norm\.", "bbox_head.vfnet_reg_conv.gn."),
+    (r"^head\.class_tower\.", "bbox_head.cls_convs."),
+    (r"^head\.box_tower\.", "bbox_head.reg_convs."),
+    (r"^head\.box_conv\.", "bbox_head.vfnet_reg_conv."),
     (r"^head\.box\.", "bbox_head.vfnet_reg."),
     (r"^head\.box_scale\.(\d+)$", r"bbox_head.scales.\1.scale"),
     (r"^head\.refine_conv\.", "bbox_head.vfnet_reg_refine_dconv."),
@@ -61,5 +53,5 @@ def _renamed(name: str, renames: list[tuple[str, str]]) -> str:
     for pattern, theirs in renames:
         new, count = re.subn(pattern, theirs, name)
         if count:
-            return new
+            return new.replace(".norm.", ".gn.")
     raise KeyError(f"mmdetection's VFNet has nothing like {name}")

@@ -1,15 +1,12 @@
 """Reading the `.pth` files of mmdetection without running anything that they hold."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +25,7 @@ _ALLOWED: list[Any] = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedFile:
+class PublishedFile(NamedTuple):
     """What a file holds of a model.
 
     Attributes:
@@ -118,11 +114,9 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names where mmdetection 2 (`CLASSES`) and 3 (`dataset_meta`) keep them."""
     inner = meta.get("dataset_meta")
     places = [meta, inner] if isinstance(inner, Mapping) else [meta]
-    for place in places:
-        for key in ("classes", "CLASSES"):
-            names = place.get(key)
-            if isinstance(names, str):
-                return (names,)
-            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-                return tuple(names)
+    for names in (place.get(key) for place in places for key in ("classes", "CLASSES")):
+        if isinstance(names, str):
+            return (names,)
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
     return None

@@ -1,9 +1,7 @@
 """Which VFNet a state dict is, by its names and shapes alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -38,8 +36,7 @@ _OTHERS = {
 }
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A recognised VFNet; the weights' own training settings are the published ones."""
 
     backbone: BackboneOptions
@@ -97,13 +94,9 @@ def _backbone(tensors: Mapping[str, Tensor], source: str) -> BackboneOptions:
             f"{width[0]} wide); known are {', '.join(_TITLES.values())}"
         )
     deformable = any(name.startswith("backbone.") and ".conv_offset." in name for name in tensors)
+    pool = name != "res2net101d"
     return BackboneOptions(
-        name=name,
-        pretrained=False,
-        frozen_stages=1,
-        frozen_norm=True,
-        deformable=deformable,
-        res2net_pool=name != "res2net101d",
+        name=name, pretrained=False, frozen_stages=1, frozen_norm=True, deformable=deformable, res2net_pool=pool
     )
 
 
