@@ -1,7 +1,5 @@
 """How large a data set's images must be for a detector to see the objects in them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

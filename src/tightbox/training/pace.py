@@ -1,7 +1,8 @@
-"""How far a training is, and when it is over: by its epochs or by the clock."""
+"""How far a training is, and when it is over: by its epochs, by the clock, or by Ctrl-C."""
 
-from __future__ import annotations
-
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -84,3 +85,24 @@ class Pace:
     def length(self, position: Position) -> str:
         """What is done of a training that is over, in words."""
         return f"{position.epoch} epochs" if self.seconds is None else f"{position.seconds / 60:.3g} minutes"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed; a second Ctrl-C is immediate."""
+    pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: signals belong to whoever runs it
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,7 +1,5 @@
 """The losses and the seconds of training steps, as the process learns them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -15,9 +13,8 @@ from tightbox.errors import UserError
 from tightbox.training.pace import Position
 
 Clock = Callable[[], float]
-WAY_OUT = (  # of a training that diverged
-    "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
-)
+# Of a training that diverged.
+WAY_OUT = "start anew with a lower --lr or a longer --warmup, or --resume with --precision fp32; checkpoints are intact"
 STEPS = 10  # between two readings on a device that works ahead; fetching a number makes the process wait for it
 
 
@@ -71,13 +68,10 @@ class Readings:
         for number, row in enumerate(rows, first + 1):
             losses = dict(zip(self._names, row, strict=True))
             if not isfinite(sum(row)):  # in any process, as it would not vanish from a mean
-                raise UserError(_diverged(position.epoch + 1, number, losses))
+                terms = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+                where = f"epoch {position.epoch + 1}, batch {number} ({terms})"
+                raise UserError(f"the loss stopped being a finite number in {where}; {WAY_OUT}")
             for name, value in losses.items():
                 position.loss_sums[name] = position.loss_sums.get(name, 0.0) + value
         position.seconds += seconds
         return bool(stops > 0)
-
-
-def _diverged(epoch: int, batch: int, losses: Mapping[str, float]) -> str:
-    terms = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-    return f"the loss stopped being a finite number in epoch {epoch}, batch {batch} ({terms}); {WAY_OUT}"

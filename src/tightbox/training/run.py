@@ -1,7 +1,5 @@
 """What happens at the end of an epoch: evaluating, writing figures, saving, and stopping early."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ RESUME = "resume"
 SECONDS_APART, TIMES_APART = 600.0, 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
     """A training's folder and what is written there.
 
@@ -42,8 +40,7 @@ class Run:
         swa: ... but for that in `swa_epochs`, the mean of the weights at their ends, if there are any.
         train: training records.
         val: validation records, if there are any.
-        options: of the training.
-        pace: its length.
+        pace: its length, and the options.
         position: how far it is; moved to the next epoch here.
         bar: says what is going on.
     """
@@ -55,7 +52,6 @@ class Run:
     swa: AveragedModel | None
     train: DetectionData
     val: DetectionData | None
-    options: TrainOptions
     pace: Pace
     position: Position
     bar: Progress
@@ -63,8 +59,7 @@ class Run:
     @property
     def model(self) -> Detector:
         """The one that is evaluated and saved by now."""
-        averaged = self.swa is not None and self.swa.n_averaged > 0
-        return cast(Detector, self.swa.module) if self.swa is not None and averaged else self.main
+        return cast(Detector, self.swa.module) if self.swa is not None and self.swa.n_averaged > 0 else self.main
 
     def keep_rows(self) -> None:
         """Of `metrics.jsonl`, those of whole epochs that are done: a resumed training runs the rest again."""
@@ -81,7 +76,9 @@ class Run:
         Time can be up within an epoch: then it ends there, and a resumed training goes on with the rest of it.
         """
         position, number = self.position, self.position.epoch + 1
-        self._refuse_diverged(number)
+        # Before anything is written: the last steps of an epoch may have ruined the weights.
+        if not all(weights.isfinite().all() for weights in self.trained.parameters()):
+            raise UserError(f"weights stopped being finite numbers in epoch {number}; {WAY_OUT}")
         over = self.pace.over(position)
         row = {"epoch": number, "lr": lr, **position.mean_losses()}
         row |= {"train_seconds": round(position.seconds, 1), "images_per_second": round(self.bar.rate(), 2)}
@@ -93,33 +90,28 @@ class Run:
         self._write(row)
         self.save("last")
         self.save_state()
-        if stopped_early(self.options, position):
-            self.bar.print(f"stopped early: no better AP in the last {self.options.patience} evaluations")
+        if stopped_early(self.pace.options, position):
+            self.bar.print(f"stopped early: no better AP in the last {self.pace.options.patience} evaluations")
             return False
         return not over
 
-    def _refuse_diverged(self, number: int) -> None:
-        """Raises UserError, before anything is written, if the last steps of an epoch ruined the weights."""
-        if not all(weights.isfinite().all() for weights in self.trained.parameters()):
-            raise UserError(f"weights stopped being finite numbers in epoch {number}; {WAY_OUT}")
-
     def _evaluates(self, number: int, *, over: bool) -> bool:
         if over or self.pace.seconds is None:
-            return over or number % self.options.eval_every == 0
+            return over or number % self.pace.options.eval_every == 0
         apart = self.position.seconds - self.position.evaluated
         return apart >= max(SECONDS_APART, TIMES_APART * self.position.evaluation_seconds)
 
     def _evaluate(self, val: DetectionData, number: int) -> dict[str, Any]:
         """The figures for the epoch's row; the model is saved with them if it is the best so far."""
         position, model, started = self.position, self.model, time.monotonic()
-        loading = Loading(self.options.batch_size, self.options.workers, self.options.skip_unreadable)
+        loading = Loading(self.pace.options.batch_size, self.pace.options.workers, self.pace.options.skip_unreadable)
         with self.bar.evaluating() as progress:
             metrics = evaluate_model(model, val, accelerator=self.accelerator, loading=loading, progress=progress)
         seconds = torch.tensor(time.monotonic() - started, device=self.accelerator.device)
         position.evaluated, position.evaluation_seconds = position.seconds, mean_over_processes(seconds).item()
         figures = metrics.to_dict()
         model.metrics |= figures
-        if self.options.keep_all:
+        if self.pace.options.keep_all:
             self.save(f"epoch-{number}")
         ap, ap50, ap75 = (figures[name] or 0.0 for name in ("ap", "ap50", "ap75"))
         self.bar.print(f"epoch {number}: AP {ap:.3f}  AP50 {ap50:.3f}  AP75 {ap75:.3f}")

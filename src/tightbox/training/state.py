@@ -1,7 +1,5 @@
 """The state of a training on disk: everything that is needed to go on exactly."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -78,10 +76,8 @@ def _check(folder: Path, train: DetectionData, anew: str) -> None:
         own, now = ", ".join(names), ", ".join(train.class_names)
         raise UserError(f"this run learns the classes {own}, but {train.root} has {now}; give its own data, or {anew}")
     if images != len(train.records):
-        raise UserError(
-            f"this run learns from {images} images, but {train.root} has {len(train.records)}; "
-            f"give its own data, or {anew}"
-        )
+        now = f"{train.root} has {len(train.records)}"
+        raise UserError(f"this run learns from {images} images, but {now}; give its own data, or {anew}")
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; {anew}")
