@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.data import WIDER_FACES, wider_face
 from tightbox.data.doctor import examine
+from tightbox.data.faces import read_wider_face
 from tightbox.data.layout import read_data, splits
-from tightbox.data.wider_face import read_wider_face
 from tightbox.errors import UserError
 
 

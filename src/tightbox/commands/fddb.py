@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Detect faces, compare them with the ellipses, write and draw the curves, and print a few of their points."""
-    from tightbox.data.fddb import read_ellipses, read_fddb
+    from tightbox.data.faces import read_ellipses, read_fddb
 
     data, ellipses = read_fddb(Path(args.data), args.split), read_ellipses(Path(args.data), args.split)
 

@@ -105,9 +105,8 @@ def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, int]:
     """Fills in the classes by ascending id; the label of each category id."""
-    whole = [
-        row for row in rows if isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("name"), str)
-    ]
+    objects = [row for row in rows if isinstance(row, dict)]
+    whole = [row for row in objects if _is_id(row.get("id")) and isinstance(row.get("name"), str)]
     if len(whole) < len(rows):
         message = f"{len(rows) - len(whole)} categories of {json_path} lack a whole-number id or a name"
         parsed.error("category", message, "give every category both")
