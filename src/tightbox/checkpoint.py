@@ -93,10 +93,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def settings_digest(*settings: Any) -> str:
     """SHA-256 of what differs from the options' defaults, in hexadecimal, so that later options change nothing."""
-    changed = [
-        {field.name: value for field in fields(part) if (value := getattr(part, field.name)) != field.default}
-        for part in settings
-    ]
+    changed = [{f.name: v for f in fields(part) if (v := getattr(part, f.name)) != f.default} for part in settings]
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 

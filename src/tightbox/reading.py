@@ -132,10 +132,8 @@ def read_xml(path: Path) -> Element:
     try:
         root: Element = fromstring(content)
     except ParseError as error:
-        line, column = error.position
-        raise UserError(
-            f"{path} is not valid XML at line {line}, column {column}; it may be cut off: {_AGAIN}"
-        ) from error
+        place = "line {}, column {}".format(*error.position)
+        raise UserError(f"{path} is not valid XML at {place}; it may be cut off: {_AGAIN}") from error
     except DefusedXmlException as error:
         raise UserError(f"{path} declares entities of its own, which are not expanded here; remove them") from error
     except (ValueError, LookupError) as error:

@@ -26,24 +26,17 @@ USAGE = "(CHECKPOINT --data DIR | --gt GT.json --dt DT.json --out FILE) [--cover
 def add_arguments(parser: ArgumentParser) -> None:
     """Which detector or results, which images to learn from and to report on, and what to promise."""
     on_data.add_arguments(parser, or_results=True)
-    parser.add_argument(
-        "--method",
-        choices=["auto", "isotonic", "temperature", "linear", "none"],
-        default="auto",
-        help="any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images",
-    )
+    methods = ["auto", "isotonic", "temperature", "linear", "none"]
+    what = "any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images"
+    parser.add_argument("--method", choices=methods, default="auto", help=what)
     parser.add_argument("--report_split", help="split to report on; test if absent and the data set has one")
     parser.add_argument("--coverage", type=float, help="probability with which outer boxes hold their whole object")
-    parser.add_argument(
-        "--margins",
-        choices=["iou", "size", "pixels"],
-        help="for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou",
-    )
+    margins = "for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou"
+    parser.add_argument("--margins", choices=["iou", "size", "pixels"], help=margins)
     parser.add_argument("--inner", action="store_true", help="for --coverage: also boxes that lie in their object")
     parser.add_argument("--per_class", action="store_true", help="for --coverage: each class has its own margins")
-    parser.add_argument(
-        "--miss", type=float, help="find the score threshold that misses at most this fraction of objects"
-    )
+    miss = "find the score threshold that misses at most this fraction of objects"
+    parser.add_argument("--miss", type=float, help=miss)
     parser.add_argument("--delta", type=float, help="for --miss: probability of missing more; 0.1")
     parser.add_argument("--out", help="for --dt: result file to write, calibrated")
     parser.add_argument("--apply_to", help="for --dt: result file of other images to calibrate; --dt itself if absent")
@@ -57,10 +50,8 @@ def run(args: Namespace) -> int:
     usual = {"out": None, "apply_to": None}
     on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
     if args.margins == "pixels":
-        raise UserError(
-            "margins in pixels would not hold once images are resized for the network: choose --margins size or iou, "
-            "or calibrate a result file with --gt and --dt"
-        )
+        advice = "choose --margins size or iou, or calibrate a result file with --gt and --dt"
+        raise UserError(f"margins in pixels would not hold once images are resized for the network: {advice}")
     return _calibrate_checkpoint(args)
 
 
@@ -89,10 +80,8 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     model, data = on_data.open_both(args, calibrated=False)
 
     if left_out := [name for name in model.class_names if args.classes and name not in args.classes]:
-        raise UserError(
-            f"--classes leaves out {', '.join(left_out)}, which the detector finds as well, and its calibration is of "
-            "all that it finds; name these too, or leave out --classes"
-        )
+        why = "which the detector finds as well, and its calibration is of all that it finds"
+        raise UserError(f"--classes leaves out {', '.join(left_out)}, {why}; name these too, or leave out --classes")
 
     from tightbox.checkpoint import read_weights, save_calibration, settings_digest, weights_digest
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
@@ -188,10 +177,8 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
 
     found = on_data.detect(args, model, data)
     if any(detections.ious is None for detections in found.values()):
-        raise UserError(
-            f"{args.checkpoint}: this detector predicts no IoU, so there is nothing to calibrate; "
-            "vfnet, iou_aware_retinanet and iou_net do"
-        )
+        why = "this detector predicts no IoU, so there is nothing to calibrate"
+        raise UserError(f"{args.checkpoint}: {why}; vfnet, iou_aware_retinanet and iou_net do")
     return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
 
 

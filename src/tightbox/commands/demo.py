@@ -31,12 +31,8 @@ SHOWN, SHOWN_SCORE = 8, 0.4  # images in the grid, and the least score of a box 
 def add_arguments(parser: ArgumentParser) -> None:
     """Where to, how long, and which scenes."""
     parser.add_argument("--out", default="demo", help="folder for scenes, checkpoint, metrics and images")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=MINUTES,
-        help="from the start of the training to the image grid, so the training itself is some seconds shorter",
-    )
+    minutes = "from the start of the training to the image grid, so the training itself is some seconds shorter"
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=minutes)
     on_data.add_device(parser)
     parser.add_argument("--train_scenes", type=PositiveInt, default=600, help="how many scenes to train on")
     parser.add_argument("--val_scenes", type=PositiveInt, default=100, help="how many other scenes to evaluate on")
@@ -107,22 +103,16 @@ def _new_model(train: DetectionData, seed: int) -> Detector:
     from tightbox.options import BackboneOptions, Preprocess
 
     torch.manual_seed(seed)
-    return create_model(
-        "vfnet",
-        class_names=train.class_names,
-        backbone=BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"]),
-        preprocess=Preprocess(long_side=SIDE, short_side=SIDE),
-        **small_options("vfnet"),
-    )
+    backbone = BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"])
+    how = {"backbone": backbone, "preprocess": Preprocess(long_side=SIDE, short_side=SIDE), **small_options("vfnet")}
+    return create_model("vfnet", class_names=train.class_names, **how)
 
 
 def _options(minutes: float, seed: int) -> TrainOptions:
     from tightbox.options import TrainOptions
 
-    defaults = small()
-    return TrainOptions(
-        minutes=minutes, batch_size=defaults["batch_size"], optimizer=defaults["optimizer"], ema=0.98, seed=seed
-    )
+    usual = {name: small()[name] for name in ("batch_size", "optimizer")}
+    return TrainOptions(minutes=minutes, ema=0.98, seed=seed, **usual)
 
 
 def _seconds_after_training(model: Detector, val: DetectionData) -> float:
@@ -161,7 +151,6 @@ def _draw(path: Path, val: DetectionData, found: dict[int, Detections]) -> None:
     from tightbox.draw import image_grid
     from tightbox.images import open_image, write_image
 
-    rows = []
-    for index, record in enumerate(val.records[:SHOWN]):
-        rows.append((open_image(record.path), record, found[index][found[index].scores >= SHOWN_SCORE]))
+    drawn = {index: boxes[boxes.scores >= SHOWN_SCORE] for index, boxes in found.items()}
+    rows = [(open_image(record.path), record, drawn[index]) for index, record in enumerate(val.records[:SHOWN])]
     write_image(path, image_grid(rows, val.class_names))

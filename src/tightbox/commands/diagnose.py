@@ -68,17 +68,11 @@ def of_detector(
     with progress_bar(f"detecting in {data.split}") as progress:
         before = look_before_suppression(model, data, loading=loading, progress=progress)
     ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(before.detections, data)
+    detections = list(before.detections.values())
+    notes = _calibrated(model, data.split) + _promised(model, ground_truth, predictions, detections)
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
-            ground_truth,
-            predictions,
-            title=title,
-            before=before,
-            notes=[
-                *_calibrated(model, data.split),
-                *_promised(model, ground_truth, predictions, list(before.detections.values())),
-            ],
-            progress=progress,
+            ground_truth, predictions, title=title, before=before, notes=notes, progress=progress
         )
     return diagnosis, {record.image_id: record.path for record in data.records}
 
@@ -96,10 +90,11 @@ def _promised(
     model: Detector, ground_truth: GroundTruth, predictions: Predictions, detections: Sequence[Detections]
 ) -> list[str]:
     """What outer boxes promise, under which assumptions, and how many keep it here."""
+    import numpy as np
+
     calibration = model.calibration
     if calibration is None or calibration.outer is None or not detections:
         return []
-    import numpy as np
 
     from tightbox.evaluation.coverage import outer_coverage
     from tightbox.evaluation.matching import match
@@ -107,13 +102,10 @@ def _promised(
     around = [each.outer.double().numpy() for each in detections if each.outer is not None]
     held, matched = outer_coverage(match(ground_truth, predictions), np.concatenate([np.empty((0, 4)), *around]))
     here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
-    promise = (
-        f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}. That is "
-        "promised for boxes that lie on an object (IoU 0.5), in images like those of "
-        f"{calibration.about.get('split')}, from which it was learned: it says nothing of boxes on no object, and does "
-        "not hold where images differ."
-    )
-    return [promise]
+    hold = f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}"
+    like = f"in images like those of {calibration.about.get('split')}, from which it was learned"
+    limits = "it says nothing of boxes on no object, and does not hold where images differ"
+    return [f"{hold}. That is promised for boxes that lie on an object (IoU 0.5), {like}: {limits}."]
 
 
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:

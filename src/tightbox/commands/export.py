@@ -23,28 +23,20 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "mmdet": ".pth"}
 def add_arguments(parser: ArgumentParser) -> None:
     """What, how, and to where."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` or `tightbox import` wrote")
-    parser.add_argument(
-        "--format",
-        choices=list(SUFFIXES),
-        required=True,
-        help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
+    kinds = (
+        "onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
         "(UnitBox is read densely, as connected regions are no operation there; IoU-Net's boxes are not refined, as "
-        "that takes gradients); "
-        "mmdet: a .pth file for mmdetection's VFNet",
+        "that takes gradients); mmdet: a .pth file for mmdetection's VFNet"
     )
+    parser.add_argument("--format", choices=list(SUFFIXES), required=True, help=kinds)
     parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument(
-        "--int8", action="store_true", help="with 8-bit integers, of onnx and openvino: smaller, faster"
-    )
+    int8 = "with 8-bit integers, of onnx and openvino: smaller, faster"
+    parser.add_argument("--int8", action="store_true", help=int8)
     parser.add_argument("--data", help="of --int8: folder of a data set with the checkpoint's classes")
     parser.add_argument("--split", default="train", help="which split of it shows the ranges of activations")
     parser.add_argument("--val_split", default="val", help="the split on which the AP lost to --int8 is measured")
-    parser.add_argument(
-        "--max_drop",
-        type=float,
-        default=0.005,
-        help="AP in [0, 1] that --int8 may lose there; layers go back to floats until it loses no more",
-    )
+    max_drop = "AP in [0, 1] that --int8 may lose there; layers go back to floats until it loses no more"
+    parser.add_argument("--max_drop", type=float, default=0.005, help=max_drop)
 
 
 def run(args: Namespace) -> int:
@@ -103,9 +95,8 @@ def _with_classes(args: Namespace, split: str, model: Detector) -> DetectionData
     data = read_data(args.data, split)
     if set(data.class_names) != set(model.class_names):
         theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
-        raise UserError(
-            f"{args.data} has the classes {theirs}, and the checkpoint {own}; give images that it was made for"
-        )
+        classes = f"the classes {theirs}, and the checkpoint {own}"
+        raise UserError(f"{args.data} has {classes}; give images that it was made for")
     return data.with_classes(model.class_names)
 
 

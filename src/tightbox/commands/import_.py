@@ -15,17 +15,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     """From where, to where."""
     parser.add_argument("checkpoint", help=".pth file; docs/published_checkpoints.md lists the published ones")
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
-    parser.add_argument(
-        "--class_names",
-        nargs="+",
-        help="the classes in order, or a text file with one a line; left out, the file's own or COCO's",
-    )
-    parser.add_argument(
-        "--top_k_of",
-        choices=["locations", "pairs"],
-        default="locations",
-        help="what is ranked before suppression: locations, as for the published AP, or pairs, as mmdetection 3 does",
-    )
+    class_names = "the classes in order, or a text file with one a line; left out, the file's own or COCO's"
+    parser.add_argument("--class_names", nargs="+", help=class_names)
+    ranked = "what is ranked before suppression: locations, as for the published AP, or pairs, as mmdetection 3 does"
+    parser.add_argument("--top_k_of", choices=["locations", "pairs"], default="locations", help=ranked)
 
 
 def run(args: Namespace) -> int:

@@ -59,9 +59,8 @@ def add_loading(parser: ArgumentParser) -> None:
 
 def add_views(parser: ArgumentParser) -> None:
     """Test-time augmentation."""
-    parser.add_argument(
-        "--scales", type=PositiveFloat, nargs="+", help="see each image at these sizes, 1 being the usual"
-    )
+    scales = "see each image at these sizes, 1 being the usual"
+    parser.add_argument("--scales", type=PositiveFloat, nargs="+", help=scales)
     parser.add_argument("--flip", action="store_true", help="see each image mirrored too")
     parser.add_argument("--merge", choices=MERGES, default=MERGES[0], help="how what is found in several views is one")
 

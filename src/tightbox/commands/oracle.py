@@ -33,9 +33,8 @@ def run(args: Namespace) -> int:
 
     print(_table(ladder))
     if of_results:
-        print(
-            "\nFinal boxes only: what suppression removed cannot be known, so missed objects stay missed, and nothing"
-        )
+        known = "Final boxes only: what suppression removed cannot be known, so missed objects stay missed, and nothing"
+        print(f"\n{known}")
         print("can take the place of a box whose score falls; a checkpoint with --data shows the whole ladder.")
     out = Path(args.out)
     write_json(out / "oracle.json", asdict(ladder) | {"lost_to_ranking": ladder.lost_to_ranking})
