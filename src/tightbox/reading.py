@@ -246,11 +246,7 @@ def _refuse_half_characters(path: Path, text: str) -> None:
 
 def is_whole(text: str) -> bool:
     """Whether a text, such as the name of a file, has whole characters only, so that it can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _plain_values(content: Any) -> Iterator[Any]:

@@ -13,7 +13,6 @@ from tightbox.errors import UserError
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
-    from tightbox.export.int8 import Int8
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE [--int8 --data DIR]"
@@ -60,33 +59,25 @@ def run(args: Namespace) -> int:
     from tightbox.models import load
 
     model = load(args.checkpoint)
+    int8 = None
+    if args.int8:
+        from tightbox.export.int8 import Int8
+
+        int8 = Int8(_with_classes(args, args.split, model), _with_classes(args, args.val_split, model), args.max_drop)
     if args.format == "mmdet":
         _mmdet(model, out)
+    elif args.format == "onnx":
+        from tightbox.export.onnx_file import write_onnx
+
+        write_onnx(model, out, int8=int8)
+        print(f"written: {out}, {_megabytes(out)}")
+        print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
     else:
-        {"onnx": _onnx, "openvino": _openvino}[args.format](model, out, _int8(args, model) if args.int8 else None)
+        from tightbox.export.openvino_file import write_openvino
+
+        weights = write_openvino(model, out, int8=int8)
+        print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
     return 0
-
-
-def _onnx(model: Detector, out: Path, int8: Int8 | None) -> None:
-    from tightbox.export.onnx_file import write_onnx
-
-    write_onnx(model, out, int8=int8)
-    print(f"written: {out}, {_megabytes(out)}")
-    print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
-
-
-def _openvino(model: Detector, out: Path, int8: Int8 | None) -> None:
-    from tightbox.export.openvino_file import write_openvino
-
-    weights = write_openvino(model, out, int8=int8)
-    print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
-
-
-def _int8(args: Namespace, model: Detector) -> Int8:
-    """The images that show the ranges of activations, and those that AP is measured on."""
-    from tightbox.export.int8 import Int8
-
-    return Int8(_with_classes(args, args.split, model), _with_classes(args, args.val_split, model), args.max_drop)
 
 
 def _with_classes(args: Namespace, split: str, model: Detector) -> DetectionData:
