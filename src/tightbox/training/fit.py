@@ -23,9 +23,8 @@ from tightbox.models import Detector
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.structures import ImageBatch, Targets
 from tightbox.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
-from tightbox.training.pace import Pace, Position, interruptible
+from tightbox.training.pace import Clock, Pace, Position, Readings, interruptible
 from tightbox.training.progress import Progress
-from tightbox.training.readings import Clock, Readings
 from tightbox.training.run import RESUME, Run, stopped_early
 from tightbox.training.state import load_state
 

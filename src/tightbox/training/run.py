@@ -18,9 +18,8 @@ from tightbox.inference.batches import Loading
 from tightbox.inference.detect import evaluate_model
 from tightbox.models import Detector
 from tightbox.options import TrainOptions
-from tightbox.training.pace import Pace, Position
+from tightbox.training.pace import WAY_OUT, Pace, Position
 from tightbox.training.progress import Progress
-from tightbox.training.readings import WAY_OUT
 from tightbox.training.state import save_state
 
 RESUME = "resume"
