@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.models import Detector
     from tightbox.options import TrainOptions
-    from tightbox.structures import Detections
 
 USAGE = "[--out demo] [--minutes 1.5]"
 PARTS, MARK = ("scenes", "run", "checkpoint"), ".tightbox-demo"  # folders in it, and the file that says whose they are
@@ -41,9 +43,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """The whole of it, ending with where everything is and what to do next."""
-    import shutil
-    import time
-
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
 
@@ -62,6 +61,8 @@ def run(args: Namespace) -> int:
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
     train, val = (read_data(out / "scenes", split) for split in splits)
 
+    from tightbox.draw import image_grid
+    from tightbox.images import open_image, write_image
     from tightbox.inference.detect import detect_data, evaluate_detections
     from tightbox.options import AugmentOptions
     from tightbox.training.fit import fit
@@ -74,7 +75,9 @@ def run(args: Namespace) -> int:
     seconds = time.monotonic() - started
     with progress_bar("detecting in val") as progress:
         found = detect_data(model, val, progress=progress)
-    _draw(out / "grid.png", val, found)
+    drawn = {index: boxes[boxes.scores >= SHOWN_SCORE] for index, boxes in found.items()}
+    rows = [(open_image(record.path), record, drawn[index]) for index, record in enumerate(val.records[:SHOWN])]
+    write_image(out / "grid.png", image_grid(rows, val.class_names))
     until_grid = time.monotonic() - started
     metrics = evaluate_detections(found, val)
     model.metrics = {"train_seconds": round(seconds, 1), **metrics.to_dict()}
@@ -117,9 +120,6 @@ def _options(minutes: float, seed: int) -> TrainOptions:
 
 def _seconds_after_training(model: Detector, val: DetectionData) -> float:
     """What detecting and drawing will take on this machine, judged by a few images."""
-    import time
-    from dataclasses import replace
-
     from tightbox.inference.detect import detect_data
 
     few = replace(val, records=val.records[:FEW])
@@ -144,13 +144,3 @@ def _diagnose(page: Path, model: Detector, val: DetectionData) -> str:
     except UserError as error:  # without the extra there are no plots, and the demo is no worse otherwise
         return str(error)
     return str(page)
-
-
-def _draw(path: Path, val: DetectionData, found: dict[int, Detections]) -> None:
-    """The image grid."""
-    from tightbox.draw import image_grid
-    from tightbox.images import open_image, write_image
-
-    drawn = {index: boxes[boxes.scores >= SHOWN_SCORE] for index, boxes in found.items()}
-    rows = [(open_image(record.path), record, drawn[index]) for index, record in enumerate(val.records[:SHOWN])]
-    write_image(path, image_grid(rows, val.class_names))

@@ -12,7 +12,6 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
-    from tightbox.data.records import DetectionData
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE [--int8 --data DIR]"
@@ -61,9 +60,17 @@ def run(args: Namespace) -> int:
     model = load(args.checkpoint)
     int8 = None
     if args.int8:
+        from tightbox.data.layout import read_data
         from tightbox.export.int8 import Int8
 
-        int8 = Int8(_with_classes(args, args.split, model), _with_classes(args, args.val_split, model), args.max_drop)
+        for_ranges, for_ap = read_data(args.data, args.split), read_data(args.data, args.val_split)
+        for data in (for_ranges, for_ap):
+            if set(data.class_names) != set(model.class_names):
+                theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
+                classes = f"the classes {theirs}, and the checkpoint {own}"
+                raise UserError(f"{args.data} has {classes}; give images that it was made for")
+        names = model.class_names
+        int8 = Int8(for_ranges.with_classes(names), for_ap.with_classes(names), args.max_drop)
     if args.format == "mmdet":
         _mmdet(model, out)
     elif args.format == "onnx":
@@ -78,17 +85,6 @@ def run(args: Namespace) -> int:
         weights = write_openvino(model, out, int8=int8)
         print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
     return 0
-
-
-def _with_classes(args: Namespace, split: str, model: Detector) -> DetectionData:
-    from tightbox.data.layout import read_data
-
-    data = read_data(args.data, split)
-    if set(data.class_names) != set(model.class_names):
-        theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
-        classes = f"the classes {theirs}, and the checkpoint {own}"
-        raise UserError(f"{args.data} has {classes}; give images that it was made for")
-    return data.with_classes(model.class_names)
 
 
 def _mmdet(model: Detector, out: Path) -> None:
