@@ -92,12 +92,10 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     matches = _detected(model, data, args)
     choice = choose_map(matches)
     method: Method = choice.method if args.method == "auto" else args.method
-    calibration = replace(
-        fit_calibration(matches, method, split=args.split, images=len(data.records)),
-        weights=weights_digest(read_weights(folder)),
-        settings=settings_digest(model.options, model.preprocess),
-        **_promises(args, matches, model.class_names),
-    )
+    learned = fit_calibration(matches, method, split=args.split, images=len(data.records))
+    weights, settings = weights_digest(read_weights(folder)), settings_digest(model.options, model.preprocess)
+    promises = _promises(args, matches, model.class_names)
+    calibration = replace(learned, weights=weights, settings=settings, **promises)
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
     save_calibration(calibration, folder)
 

@@ -168,20 +168,6 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used here ({reason}); choose auto or cpu") from error
 
 
-def training_device(name: str) -> torch.device | None:
-    """The same for a training, in which "auto" is left to accelerate.
-
-    Raises:
-        UserError: if this machine has no such device, or several processes would share one GPU.
-    """
-    if name == "auto":
-        return None
-    device = find_device(name)
-    if several_processes() and device.type != "cpu":
-        raise UserError(f"--device {name} is one device, but each process needs its own; leave it out")
-    return device
-
-
 def several_processes() -> bool:
     """Whether `accelerate launch` or `torchrun` started more than one; asking accelerate itself takes a second."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -27,7 +27,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Print the ladder, write it as JSON, and draw it."""
     of_results = on_data.of_results(args)
-    ladder = _of_results(Path(args.gt), Path(args.dt)) if of_results else _of_model(args)
+    if of_results:
+        from tightbox.evaluation.coco_files import read_ground_truth, read_predictions
+        from tightbox.evaluation.ladder import results_ladder
+
+        _, ground_truth = read_ground_truth(Path(args.gt))
+        ladder = results_ladder(ground_truth, read_predictions(Path(args.dt), ground_truth))
+    else:
+        model, data = on_data.open_both(args)
+
+        from tightbox.inference.candidates import iterate_assigned
+        from tightbox.inference.oracle import oracle_study
+
+        with progress_bar("replacing outputs by the truth") as progress:
+            images = iterate_assigned(model, data, loading=on_data.loading(args), progress=progress)
+            ladder = oracle_study(model, data, images)
 
     from tightbox.diagnosis.ladder_plot import draw_ladder
 
@@ -41,25 +55,6 @@ def run(args: Namespace) -> int:
     draw_ladder(ladder, out / "ladder.png")
     print(f"written: {out / 'oracle.json'} and ladder.png")
     return 0
-
-
-def _of_model(args: Namespace) -> Ladder:
-    model, data = on_data.open_both(args)
-
-    from tightbox.inference.candidates import iterate_assigned
-    from tightbox.inference.oracle import oracle_study
-
-    with progress_bar("replacing outputs by the truth") as progress:
-        images = iterate_assigned(model, data, loading=on_data.loading(args), progress=progress)
-        return oracle_study(model, data, images)
-
-
-def _of_results(gt: Path, dt: Path) -> Ladder:
-    from tightbox.evaluation.coco_files import read_ground_truth, read_predictions
-    from tightbox.evaluation.ladder import results_ladder
-
-    _, ground_truth = read_ground_truth(gt)
-    return results_ladder(ground_truth, read_predictions(dt, ground_truth))
 
 
 def _table(ladder: Ladder) -> str:

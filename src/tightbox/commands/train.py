@@ -154,7 +154,9 @@ def run(args: Namespace) -> int:
             val = val.only_classes([name for name in args.classes if name in val.class_names])
         val = val.with_classes(train.class_names)
 
-    device = on_data.training_device(args.device)
+    device = None if args.device == "auto" else on_data.find_device(args.device)  # accelerate's own choice, if None
+    if device is not None and device.type != "cpu" and on_data.several_processes():
+        raise UserError(f"--device {args.device} is one device, but each process needs its own; leave it out")
 
     from accelerate.utils import set_seed
 

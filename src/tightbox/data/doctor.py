@@ -57,7 +57,9 @@ def examine(root: Path | str, progress: Progress = silent) -> Report:
     except UserError as error:
         return Report([Finding.from_error("layout", error)], [])
     findings = [finding for split in parsed for finding in (*split.all_findings(), *_boxes(split), *_empty(split))]
-    findings += [*_files(parsed, progress), *_classes(parsed), *_unused(parsed), *_small_objects(parsed)]
+    findings += [*_files(parsed, progress), *_unused(parsed)]
+    for train in (split for split in parsed if split.split == "train"):
+        findings += [*_classes(train, parsed), *_small_objects(train)]
     order = list(Severity)
     # dict.fromkeys: splits that share a broken file would report it once each.
     unique = sorted(dict.fromkeys(findings), key=lambda finding: (order.index(finding.severity), finding.check))
@@ -200,10 +202,9 @@ def _image(path: Path, sizes: set[tuple[int, int]]) -> Iterator[Finding]:
         yield Finding(Severity.NOTE, "image-mode", str(path), message, "nothing, if all images are alike")
 
 
-def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
-    """Classes against those of the train split, where there is one that could be read."""
-    train = next((split for split in parsed if split.split == "train" and split.class_names), None)
-    if train is None:
+def _classes(train: Parsed, parsed: Sequence[Parsed]) -> Iterator[Finding]:
+    """Classes against those of the train split, if these could be read."""
+    if not train.class_names:
         return
     for name, count in _summary(train).class_counts.items():
         if count == 0:
@@ -222,11 +223,8 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
                 yield Finding(Severity.ERROR, "class-unknown", "", message, fix)
 
 
-def _small_objects(parsed: Sequence[Parsed]) -> Iterator[Finding]:
+def _small_objects(train: Parsed) -> Iterator[Finding]:
     """The size of images that `tightbox train` takes, if it is not the least because objects are small."""
-    train = next((split for split in parsed if split.split == "train"), None)
-    if train is None:
-        return
     table = train.columns()
     sizes = np.array([(image.width, image.height) for image in train.images], dtype=np.float64).reshape(-1, 2)
     counted = table.non_degenerate & ~table.crowd
