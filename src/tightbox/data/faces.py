@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity, read_split
+from tightbox.data.records import DetectionData, Finding, Parsed, RawBox, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.reading import is_file, numbers, read_text, shown
 
@@ -28,31 +28,20 @@ _COUNT_DIGITS = 9
 Entry = tuple[str, list[tuple[float, ...]]]  # an image's name, and the rows of its faces
 
 
-def read_wider_face(root: Path, split: str) -> DetectionData:
-    """One split of WIDER FACE, "train" or "val", with the one class "face".
+def find_wider_face(root: Path, split: str) -> Callable[[], Parsed] | None:
+    """The parser of the split, "train" or "val", if `root` has WIDER FACE's layout and the split is there.
 
-    * `root` is the folder with wider_face_split, WIDER_train and WIDER_val in it.
+    * `root` is the folder with wider_face_split, WIDER_train and WIDER_val in it; the one class is "face".
     * Faces marked invalid become crowd: they count neither as face nor as background.
     * Faces without width or height, of which there are some, are left out.
     * Image ids count from 1 in the order of the annotation file; sizes are those of the images' headers.
-
-    Raises:
-        UserError: if there is no such split, or its annotation file makes no sense.
     """
-    return read_split(find_wider_face, "WIDER FACE", root, split, str(_annotations(Path(), split)))
+    annotations = root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt"
+    return partial(_parse_wider_face, root, split, annotations) if annotations.is_file() else None
 
 
-def find_wider_face(root: Path, split: str) -> Callable[[], Parsed] | None:
-    """The parser of the split, if `root` has WIDER FACE's layout and the split is there."""
-    return partial(_parse_wider_face, root, split) if _annotations(root, split).is_file() else None
-
-
-def _annotations(root: Path, split: str) -> Path:
-    return root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt"
-
-
-def _parse_wider_face(root: Path, split: str) -> Parsed:
-    annotations, folder = _annotations(root, split), root / f"WIDER_{split}" / "images"
+def _parse_wider_face(root: Path, split: str, annotations: Path) -> Parsed:
+    folder = root / f"WIDER_{split}" / "images"
     parsed = Parsed(f"WIDER FACE ({annotations.name})", root, split)
     if not _is_there(folder, f"WIDER_{split}.zip", parsed):
         return parsed

@@ -329,14 +329,6 @@ class Parsed:
 Find = Callable[[Path, str], Callable[[], Parsed] | None]
 
 
-def read_split(find: Find, layout: str, root: Path, split: str, takes: str) -> DetectionData:
-    """What the parser of one layout reads; UserError, with what the layout takes, if the split is not there in it."""
-    parse = find(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no {layout} split {split!r}; it takes {takes}")
-    return parse().data()
-
-
 def split_names(split: str) -> tuple[str, ...]:
     """The names that a split goes by on the disk."""
     return ("val", "valid", "validation") if split == "val" else (split,)
