@@ -25,8 +25,7 @@ from tightbox.structures import ImageBatch, Targets
 from tightbox.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from tightbox.training.pace import Clock, Pace, Position, Readings, interruptible
 from tightbox.training.progress import Progress
-from tightbox.training.run import RESUME, Run, stopped_early
-from tightbox.training.state import load_state
+from tightbox.training.run import RESUME, Run, load_state, stopped_early
 
 
 class _Loss(nn.Module):

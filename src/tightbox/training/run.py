@@ -1,6 +1,10 @@
-"""What happens at the end of an epoch: evaluating, writing figures, saving, and stopping early."""
+"""What happens at the end of an epoch: evaluating, writing figures, saving, and stopping early.
+
+The state that is saved holds everything that is needed to go on exactly.
+"""
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +17,16 @@ from torch.optim.swa_utils import AveragedModel
 from tightbox.data.records import DetectionData
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
-from tightbox.files import write_text
+from tightbox.files import digest_of, write_text
 from tightbox.inference.batches import Loading
 from tightbox.inference.detect import evaluate_model
 from tightbox.models import Detector
 from tightbox.options import TrainOptions
+from tightbox.reading import read_json
 from tightbox.training.pace import WAY_OUT, Pace, Position
 from tightbox.training.progress import Progress
-from tightbox.training.state import save_state
 
-RESUME = "resume"
+RESUME, CONTENTS = "resume", "contents.json"
 # By the clock, evaluations are at least so many seconds of training apart, and so many times what the last one took.
 SECONDS_APART, TIMES_APART = 600.0, 10.0
 
@@ -126,8 +130,33 @@ class Run:
             self.model.save(self.out / name)
 
     def save_state(self) -> None:
-        """What the training needs to go on exactly."""
-        save_state(self.accelerator, self.out / RESUME, self.train)
+        """What the training needs to go on exactly, and what `load_state` checks; the one before stays until then.
+
+        Raises:
+            UserError: if the disk refuses.
+        """
+        accelerator, folder = self.accelerator, self.out / RESUME
+        fresh, old = _beside(folder, "new"), _beside(folder, "old")
+        if accelerator.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        try:
+            accelerator.save_state(str(fresh))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                digests = {path.name: digest_of(path) for path in sorted(fresh.iterdir())}
+                data = {"class_names": self.train.class_names, "images": len(self.train.records)}
+                (fresh / CONTENTS).write_text(json.dumps(data | {"sha256": digests}, indent=2), encoding="utf-8")
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise UserError(f"cannot write {folder}: {error}; free some space, then go on with --resume") from error
+        if accelerator.is_main_process:
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        accelerator.wait_for_everyone()
 
     def _write(self, row: dict[str, Any]) -> None:
         """One row of figures per epoch, as JSON lines and to the tracker."""
@@ -154,3 +183,49 @@ def _epoch_of(row: str) -> float:
         return float(json.loads(row)["epoch"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def load_state(accelerator: Accelerator, folder: Path, train: DetectionData) -> None:
+    """Put everything back as it was.
+
+    Raises:
+        UserError: if there is no state, it is of other training data, or it is damaged.
+    """
+    last = folder.parent / "last"
+    anew = "start anew in another --out" + (f", from the run's weights with --init {last}" if last.is_dir() else "")
+    if not folder.is_dir():  # the machine died between two renames
+        folder = _beside(folder, "old")
+    if not folder.is_dir():
+        advice = anew if last.is_dir() else "start without --resume"
+        raise UserError(f"there is nothing to resume in {folder.parent}: no state was saved; {advice}")
+    if (folder / CONTENTS).is_file():  # states from before there were such files have none
+        _check(folder, train, anew)
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:  # accelerate passes on whatever its readers raise, in many lines
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the state in {folder} cannot be loaded ({reason}); {anew}") from error
+
+
+def _check(folder: Path, train: DetectionData, anew: str) -> None:
+    """Refuses a state that is not whole, which accelerate reads in part without a word, or of other data."""
+    try:
+        contents = read_json(folder / CONTENTS)
+        names, images, digests = tuple(contents["class_names"]), contents["images"], contents["sha256"]
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONTENTS} is damaged ({error}); {anew}") from error
+    if names != train.class_names:
+        own, now = ", ".join(names), ", ".join(train.class_names)
+        raise UserError(f"this run learns the classes {own}, but {train.root} has {now}; give its own data, or {anew}")
+    if images != len(train.records):
+        now = f"{train.root} has {len(train.records)}"
+        raise UserError(f"this run learns from {images} images, but {now}; give its own data, or {anew}")
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; {anew}")
+        if digest_of(folder / name) != digest:
+            raise UserError(f"{folder / name} is damaged; {anew}")
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
