@@ -95,20 +95,13 @@ def _add_boxes(tree: Element, xml: Path, image: Path, label_of: dict[str, int], 
     for number, entry in enumerate(tree.iterfind("object"), 1):
         name = _text(entry, "name")
         corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        box = _box(corners)
-        if name and box is not None:
-            x1, y1, x2, y2 = box
-            difficult = _text(entry, "difficult") == "1"
-            parsed.boxes.append(RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult))
-            continue
-        held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
-        message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"
-        parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
-
-
-def _box(texts: Sequence[str]) -> list[float] | None:
-    try:
-        corners = numbers(" ".join(texts))
-    except ValueError:
-        return None
-    return corners if len(corners) == 4 else None
+        difficult = _text(entry, "difficult") == "1"
+        try:
+            x1, y1, x2, y2 = numbers(" ".join(corners))
+            box = RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult)
+        except (ValueError, KeyError):  # not 4 numbers, or no name
+            held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
+            message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"
+            parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
+        else:
+            parsed.boxes.append(box)
