@@ -75,10 +75,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         UserError: if they cannot be read.
     """
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
+        return dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the checkpoint again") from error
-    return tensors
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

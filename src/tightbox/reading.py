@@ -101,9 +101,8 @@ def read_yaml(path: Path) -> Any:
             self.nesting -= 1
             return node
 
-    text = _decoded(path, _content(path, YAML_BYTES))
     try:
-        content = yaml.load(text, Loader)
+        content = yaml.load(_decoded(path, _content(path, YAML_BYTES)), Loader)
     except UserError:
         raise
     except Exception as error:  # PyYAML passes on whatever converting a value raises
@@ -128,9 +127,8 @@ def read_xml(path: Path) -> Element:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
-    content = _content(path, XML_BYTES)
     try:
-        root: Element = fromstring(content)
+        root: Element = fromstring(_content(path, XML_BYTES))
     except ParseError as error:
         place = "line {}, column {}".format(*error.position)
         raise UserError(f"{path} is not valid XML at {place}; it may be cut off: {_AGAIN}") from error

@@ -101,8 +101,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
 
     print(HEADING, *before_and_after(f"{args.split} (it learned from)", matches, calibration.ious), sep="\n")
     if method in choice.unseen:
-        cross_validated = choice.unseen[method], choice.true_ious
-        print(reliability_row(f"{args.split}, cross-validated", "after", *cross_validated))
+        print(reliability_row(f"{args.split}, cross-validated", "after", choice.unseen[method], choice.true_ious))
     if tested is not None:
         print(*before_and_after(f"{report_split}", tested, calibration.ious), sep="\n")
     _judge(args.method, method, choice)
@@ -146,8 +145,7 @@ def _calibrate_results(args: Namespace) -> int:
     write_json(beside, calibration.to_json())
     judged = "scores in its place" if by_score else "predicted IoUs"
     print(HEADING, *before_and_after(judged, trusted, ious), sep="\n")
-    kept = promises_kept(calibration, trusted, ground_truth.class_names)
-    print(*kept, f"written: {out} and {beside}", sep="\n")
+    print(*promises_kept(calibration, trusted, ground_truth.class_names), f"written: {out} and {beside}", sep="\n")
     return 0
 
 

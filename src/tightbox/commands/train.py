@@ -265,5 +265,4 @@ def _resolved(args: Namespace) -> str:
     import yaml
 
     plain = {name: value for name, value in args.as_dict().items() if name not in ("config", "resume", "device")}
-    text: str = yaml.safe_dump(plain, sort_keys=False)
-    return text
+    return str(yaml.safe_dump(plain, sort_keys=False))

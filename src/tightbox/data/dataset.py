@@ -60,9 +60,8 @@ class DetectionDataset(Dataset[Item]):
             sample = self._load(index)
             sample = resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]))
         else:
-            seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
                 sample = self.transform(self._load, index, len(self), clock[0] if clock else self._over(epoch))
         object_ = ~sample.crowd
         targets = Targets.of(sample.boxes[object_], sample.labels[object_], sample.boxes[sample.crowd])

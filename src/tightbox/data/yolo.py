@@ -101,10 +101,8 @@ def _images(source: Path) -> list[Path]:
     if source.is_dir():
         if source.resolve() == Path(source.anchor or "/"):
             raise UserError(f"{source} is the whole disk, and no folder of images; correct data.yaml")
-        found = source.rglob("*")
-        return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    listed = [source.parent / line for line in read_lines(source)]
-    return [path for path in listed if path.name]
+        return [p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    return [path for line in read_lines(source) if (path := source.parent / line).name]
 
 
 def _label_file(image: Path) -> Path:
@@ -146,8 +144,7 @@ def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[P
 
 def _add_boxes(labels: Path, image: Path, size: tuple[int, int], parsed: Parsed) -> None:
     width, height = size
-    text = parsed.attempt("yolo-line", read_text, labels, image) or ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate((parsed.attempt("yolo-line", read_text, labels, image) or "").splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -103,8 +103,7 @@ def fit(
     result = model if average is None else cast(Detector, average.module)
     # Batch norms' statistics are averaged with the weights.
     swa = AveragedModel(model, use_buffers=True) if options.swa_epochs else None
-    kept = [part for part in (average, swa) if part is not None]
-    accelerator.register_for_checkpointing(scheduler, position, *kept)
+    accelerator.register_for_checkpointing(scheduler, position, *(part for part in (average, swa) if part is not None))
     if resume:
         load_state(accelerator, out / RESUME, train)
         _check_resumed(pace, position, out, accelerator)

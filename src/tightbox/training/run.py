@@ -70,8 +70,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [row for row in rows if _epoch_of(row) <= self.position.epoch]
-        write_text(path, "".join(row + "\n" for row in kept))
+        write_text(path, "".join(row + "\n" for row in rows if _epoch_of(row) <= self.position.epoch))
 
     def end_epoch(self, lr: float) -> bool:
         """Everything that an epoch's end asks for; whether the training goes on.
