@@ -1,18 +1,13 @@
 """Write a checkpoint for other programs: an ONNX or OpenVINO model, or a state dict that mmdetection loads."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.commands import on_data
 from tightbox.errors import UserError
-
-if TYPE_CHECKING:
-    from tightbox.models import Detector
+from tightbox.files import atomic_path
 
 USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE [--int8 --data DIR]"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "mmdet": ".pth"}
@@ -69,10 +64,23 @@ def run(args: Namespace) -> int:
                 theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
                 classes = f"the classes {theirs}, and the checkpoint {own}"
                 raise UserError(f"{args.data} has {classes}; give images that it was made for")
-        names = model.class_names
-        int8 = Int8(for_ranges.with_classes(names), for_ap.with_classes(names), args.max_drop)
+        int8 = Int8(for_ranges.with_classes(model.class_names), for_ap.with_classes(model.class_names), args.max_drop)
     if args.format == "mmdet":
-        _mmdet(model, out)
+        import torch
+
+        from tightbox import __version__
+        from tightbox.models.mmdet import export_state, settings
+        from tightbox.models.mmdet.variants import title
+
+        state = export_state(model)
+        content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
+        whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
+        torch.save(content, whole)
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(whole.getbuffer())
+        print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
+        loaded = ", ".join(f"{name}={value}" for name, value in settings(model).items())
+        print(f"mmdetection loads it into its VFNet with {loaded}")
     elif args.format == "onnx":
         from tightbox.export.onnx_file import write_onnx
 
@@ -85,24 +93,6 @@ def run(args: Namespace) -> int:
         weights = write_openvino(model, out, int8=int8)
         print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
     return 0
-
-
-def _mmdet(model: Detector, out: Path) -> None:
-    import torch
-
-    from tightbox import __version__
-    from tightbox.files import atomic_path
-    from tightbox.models.mmdet import export_state, settings
-    from tightbox.models.mmdet.variants import title
-
-    state = export_state(model)
-    content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
-    whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
-    torch.save(content, whole)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(whole.getbuffer())
-    print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
-    print("mmdetection loads it into its VFNet with " + ", ".join(f"{name}={v}" for name, v in settings(model).items()))
 
 
 def _megabytes(file: Path) -> str:

@@ -31,8 +31,14 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
     """All that can be understood of a COCO JSON file; the images' folder is the likeliest of `image_dirs`."""
     layout = json_path.relative_to(root) if json_path.is_relative_to(root) else json_path
     parsed = Parsed(f"COCO ({layout})", root, split)
-    content = _load(json_path, parsed)
-    if content is None:
+    content: Any = parsed.attempt("json", partial(read_json, each_object=_without_mask), json_path)
+    if parsed.findings:
+        return parsed
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
+        parsed.error("json", message, "export it again as COCO instances")
         return parsed
     label_of = _categories(content["categories"], json_path, parsed)
     position_of = _images(content["images"], json_path, image_dirs, parsed)
@@ -82,19 +88,6 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
     """Whether `iscrowd` marks a crowd; null and none do not. None if it is neither 0 nor 1, false nor true."""
     value = annotation.get("iscrowd")
     return bool(value) if value is None or value in (0, 1) else None
-
-
-def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
-    content = parsed.attempt("json", partial(read_json, each_object=_without_mask), json_path)
-    if parsed.findings:
-        return None
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
-        parsed.error("json", message, "export it again as COCO instances")
-        return None
-    return content
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
