@@ -15,12 +15,12 @@ from tightbox.commands import on_data
 from tightbox.commands.train import small, small_options
 from tightbox.errors import UserError
 from tightbox.files import write_json, write_text
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions
 from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.models import Detector
-    from tightbox.options import TrainOptions
 
 USAGE = "[--out demo] [--minutes 1.5]"
 PARTS, MARK = ("scenes", "run", "checkpoint"), ".tightbox-demo"  # folders in it, and the file that says whose they are
@@ -64,7 +64,6 @@ def run(args: Namespace) -> int:
     from tightbox.draw import image_grid
     from tightbox.images import open_image, write_image
     from tightbox.inference.detect import detect_data, evaluate_detections
-    from tightbox.options import AugmentOptions
     from tightbox.training.fit import fit
 
     model, started = _new_model(train, args.seed).to(device), time.monotonic()
@@ -103,7 +102,6 @@ def _new_model(train: DetectionData, seed: int) -> Detector:
     import torch
 
     from tightbox.models import create_model
-    from tightbox.options import BackboneOptions, Preprocess
 
     torch.manual_seed(seed)
     backbone = BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"])
@@ -112,8 +110,6 @@ def _new_model(train: DetectionData, seed: int) -> Detector:
 
 
 def _options(minutes: float, seed: int) -> TrainOptions:
-    from tightbox.options import TrainOptions
-
     usual = {name: small()[name] for name in ("batch_size", "optimizer")}
     return TrainOptions(minutes=minutes, ema=0.98, seed=seed, **usual)
 

@@ -13,14 +13,10 @@ from tightbox.files import write_json
 from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tightbox.data.records import DetectionData
     from tightbox.diagnosis.numbers import Diagnosis
-    from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.batches import Loading
     from tightbox.models import Detector
-    from tightbox.structures import Detections
 
 USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images DIR]    [--out diagnosis]"
 
@@ -60,45 +56,36 @@ def of_detector(
     model: Detector, data: DetectionData, title: str, loading: Loading
 ) -> tuple[Diagnosis, dict[int, Path]]:
     """What is to be said of a detector on a data set, and where its images are."""
+    import numpy as np
+
     from tightbox.diagnosis.diagnose import diagnose_results
+    from tightbox.evaluation.coverage import outer_coverage
     from tightbox.evaluation.inputs import GroundTruth, Predictions
+    from tightbox.evaluation.matching import match
     from tightbox.inference.before_suppression import look_before_suppression
 
     with progress_bar(f"detecting in {data.split}") as progress:
         before = look_before_suppression(model, data, loading=loading, progress=progress)
     ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(before.detections, data)
-    notes = _notes(model, data.split, ground_truth, predictions, list(before.detections.values()))
+    notes, calibration = [], model.calibration
+    if calibration is not None:  # what has to be known of predicted IoUs
+        learned = calibration.about.get("split")
+        flattered = "; on that very split they look better than they are" if learned == data.split else ""
+        notes.append(f"Predicted IoUs are calibrated, by {learned}{flattered}.")
+        if calibration.outer is not None and before.detections:  # what outer boxes promise, and how many keep it here
+            around = [each.outer.double().numpy() for each in before.detections.values() if each.outer is not None]
+            outer = np.concatenate([np.empty((0, 4)), *around])
+            held, matched = outer_coverage(match(ground_truth, predictions), outer)
+            here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
+            hold = f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}"
+            like = f"in images like those of {learned}, from which it was learned"
+            limits = "it says nothing of boxes on no object, and does not hold where images differ"
+            notes.append(f"{hold}. That is promised for boxes that lie on an object (IoU 0.5), {like}: {limits}.")
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             ground_truth, predictions, title=title, before=before, notes=notes, progress=progress
         )
     return diagnosis, {record.image_id: record.path for record in data.records}
-
-
-def _notes(
-    model: Detector, split: str, ground_truth: GroundTruth, predictions: Predictions, detections: Sequence[Detections]
-) -> list[str]:
-    """What has to be known of predicted IoUs; what outer boxes promise, when, and how many keep it here."""
-    import numpy as np
-
-    from tightbox.evaluation.coverage import outer_coverage
-    from tightbox.evaluation.matching import match
-
-    calibration = model.calibration
-    if calibration is None:
-        return []
-    learned = calibration.about.get("split")
-    flattered = "; on that very split they look better than they are" if learned == split else ""
-    calibrated = f"Predicted IoUs are calibrated, by {learned}{flattered}."
-    if calibration.outer is None or not detections:
-        return [calibrated]
-    around = [each.outer.double().numpy() for each in detections if each.outer is not None]
-    held, matched = outer_coverage(match(ground_truth, predictions), np.concatenate([np.empty((0, 4)), *around]))
-    here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
-    hold = f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}"
-    like = f"in images like those of {learned}, from which it was learned"
-    limits = "it says nothing of boxes on no object, and does not hold where images differ"
-    return [calibrated, f"{hold}. That is promised for boxes that lie on an object (IoU 0.5), {like}: {limits}."]
 
 
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:

@@ -66,7 +66,7 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     if args.format == "parquet":
         import_pyarrow()
     if args.engine == "ray":
-        from tightbox.integrations.ray import import_ray
+        from tightbox.integrations.ray import import_ray, run_parts
 
         import_ray()
     if args.manifest is not None:
@@ -101,8 +101,6 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     job.enter(args.resume)
     work = Work(manifest.root.absolute(), select, args.batch_size, args.workers, drawn)
     if args.engine == "ray":
-        from tightbox.integrations.ray import run_parts
-
         run_parts(checkpoint, job, work, actors=args.actors, address=args.address, device=args.device)
     else:
         from tightbox.progress import progress_bar
