@@ -12,11 +12,7 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.choose_map import MapChoice
-    from tightbox.evaluation.fit_calibration import Method
     from tightbox.evaluation.matching import Matches
     from tightbox.models import Detector
 
@@ -44,19 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Fit, store, and print the calibration error before and after."""
-    _refuse_orphans(args)
-    if on_data.of_results(args):
-        return _calibrate_results(args)
-    usual = {"out": None, "apply_to": None}
-    on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
-    if args.margins == "pixels":
-        advice = "choose --margins size or iou, or calibrate a result file with --gt and --dt"
-        raise UserError(f"margins in pixels would not hold once images are resized for the network: {advice}")
-    return _calibrate_checkpoint(args)
-
-
-def _refuse_orphans(args: Namespace) -> None:
-    """Options that would be ignored, and promises that are none, before anything is read."""
+    # Options that would be ignored, and promises that are none, are refused before anything is read.
     if args.coverage is None:
         usual = {"margins": None, "inner": False, "per_class": False}
         on_data.refuse(args, usual, "belongs to --coverage: give that too, such as 0.9")
@@ -65,6 +49,14 @@ def _refuse_orphans(args: Namespace) -> None:
     for option in ("coverage", "miss", "delta"):
         if args[option] is not None and not 0 < args[option] < 1:
             raise UserError(f"--{option} is {args[option]:g}; it must be more than 0 and less than 1")
+    if on_data.of_results(args):
+        return _calibrate_results(args)
+    usual = {"out": None, "apply_to": None}
+    on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
+    if args.margins == "pixels":
+        advice = "choose --margins size or iou, or calibrate a result file with --gt and --dt"
+        raise UserError(f"margins in pixels would not hold once images are resized for the network: {advice}")
+    return _calibrate_checkpoint(args)
 
 
 def _calibrate_checkpoint(args: Namespace) -> int:
@@ -86,7 +78,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     from tightbox.checkpoint import read_weights, save_calibration, settings_digest, weights_digest
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
     from tightbox.evaluation.choose_map import choose_map
-    from tightbox.evaluation.fit_calibration import fit_calibration
+    from tightbox.evaluation.fit_calibration import Method, fit_calibration
 
     folder = Path(args.checkpoint)
     matches = _detected(model, data, args)
@@ -104,7 +96,15 @@ def _calibrate_checkpoint(args: Namespace) -> int:
         print(reliability_row(f"{args.split}, cross-validated", "after", choice.unseen[method], choice.true_ious))
     if tested is not None:
         print(*before_and_after(f"{report_split}", tested, calibration.ious), sep="\n")
-    _judge(args.method, method, choice)
+    # Which map was chosen, or that the one asked for makes things worse on images it did not learn from.
+    if args.method == "auto":
+        kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
+        print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
+    elif method not in choice.unseen:
+        on_data.warn("too few images to judge the map on unseen ones; --method auto changes nothing")
+    elif choice.squared_error(method) > choice.squared_error("none"):
+        worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
+        on_data.warn(f"{worse}; --method auto would choose {choice.method}")
     lines = promises_kept(calibration, matches, model.class_names, tested, f"on {report_split}")
     print(*lines, f"written: {folder / 'card.json'}", sep="\n")
     return 0
@@ -149,7 +149,7 @@ def _calibrate_results(args: Namespace) -> int:
     return 0
 
 
-def _promises(args: Namespace, matches: Matches, class_names: Sequence[str]) -> dict[str, Any]:
+def _promises(args: Namespace, matches: Matches, class_names: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a calibration that were asked for: margins of outer and inner boxes, and the score threshold."""
     from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
     from tightbox.evaluation.fit_miss_bound import fit_miss_bound
@@ -176,15 +176,3 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
         why = "this detector predicts no IoU, so there is nothing to calibrate"
         raise UserError(f"{args.checkpoint}: {why}; vfnet, iou_aware_retinanet and iou_net do")
     return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
-
-
-def _judge(asked: str, method: Method, choice: MapChoice) -> None:
-    """Say which map was chosen, or that the one asked for makes things worse on images it did not learn from."""
-    if asked == "auto":
-        kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
-        print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
-    elif method not in choice.unseen:
-        on_data.warn("too few images to judge the map on unseen ones; --method auto changes nothing")
-    elif choice.squared_error(method) > choice.squared_error("none"):
-        worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
-        on_data.warn(f"{worse}; --method auto would choose {choice.method}")
