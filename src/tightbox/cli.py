@@ -78,8 +78,7 @@ def build_parser(chosen: str | None = None, arguments: Sequence[str] = ()) -> Pa
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").split("\n")[0]
-        usage = f"tightbox {name} {module.USAGE}"
-        command = Parser(description=summary, usage=usage, formatter_class=_HelpFormatter)
+        command = Parser(description=summary, usage=f"tightbox {name} {module.USAGE}", formatter_class=_HelpFormatter)
         if chosen in (None, name):
             module.add_arguments(command)
             if name == "train":

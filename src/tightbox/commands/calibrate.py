@@ -51,8 +51,7 @@ def run(args: Namespace) -> int:
             raise UserError(f"--{option} is {args[option]:g}; it must be more than 0 and less than 1")
     if on_data.of_results(args):
         return _calibrate_results(args)
-    usual = {"out": None, "apply_to": None}
-    on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
+    on_data.refuse(args, {"out": None, "apply_to": None}, "belongs to --gt and --dt; a checkpoint keeps it in its card")
     if args.margins == "pixels":
         advice = "choose --margins size or iou, or calibrate a result file with --gt and --dt"
         raise UserError(f"margins in pixels would not hold once images are resized for the network: {advice}")
@@ -86,8 +85,7 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     method: Method = choice.method if args.method == "auto" else args.method
     learned = fit_calibration(matches, method, split=args.split, images=len(data.records))
     weights, settings = weights_digest(read_weights(folder)), settings_digest(model.options, model.preprocess)
-    promises = _promises(args, matches, model.class_names)
-    calibration = replace(learned, weights=weights, settings=settings, **promises)
+    calibration = replace(learned, weights=weights, settings=settings, **_promises(args, matches, model.class_names))
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
     save_calibration(calibration, folder)
 

@@ -44,8 +44,7 @@ def refuse_options(args: Namespace, names: Iterable[str] = _OPTIONS, need: str =
     Raises:
         UserError: naming the first.
     """
-    usual = {name: _OPTIONS[name].get("default") for name in names}
-    on_data.refuse(args, usual, f"belongs to {need}; give that too")
+    on_data.refuse(args, {name: _OPTIONS[name].get("default") for name in names}, f"belongs to {need}; give that too")
 
 
 def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) -> int:

@@ -157,8 +157,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto" and several_processes():
         from tightbox.distributed import new_accelerator
 
-        own: torch.device = new_accelerator().device
-        return own
+        return torch.device(new_accelerator().device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

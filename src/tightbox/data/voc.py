@@ -95,10 +95,9 @@ def _add_boxes(tree: Element, xml: Path, image: Path, label_of: dict[str, int], 
     for number, entry in enumerate(tree.iterfind("object"), 1):
         name = _text(entry, "name")
         corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        difficult = _text(entry, "difficult") == "1"
         try:
             x1, y1, x2, y2 = numbers(" ".join(corners))
-            box = RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult)
+            box = RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), _text(entry, "difficult") == "1")
         except (ValueError, KeyError):  # not 4 numbers, or no name
             held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
             message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import Muon
@@ -40,8 +40,7 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
         return AdamW(by_adamw, lr=options.lr, fused=True)
     rates = {"lr": MUON_ADAMW_RATE * options.lr, "use_fallback": True}
     groups = [{"params": list(hidden.values()), "weight_decay": options.weight_decay}, *(g | rates for g in by_adamw)]
-    muon: Optimizer = Muon(groups, lr=options.lr, nesterov=True, betas=(0.9, 0.999))
-    return muon
+    return cast(Optimizer, Muon(groups, lr=options.lr, nesterov=True, betas=(0.9, 0.999)))
 
 
 def _is_hidden(parameter: Tensor) -> bool:
