@@ -58,13 +58,15 @@ def run(args: Namespace) -> int:
         from tightbox.data.layout import read_data
         from tightbox.export.int8 import Int8
 
-        for_ranges, for_ap = read_data(args.data, args.split), read_data(args.data, args.val_split)
-        for data in (for_ranges, for_ap):
+        images = []  # those that show the ranges of activations, and those that AP is measured on
+        for split in (args.split, args.val_split):
+            data = read_data(args.data, split)
             if set(data.class_names) != set(model.class_names):
                 theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
                 classes = f"the classes {theirs}, and the checkpoint {own}"
                 raise UserError(f"{args.data} has {classes}; give images that it was made for")
-        int8 = Int8(for_ranges.with_classes(model.class_names), for_ap.with_classes(model.class_names), args.max_drop)
+            images.append(data.with_classes(model.class_names))
+        int8 = Int8(images[0], images[1], args.max_drop)
     if args.format == "mmdet":
         import torch
 
