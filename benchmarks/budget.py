@@ -43,7 +43,7 @@ from tightbox.models.detector import Images
 from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions, VFNetOptions
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets
 from tightbox.training.fit import choose_precision
-from tightbox.training.optimizer import build_optimizer, moving_average
+from tightbox.training.optimizer import MovingAverage, build_optimizer
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 CHANNELS = 64
@@ -119,7 +119,7 @@ def trained(job: Training) -> tuple[Detector, dict[str, float]]:
     )
     optimizer = build_optimizer(model, options)
     rates = [group["lr"] for group in optimizer.param_groups]
-    average = moving_average(model, options.ema)
+    average = MovingAverage(model, options.ema)
     half = choose_precision("auto", device) == "bf16"
     model.train()
     spent = _Spent(job)

@@ -46,7 +46,7 @@ from tightbox.ops import StarSampling, prroi_pool, star_conv2d, star_offsets
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions
 from tightbox.structures import ImageBatch, Targets
 from tightbox.training.fit import fit
-from tightbox.training.optimizer import build_optimizer, moving_average
+from tightbox.training.optimizer import MovingAverage, build_optimizer
 
 CLASSES = 80
 PAIRS = 1000  # of a point and a class in an image whose score is above the threshold, and so have to be suppressed
@@ -253,7 +253,7 @@ def step_of(bench: Bench, name: str, task: str, batch: int, size: tuple[int, int
         return predict
     model.train()
     options = TrainOptions(lr=1e-6)
-    optimizer, average = build_optimizer(model, options), moving_average(model, options.ema)
+    optimizer, average = build_optimizer(model, options), MovingAverage(model, options.ema)
 
     def train() -> None:
         with bench.autocast(precision):

@@ -51,7 +51,7 @@ from tightbox.reading import read_json
 from tightbox.structures import Detections, ImageBatch
 from tightbox.suppress import greedy_nms
 from tightbox.training.fit import choose_precision
-from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
+from tightbox.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 
 FIGURES = ("ap", "ap50", "ap75", "ap90")
 DETECTORS = {
@@ -207,7 +207,7 @@ def train_torchvision(model: nn.Module, folder: Path, data: str, config: Path, s
         )
         batches = EpochBatches(len(dataset), options.batch_size, seed)
         loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
-        optimizer, average = build_optimizer(model, options), moving_average(model, options.ema)
+        optimizer, average = build_optimizer(model, options), MovingAverage(model, options.ema)
         schedule = LambdaLR(optimizer, learning_rate_factor(options, len(batches)))
         model.train()
         for batches.epoch in range(epochs):

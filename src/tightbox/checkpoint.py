@@ -75,10 +75,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         UserError: if they cannot be read.
     """
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
+        return dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the checkpoint again") from error
-    return tensors
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -93,10 +92,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def settings_digest(*settings: Any) -> str:
     """SHA-256 of what differs from the options' defaults, in hexadecimal, so that later options change nothing."""
-    changed = [
-        {field.name: value for field in fields(part) if (value := getattr(part, field.name)) != field.default}
-        for part in settings
-    ]
+    changed = [{f.name: v for f in fields(part) if (v := getattr(part, f.name)) != f.default} for part in settings]
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,22 +27,9 @@ from tightbox.commands import (
 )
 from tightbox.errors import UserError
 
-COMMANDS = {
-    "demo": demo,
-    "doctor": doctor,
-    "train": train,
-    "eval": evaluate,
-    "predict": predict,
-    "merge": merge,
-    "serve": serve,
-    "oracle": oracle,
-    "diagnose": diagnose,
-    "calibrate": calibrate,
-    "import": import_,
-    "export": export,
-    "rescore": rescore,
-    "fddb": fddb,
-}
+COMMANDS = {"demo": demo, "doctor": doctor, "train": train, "eval": evaluate, "predict": predict, "merge": merge}
+COMMANDS |= {"serve": serve, "oracle": oracle, "diagnose": diagnose, "calibrate": calibrate}
+COMMANDS |= {"import": import_, "export": export, "rescore": rescore, "fddb": fddb}
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -85,17 +72,13 @@ def build_parser(chosen: str | None = None, arguments: Sequence[str] = ()) -> Pa
         chosen: the only command that gets its options, as those of all would cost time at each start; None for all.
         arguments: what will be given to it; a training takes its defaults from the checkpoint or the run named there.
     """
-    parser = Parser(
-        prog="tightbox",
-        description="Object detectors that know how tight their boxes are.",
-        formatter_class=_HelpFormatter,
-    )
+    about = "Object detectors that know how tight their boxes are."
+    parser = Parser(prog="tightbox", description=about, formatter_class=_HelpFormatter)
     parser.add_argument("--version", action="version", version=f"tightbox {__version__}", help="print it and exit")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").split("\n")[0]
-        usage = f"tightbox {name} {module.USAGE}"
-        command = Parser(description=summary, usage=usage, formatter_class=_HelpFormatter)
+        command = Parser(description=summary, usage=f"tightbox {name} {module.USAGE}", formatter_class=_HelpFormatter)
         if chosen in (None, name):
             module.add_arguments(command)
             if name == "train":

@@ -92,10 +92,9 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         return upright
     if size == stored.size:
         return stored
-    raise UserError(
-        f"the annotation says {size[0]}x{size[1]} but the image {path} is {upright.width}x{upright.height}; "
-        "correct the width and height in the annotation, or restore the image that the boxes were drawn on"
-    )
+    differs = f"the annotation says {size[0]}x{size[1]} but the image {path} is {upright.width}x{upright.height}"
+    advice = "correct the width and height in the annotation, or restore the image that the boxes were drawn on"
+    raise UserError(f"{differs}; {advice}")
 
 
 def decode(image: Image.Image) -> Image.Image:

@@ -101,9 +101,8 @@ def read_yaml(path: Path) -> Any:
             self.nesting -= 1
             return node
 
-    text = _decoded(path, _content(path, YAML_BYTES))
     try:
-        content = yaml.load(text, Loader)
+        content = yaml.load(_decoded(path, _content(path, YAML_BYTES)), Loader)
     except UserError:
         raise
     except Exception as error:  # PyYAML passes on whatever converting a value raises
@@ -128,14 +127,11 @@ def read_xml(path: Path) -> Element:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
-    content = _content(path, XML_BYTES)
     try:
-        root: Element = fromstring(content)
+        root: Element = fromstring(_content(path, XML_BYTES))
     except ParseError as error:
-        line, column = error.position
-        raise UserError(
-            f"{path} is not valid XML at line {line}, column {column}; it may be cut off: {_AGAIN}"
-        ) from error
+        place = "line {}, column {}".format(*error.position)
+        raise UserError(f"{path} is not valid XML at {place}; it may be cut off: {_AGAIN}") from error
     except DefusedXmlException as error:
         raise UserError(f"{path} declares entities of its own, which are not expanded here; remove them") from error
     except (ValueError, LookupError) as error:
@@ -248,11 +244,7 @@ def _refuse_half_characters(path: Path, text: str) -> None:
 
 def is_whole(text: str) -> bool:
     """Whether a text, such as the name of a file, has whole characters only, so that it can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _plain_values(content: Any) -> Iterator[Any]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from tests.helpers.data import annotation as box
 from tests.helpers.data import noise_image
@@ -220,22 +218,23 @@ def test_progress_and_counts(tmp_path: Path) -> None:
     sets = healthy(tmp_path)
     sets["val"]["annotations"].append(box(60, 11, [0, 0, 20, 20]) | {"iscrowd": 1})
     write(tmp_path, sets)
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[int, int]] = []
     report = examine(tmp_path, lambda *call: calls.append(call))
-    assert calls == [("images", 1, 2), ("images", 2, 2)]
+    assert calls == [(1, 2), (2, 2)]
     train, val = report.splits
     assert (train.split, train.layout, train.images, train.boxes) == ("train", "COCO (train.json)", 1, 10)
     assert (val.boxes, val.crowd, val.class_counts) == (2, 1, {"cat": 1})
 
 
-def test_report_is_limited_and_shows_brackets(tmp_path: Path) -> None:
+def test_report_is_limited_and_shows_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sets = healthy(tmp_path)
     sets["train"]["annotations"] += [box(i, 1, ["[red]", i]) for i in range(100, 125)]
     write(tmp_path, sets)
-    report = examine(tmp_path)
-    out = io.StringIO()
-    print_report(report.findings, report.splits, Console(file=out, width=200))
-    text = out.getvalue()
+    monkeypatch.setenv("COLUMNS", "200")
+    print_report(examine(tmp_path))
+    text = capsys.readouterr().out
     assert "ERROR bbox (25)" in text
     assert text.count("which is not 4 finite numbers") == 20
     assert "and 5 more" in text

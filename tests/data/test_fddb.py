@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.data import fddb
-from tightbox.data.fddb import ellipse_box, read_ellipses, read_fddb
+from tightbox.data.faces import ellipse_box, read_ellipses, read_fddb
 from tightbox.data.layout import read_data, splits
 from tightbox.errors import UserError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data import voc_image, voc_object
-from tightbox.data.voc import read_voc
+from tightbox.data.layout import read_data
 from tightbox.errors import UserError
 
 
@@ -26,7 +26,7 @@ def devkit(root: Path, test: bool = True) -> Path:
 
 
 def test_coordinates_count_from_one_and_include_the_last_pixel(tmp_path: Path) -> None:
-    data = read_voc(one(tmp_path, voc_object("cat", (1, 1, 4, 4)) + voc_object("cat", (40, 30, 40, 30))), "train")
+    data = read_data(one(tmp_path, voc_object("cat", (1, 1, 4, 4)) + voc_object("cat", (40, 30, 40, 30))), "train")
     record = data.records[0]
     # Pixels 1..4 span (0, 4); the last pixel alone is the unit square in the corner.
     assert record.boxes.tolist() == [[0, 0, 4, 4], [39, 29, 40, 30]]
@@ -38,26 +38,26 @@ def test_difficult_objects_are_crowd(tmp_path: Path) -> None:
     objects = voc_object("cat", (1, 1, 4, 4), "<difficult>1</difficult>") + voc_object(
         "dog", (1, 1, 4, 4), "<difficult>0</difficult>"
     )
-    record = read_voc(one(tmp_path, objects), "train").records[0]
+    record = read_data(one(tmp_path, objects), "train").records[0]
     assert record.crowd.tolist() == [True, False]
 
 
 def test_parts_of_people_are_no_objects(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
-    data = read_voc(one(tmp_path, voc_object("person", (1.0, 2.5, 4, 4), part)), "train")
+    data = read_data(one(tmp_path, voc_object("person", (1.0, 2.5, 4, 4), part)), "train")
     assert data.class_names == ("person",)
     assert data.records[0].boxes.tolist() == [[0, 1.5, 4, 4]]
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
 def test_size_comes_from_the_image_where_the_annotation_has_none(tmp_path: Path, size: str) -> None:
-    record = read_voc(one(tmp_path, voc_object("cat", (1, 1, 99, 99)), size=size), "train").records[0]
+    record = read_data(one(tmp_path, voc_object("cat", (1, 1, 99, 99)), size=size), "train").records[0]
     assert (record.width, record.height) == (40, 30)
     assert record.boxes.tolist() == [[0, 0, 40, 30]]
 
 
 def test_images_of_another_suffix(tmp_path: Path) -> None:
-    data = read_voc(one(tmp_path, "", suffix="PNG"), "train")
+    data = read_data(one(tmp_path, "", suffix="PNG"), "train")
     assert data.records[0].path.name == "000001.PNG"
     assert data.records[0].boxes.shape == (0, 4)
 
@@ -65,25 +65,25 @@ def test_images_of_another_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["", "VOCdevkit"])
 def test_splits_of_both_years_are_those_of_the_papers(tmp_path: Path, place: str) -> None:
     devkit(tmp_path / place)
-    names = {split: [r.path.stem for r in read_voc(tmp_path, split).records] for split in ("train", "val", "test")}
+    names = {split: [r.path.stem for r in read_data(tmp_path, split).records] for split in ("train", "val", "test")}
     assert names["train"] == ["VOC2007_t", "VOC2007_v", "VOC2012_t", "VOC2012_v"]
     assert names["val"] == names["test"] == ["VOC2007_x"]
-    assert read_voc(tmp_path, "train").class_names == ("aeroplane", "cat", "dog")  # the test's class too
-    assert read_voc(tmp_path, "train").layout == "Pascal VOC (VOC2007 trainval, VOC2012 trainval)"
+    assert read_data(tmp_path, "train").class_names == ("aeroplane", "cat", "dog")  # the test's class too
+    assert read_data(tmp_path, "train").layout == "Pascal VOC (VOC2007 trainval, VOC2012 trainval)"
 
 
 def test_without_the_test_images_val_is_not_trained_on(tmp_path: Path) -> None:
     devkit(tmp_path, test=False)
-    assert [r.path.stem for r in read_voc(tmp_path, "train").records] == ["VOC2007_t", "VOC2012_t"]
-    assert [r.path.stem for r in read_voc(tmp_path, "val").records] == ["VOC2007_v", "VOC2012_v"]
-    with pytest.raises(UserError, match=r"has no Pascal VOC split 'test'; it takes ImageSets/Main/test\.txt"):
-        read_voc(tmp_path, "test")
+    assert [r.path.stem for r in read_data(tmp_path, "train").records] == ["VOC2007_t", "VOC2012_t"]
+    assert [r.path.stem for r in read_data(tmp_path, "val").records] == ["VOC2007_v", "VOC2012_v"]
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train, val"):
+        read_data(tmp_path, "test")
 
 
 def test_one_year(tmp_path: Path) -> None:
     devkit(tmp_path)
-    assert [r.path.stem for r in read_voc(tmp_path / "VOC2012", "train").records] == ["VOC2012_t"]
-    assert [r.path.stem for r in read_voc(tmp_path / "VOC2012", "val").records] == ["VOC2012_v"]
+    assert [r.path.stem for r in read_data(tmp_path / "VOC2012", "train").records] == ["VOC2012_t"]
+    assert [r.path.stem for r in read_data(tmp_path / "VOC2012", "val").records] == ["VOC2012_v"]
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_one_year(tmp_path: Path) -> None:
 )
 def test_bad_annotations(tmp_path: Path, objects: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_voc(one(tmp_path, objects), "train")
+        read_data(one(tmp_path, objects), "train")
 
 
 def test_missing_files(tmp_path: Path) -> None:
     one(tmp_path, voc_object("cat", (1, 1, 4, 4)))
     (tmp_path / "JPEGImages" / "000001.jpg").unlink()
     with pytest.raises(UserError, match=r"the image .*JPEGImages/000001\.jpg, which does not exist"):
-        read_voc(tmp_path, "train")
+        read_data(tmp_path, "train")
     (tmp_path / "Annotations" / "000001.xml").unlink()
     with pytest.raises(UserError, match=r"train\.txt lists 000001, but there is no .*000001\.xml"):
-        read_voc(tmp_path, "train")
+        read_data(tmp_path, "train")

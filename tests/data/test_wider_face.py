@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from tests.helpers.data import WIDER_FACES, wider_face
 from tightbox.data.doctor import examine
 from tightbox.data.layout import read_data, splits
-from tightbox.data.wider_face import read_wider_face
 from tightbox.errors import UserError
 
 
 def test_faces_of_each_kind(tmp_path: Path) -> None:
-    data = read_wider_face(wider_face(tmp_path), "train")
+    data = read_data(wider_face(tmp_path), "train")
     assert (data.class_names, data.layout) == (("face",), "WIDER FACE (wider_face_train_bbx_gt.txt)")
     first, empty, last = data.records
     assert first.path == tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg"
@@ -36,7 +35,7 @@ def test_the_folder_is_recognised(tmp_path: Path) -> None:
 
 def test_a_missing_row_of_zeros_is_no_error(tmp_path: Path) -> None:
     text = "\ufeff0--Parade/a.jpg\r\n0\r\n\r\n0--Parade/b.jpg\r\n1\r\n1 2 3 4 0 0 0 0 0 0\r\n"
-    records = read_wider_face(wider_face(tmp_path, text), "train").records
+    records = read_data(wider_face(tmp_path, text), "train").records
     assert [len(record.boxes) for record in records] == [0, 1]
 
 
@@ -60,21 +59,19 @@ def test_what_makes_no_sense_is_said_with_file_and_line(tmp_path: Path, text: st
     wider_face(tmp_path, text)
     (tmp_path / "WIDER_train" / "images").mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match=message):
-        read_wider_face(tmp_path, "train")
+        read_data(tmp_path, "train")
 
 
 def test_missing_images(tmp_path: Path) -> None:
     wider_face(tmp_path)
     (tmp_path / "WIDER_train" / "images" / "0--Parade" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read .*0--Parade/a\.jpg: there is no such file"):
-        read_wider_face(tmp_path, "train")
+        read_data(tmp_path, "train")
     (tmp_path / "WIDER_train").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"needs the folder of images .*WIDER_train/images, .* unpack WIDER_train\.zip"):
-        read_wider_face(tmp_path, "train")
-    with pytest.raises(
-        UserError, match=r"no WIDER FACE split 'val'; it takes wider_face_split/wider_face_val_bbx_gt\.txt"
-    ):
-        read_wider_face(tmp_path, "val")
+        read_data(tmp_path, "train")
+    with pytest.raises(UserError, match="has no split 'val'; it has train"):
+        read_data(tmp_path, "val")
 
 
 def test_the_doctor_tells_of_invalid_empty_and_broken_faces(tmp_path: Path) -> None:
@@ -97,7 +94,7 @@ def test_any_healthy_list_is_read_as_written(tmp_path_factory: pytest.TempPathFa
     for number, rows in enumerate(images):
         lines = rows or [(0,) * 10]
         text += f"0--Parade/{number}.jpg\n{len(rows)}\n" + "".join(f"{' '.join(map(str, r))} \n" for r in lines)
-    data = read_wider_face(wider_face(tmp_path_factory.mktemp("wider"), text), "train")
+    data = read_data(wider_face(tmp_path_factory.mktemp("wider"), text), "train")
     solid = [[r for r in rows if r[2] and r[3]] for rows in images]
     found = [list(zip(r.boxes.tolist(), r.crowd.tolist(), strict=True)) for r in data.records]
     assert found == [[([x, y, x + w, y + h], bool(rest[3])) for x, y, w, h, *rest in rows] for rows in solid]

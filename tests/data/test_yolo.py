@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.data import plain_image
-from tightbox.data.yolo import parse_line, read_yolo
+from tightbox.data.layout import read_data
+from tightbox.data.yolo import parse_line
 from tightbox.errors import UserError
 
 image = partial(plain_image, width=40, height=20)
@@ -29,7 +30,7 @@ def usual(root: Path, labels: str = "1 0.5 0.5 0.25 0.5\n", names: str | None = 
 
 
 def test_reads_boxes_in_pixels(tmp_path: Path) -> None:
-    data = read_yolo(usual(tmp_path), "train")
+    data = read_data(usual(tmp_path), "train")
     assert (data.class_names, data.category_ids) == (("cat", "dog"), (0, 1))
     first, second = data.records  # by path; a.JPG has no label file, hence no objects
     assert (first.path.name, first.image_id, len(first.boxes)) == ("a.JPG", 1, 0)
@@ -48,20 +49,20 @@ def test_reads_boxes_in_pixels(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_data_yaml(tmp_path: Path, names: str) -> None:
-    assert read_yolo(usual(tmp_path, names=names), "train").class_names == ("cat", "dog")
+    assert read_data(usual(tmp_path, names=names), "train").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt"])
 def test_names_of_classes_txt(tmp_path: Path, place: str) -> None:
     usual(tmp_path, names=None)
     text(tmp_path / place, "\ufeffcat\ndog\n\n")  # as Windows editors save it
-    assert read_yolo(tmp_path, "train").class_names == ("cat", "dog")
+    assert read_data(tmp_path, "train").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("names", [None, "names: {1: cat, 2: dog}", "train: images/train", "names:"])
 def test_without_names_the_message_says_what_to_write(tmp_path: Path, names: str | None) -> None:
     with pytest.raises(UserError, match=r"write data\.yaml there with a line such as names: \[cat, dog\], or classes"):
-        read_yolo(usual(tmp_path, names=names), "train")
+        read_data(usual(tmp_path, names=names), "train")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_paths_of_data_yaml(tmp_path: Path, entry: str, folder: str) -> None:
     image(tmp_path / folder / "a.png")
     text(tmp_path / folder.replace("images", "labels") / "a.txt", "0 .5 .5 1 1")
     text(tmp_path / "data.yaml", f"names: [cat]\n{entry}\n")
-    data = read_yolo(tmp_path, "train")
+    data = read_data(tmp_path, "train")
     assert [record.boxes.tolist() for record in data.records] == [[[0, 0, 40, 20]]]
 
 
@@ -87,7 +88,7 @@ def test_list_of_images(tmp_path: Path) -> None:
     usual(tmp_path)
     text(tmp_path / "train.txt", "./images/train/b.png\n")
     text(tmp_path / "data.yaml", "names: [cat, dog]\ntrain: train.txt\n")
-    assert [record.path.name for record in read_yolo(tmp_path, "train").records] == ["b.png"]
+    assert [record.path.name for record in read_data(tmp_path, "train").records] == ["b.png"]
 
 
 @pytest.mark.parametrize("folder", ["images/val", "images/valid", "val/images", "valid/images", "validation/images"])
@@ -95,7 +96,7 @@ def test_val_by_any_name(tmp_path: Path, folder: str) -> None:
     image(tmp_path / folder / "a.png")
     text(tmp_path / folder.replace("images", "labels") / "a.txt", "0 .5 .5 1 1")
     text(tmp_path / "classes.txt", "cat")
-    assert len(read_yolo(tmp_path, "val").records[0].boxes) == 1
+    assert len(read_data(tmp_path, "val").records[0].boxes) == 1
 
 
 def test_relative_root_and_images_in_folders_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +105,7 @@ def test_relative_root_and_images_in_folders_below(tmp_path: Path, monkeypatch: 
     text(tmp_path / "labels" / "train" / "day" / "c.txt", "0 .5 .5 1 1")
     (tmp_path / "images" / "train" / "._c.webp").write_bytes(b"what macOS leaves behind")
     monkeypatch.chdir(tmp_path)
-    data = read_yolo(Path(), "train")
+    data = read_data(Path(), "train")
     assert [(record.path.name, len(record.boxes)) for record in data.records] == [
         ("a.JPG", 0),
         ("b.png", 1),
@@ -149,14 +150,14 @@ def test_lines(line: str, expected: tuple[int, tuple[float, ...]]) -> None:
 def test_bad_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     usual(tmp_path, labels=f"0 0.5 0.5 0.1 0.1\n\n{line}\n")
     with pytest.raises(UserError, match=rf"b\.txt:3: .*{message}"):
-        read_yolo(tmp_path, "train")
+        read_data(tmp_path, "train")
 
 
 def test_no_label_file_at_all_is_refused(tmp_path: Path) -> None:
     usual(tmp_path)
     (tmp_path / "labels" / "train" / "b.txt").unlink()
     with pytest.raises(UserError, match=r"none of the 2 images .* has a label file; .*labels/train/a\.txt"):
-        read_yolo(tmp_path, "train")
+        read_data(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -170,19 +171,19 @@ def test_no_label_file_at_all_is_refused(tmp_path: Path) -> None:
 )
 def test_bad_yaml(tmp_path: Path, yaml: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_yolo(usual(tmp_path, names=yaml), "train")
+        read_data(usual(tmp_path, names=yaml), "train")
 
 
 def test_unreadable_image_missing_split_and_empty_split(tmp_path: Path) -> None:
     usual(tmp_path)
-    with pytest.raises(UserError, match=r"no YOLO split 'test'; it takes images/test"):
-        read_yolo(tmp_path, "test")
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train"):
+        read_data(tmp_path, "test")
     (tmp_path / "images" / "val").mkdir()
     with pytest.raises(UserError, match=r"the val split .* has no images"):
-        read_yolo(tmp_path, "val")
+        read_data(tmp_path, "val")
     (tmp_path / "images" / "train" / "a.JPG").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"cannot read .*a\.JPG"):
-        read_yolo(tmp_path, "train")
+        read_data(tmp_path, "train")
 
 
 UNIT = st.floats(0, 1)

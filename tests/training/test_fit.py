@@ -369,7 +369,7 @@ def test_tensorboard(tmp_path: Path, train: DetectionData, new_model: NewModel) 
 
 
 def test_tensorboard_missing(tmp_path: Path, train: DetectionData, new_model: NewModel, monkeypatch: Any) -> None:
-    monkeypatch.setattr(fit_module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"tightbox\[track\]"):
         fit(new_model(), train, None, tmp_path, replace(OPTIONS, tensorboard=True), AUGMENT)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tightbox.models import create_model
 from tightbox.options import TrainOptions
-from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
+from tightbox.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 
 
 def test_cosine_after_warm_up() -> None:
@@ -45,7 +45,7 @@ def test_warm_up_as_a_share() -> None:
 def test_moving_average_by_hand() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 0.0)
-    average = moving_average(model, decay=0.15)
+    average = MovingAverage(model, decay=0.15)
     nn.init.constant_(model.weight, 1.0)
     average.update_parameters(model)  # the first update copies
     assert average.module.get_parameter("weight").item() == 1
@@ -53,7 +53,7 @@ def test_moving_average_by_hand() -> None:
     # One update so far: decay is min(0.15, (1 + 1) / (10 + 1)) = 0.15, so 0.15 · 1 + 0.85 · 3 = 2.7.
     average.update_parameters(model)
     assert average.module.get_parameter("weight").item() == pytest.approx(2.7)
-    slow = moving_average(model, decay=0.999)
+    slow = MovingAverage(model, decay=0.999)
     slow.update_parameters(model)
     nn.init.constant_(model.weight, 0.0)
     slow.update_parameters(model)  # decay min(0.999, 2 / 11): quick to forget at first
@@ -62,7 +62,7 @@ def test_moving_average_by_hand() -> None:
 
 def test_moving_average_takes_buffers_along() -> None:
     model = nn.BatchNorm1d(2)
-    average = moving_average(model, decay=0.9)
+    average = MovingAverage(model, decay=0.9)
     average.update_parameters(model)
     assert model.running_mean is not None
     model.running_mean.fill_(1.0)
@@ -158,7 +158,7 @@ def test_frozen_weights_are_left_out() -> None:
 
 def test_buffers_and_weights_are_copies() -> None:
     model = network()
-    average = moving_average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     average.update_parameters(model)
     with torch.no_grad():
         model.get_parameter("0.weight").add_(1)

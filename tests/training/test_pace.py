@@ -24,9 +24,8 @@ from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.training import fit as fit_module
 from tightbox.training.fit import Interrupted, fit
 from tightbox.training.optimizer import learning_rate_factor
-from tightbox.training.pace import Pace, Position
+from tightbox.training.pace import Pace, Position, Readings
 from tightbox.training.progress import Progress
-from tightbox.training.readings import Readings
 
 NewModel = Callable[[], Detector]
 AUGMENT = AugmentOptions()

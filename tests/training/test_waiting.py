@@ -21,7 +21,7 @@ from tightbox.ops import csr_triton, greedy_nms_triton, group_norm_relu_triton
 from tightbox.ops.star_conv import StarSampling
 from tightbox.options import TrainOptions
 from tightbox.structures import ImageBatch, Targets
-from tightbox.training.optimizer import build_optimizer, moving_average
+from tightbox.training.optimizer import MovingAverage, build_optimizer
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
 WAITS |= {"bincount", "equal", "is_nonzero"}
@@ -87,7 +87,7 @@ def batch() -> tuple[ImageBatch, list[Targets]]:
 def make_step(model: Detector, device: str) -> Callable[[ImageBatch, list[Targets]], None]:
     """One step of a training, as `fit` makes it."""
     options = TrainOptions()
-    optimizer, average = build_optimizer(model, options), moving_average(model, 0.9)
+    optimizer, average = build_optimizer(model, options), MovingAverage(model, 0.9)
 
     def step(images: ImageBatch, targets: list[Targets]) -> None:
         images, targets = images.to(device), [target.to(device) for target in targets]

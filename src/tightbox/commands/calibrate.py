@@ -12,10 +12,7 @@ from tightbox.commands import on_data
 from tightbox.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tightbox.data.records import DetectionData
-    from tightbox.evaluation.fit_calibration import MapChoice, Method
     from tightbox.evaluation.matching import Matches
     from tightbox.models import Detector
 
@@ -25,24 +22,17 @@ USAGE = "(CHECKPOINT --data DIR | --gt GT.json --dt DT.json --out FILE) [--cover
 def add_arguments(parser: ArgumentParser) -> None:
     """Which detector or results, which images to learn from and to report on, and what to promise."""
     on_data.add_arguments(parser, or_results=True)
-    parser.add_argument(
-        "--method",
-        choices=["auto", "isotonic", "temperature", "linear", "none"],
-        default="auto",
-        help="any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images",
-    )
+    methods = ["auto", "isotonic", "temperature", "linear", "none"]
+    what = "any rising map, one parameter, a line, or no change; auto: the simplest that helps on unseen images"
+    parser.add_argument("--method", choices=methods, default="auto", help=what)
     parser.add_argument("--report_split", help="split to report on; test if absent and the data set has one")
     parser.add_argument("--coverage", type=float, help="probability with which outer boxes hold their whole object")
-    parser.add_argument(
-        "--margins",
-        choices=["iou", "size", "pixels"],
-        help="for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou",
-    )
+    margins = "for --coverage: margins by predicted IoU and size, by size alone, or in pixels (result files only); iou"
+    parser.add_argument("--margins", choices=["iou", "size", "pixels"], help=margins)
     parser.add_argument("--inner", action="store_true", help="for --coverage: also boxes that lie in their object")
     parser.add_argument("--per_class", action="store_true", help="for --coverage: each class has its own margins")
-    parser.add_argument(
-        "--miss", type=float, help="find the score threshold that misses at most this fraction of objects"
-    )
+    miss = "find the score threshold that misses at most this fraction of objects"
+    parser.add_argument("--miss", type=float, help=miss)
     parser.add_argument("--delta", type=float, help="for --miss: probability of missing more; 0.1")
     parser.add_argument("--out", help="for --dt: result file to write, calibrated")
     parser.add_argument("--apply_to", help="for --dt: result file of other images to calibrate; --dt itself if absent")
@@ -50,21 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Fit, store, and print the calibration error before and after."""
-    _refuse_orphans(args)
-    if on_data.of_results(args):
-        return _calibrate_results(args)
-    usual = {"out": None, "apply_to": None}
-    on_data.refuse(args, usual, "belongs to --gt and --dt; a checkpoint keeps it in its card")
-    if args.margins == "pixels":
-        raise UserError(
-            "margins in pixels would not hold once images are resized for the network: choose --margins size or iou, "
-            "or calibrate a result file with --gt and --dt"
-        )
-    return _calibrate_checkpoint(args)
-
-
-def _refuse_orphans(args: Namespace) -> None:
-    """Options that would be ignored, and promises that are none, before anything is read."""
+    # Options that would be ignored, and promises that are none, are refused before anything is read.
     if args.coverage is None:
         usual = {"margins": None, "inner": False, "per_class": False}
         on_data.refuse(args, usual, "belongs to --coverage: give that too, such as 0.9")
@@ -73,6 +49,13 @@ def _refuse_orphans(args: Namespace) -> None:
     for option in ("coverage", "miss", "delta"):
         if args[option] is not None and not 0 < args[option] < 1:
             raise UserError(f"--{option} is {args[option]:g}; it must be more than 0 and less than 1")
+    if on_data.of_results(args):
+        return _calibrate_results(args)
+    on_data.refuse(args, {"out": None, "apply_to": None}, "belongs to --gt and --dt; a checkpoint keeps it in its card")
+    if args.margins == "pixels":
+        advice = "choose --margins size or iou, or calibrate a result file with --gt and --dt"
+        raise UserError(f"margins in pixels would not hold once images are resized for the network: {advice}")
+    return _calibrate_checkpoint(args)
 
 
 def _calibrate_checkpoint(args: Namespace) -> int:
@@ -88,35 +71,37 @@ def _calibrate_checkpoint(args: Namespace) -> int:
     model, data = on_data.open_both(args, calibrated=False)
 
     if left_out := [name for name in model.class_names if args.classes and name not in args.classes]:
-        raise UserError(
-            f"--classes leaves out {', '.join(left_out)}, which the detector finds as well, and its calibration is of "
-            "all that it finds; name these too, or leave out --classes"
-        )
+        why = "which the detector finds as well, and its calibration is of all that it finds"
+        raise UserError(f"--classes leaves out {', '.join(left_out)}, {why}; name these too, or leave out --classes")
 
     from tightbox.checkpoint import read_weights, save_calibration, settings_digest, weights_digest
     from tightbox.evaluation.calibration_report import HEADING, before_and_after, promises_kept, reliability_row
-    from tightbox.evaluation.fit_calibration import choose_map, fit_calibration
+    from tightbox.evaluation.fit_calibration import Method, choose_map, fit_calibration
 
     folder = Path(args.checkpoint)
     matches = _detected(model, data, args)
     choice = choose_map(matches)
     method: Method = choice.method if args.method == "auto" else args.method
-    calibration = replace(
-        fit_calibration(matches, method, split=args.split, images=len(data.records)),
-        weights=weights_digest(read_weights(folder)),
-        settings=settings_digest(model.options, model.preprocess),
-        **_promises(args, matches, model.class_names),
-    )
+    learned = fit_calibration(matches, method, split=args.split, images=len(data.records))
+    weights, settings = weights_digest(read_weights(folder)), settings_digest(model.options, model.preprocess)
+    calibration = replace(learned, weights=weights, settings=settings, **_promises(args, matches, model.class_names))
     tested = None if third is None else _detected(model, third.with_classes(model.class_names), args)
     save_calibration(calibration, folder)
 
     print(HEADING, *before_and_after(f"{args.split} (it learned from)", matches, calibration.ious), sep="\n")
     if method in choice.unseen:
-        cross_validated = choice.unseen[method], choice.true_ious
-        print(reliability_row(f"{args.split}, cross-validated", "after", *cross_validated))
+        print(reliability_row(f"{args.split}, cross-validated", "after", choice.unseen[method], choice.true_ious))
     if tested is not None:
         print(*before_and_after(f"{report_split}", tested, calibration.ious), sep="\n")
-    _judge(args.method, method, choice)
+    # Which map was chosen, or that the one asked for makes things worse on images it did not learn from.
+    if args.method == "auto":
+        kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
+        print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
+    elif method not in choice.unseen:
+        on_data.warn("too few images to judge the map on unseen ones; --method auto changes nothing")
+    elif choice.squared_error(method) > choice.squared_error("none"):
+        worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
+        on_data.warn(f"{worse}; --method auto would choose {choice.method}")
     lines = promises_kept(calibration, matches, model.class_names, tested, f"on {report_split}")
     print(*lines, f"written: {folder / 'card.json'}", sep="\n")
     return 0
@@ -157,12 +142,11 @@ def _calibrate_results(args: Namespace) -> int:
     write_json(beside, calibration.to_json())
     judged = "scores in its place" if by_score else "predicted IoUs"
     print(HEADING, *before_and_after(judged, trusted, ious), sep="\n")
-    kept = promises_kept(calibration, trusted, ground_truth.class_names)
-    print(*kept, f"written: {out} and {beside}", sep="\n")
+    print(*promises_kept(calibration, trusted, ground_truth.class_names), f"written: {out} and {beside}", sep="\n")
     return 0
 
 
-def _promises(args: Namespace, matches: Matches, class_names: Sequence[str]) -> dict[str, Any]:
+def _promises(args: Namespace, matches: Matches, class_names: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a calibration that were asked for: margins of outer and inner boxes, and the score threshold."""
     from tightbox.evaluation.fit_margins import fit_margins, matched_boxes
     from tightbox.evaluation.fit_miss_bound import fit_miss_bound
@@ -186,20 +170,6 @@ def _detected(model: Detector, data: DetectionData, args: Namespace) -> Matches:
 
     found = on_data.detect(args, model, data)
     if any(detections.ious is None for detections in found.values()):
-        raise UserError(
-            f"{args.checkpoint}: this detector predicts no IoU, so there is nothing to calibrate; "
-            "vfnet, iou_aware_retinanet and iou_net do"
-        )
+        why = "this detector predicts no IoU, so there is nothing to calibrate"
+        raise UserError(f"{args.checkpoint}: {why}; vfnet, iou_aware_retinanet and iou_net do")
     return match(GroundTruth.from_data(data), Predictions.from_detections(found, data), IOUS)
-
-
-def _judge(asked: str, method: Method, choice: MapChoice) -> None:
-    """Say which map was chosen, or that the one asked for makes things worse on images it did not learn from."""
-    if asked == "auto":
-        kept = "predicted IoUs stay as they are" if method == "none" else f"the map is {method}"
-        print(f"{kept}: the simplest that no other beats by more than chance on images it did not learn from")
-    elif method not in choice.unseen:
-        on_data.warn("too few images to judge the map on unseen ones; --method auto changes nothing")
-    elif choice.squared_error(method) > choice.squared_error("none"):
-        worse = f"on images it did not learn from, {method} makes predicted IoUs worse"
-        on_data.warn(f"{worse}; --method auto would choose {choice.method}")

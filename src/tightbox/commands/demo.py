@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +15,12 @@ from tightbox.commands import on_data
 from tightbox.commands.train import small, small_options
 from tightbox.errors import UserError
 from tightbox.files import write_json, write_text
+from tightbox.options import AugmentOptions, BackboneOptions, Preprocess, TrainOptions
 from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.models import Detector
-    from tightbox.options import TrainOptions
-    from tightbox.structures import Detections
 
 USAGE = "[--out demo] [--minutes 1.5]"
 PARTS, MARK = ("scenes", "run", "checkpoint"), ".tightbox-demo"  # folders in it, and the file that says whose they are
@@ -31,12 +33,8 @@ SHOWN, SHOWN_SCORE = 8, 0.4  # images in the grid, and the least score of a box 
 def add_arguments(parser: ArgumentParser) -> None:
     """Where to, how long, and which scenes."""
     parser.add_argument("--out", default="demo", help="folder for scenes, checkpoint, metrics and images")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=MINUTES,
-        help="from the start of the training to the image grid, so the training itself is some seconds shorter",
-    )
+    minutes = "from the start of the training to the image grid, so the training itself is some seconds shorter"
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=minutes)
     on_data.add_device(parser)
     parser.add_argument("--train_scenes", type=PositiveInt, default=600, help="how many scenes to train on")
     parser.add_argument("--val_scenes", type=PositiveInt, default=100, help="how many other scenes to evaluate on")
@@ -45,9 +43,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """The whole of it, ending with where everything is and what to do next."""
-    import shutil
-    import time
-
     from tightbox.data.layout import read_data
     from tightbox.data.scenes import write_scenes
 
@@ -66,8 +61,9 @@ def run(args: Namespace) -> int:
         write_scenes(out / "scenes", splits, seed=args.seed, progress=progress)
     train, val = (read_data(out / "scenes", split) for split in splits)
 
+    from tightbox.draw import image_grid
+    from tightbox.images import open_image, write_image
     from tightbox.inference.detect import detect_data, evaluate_detections
-    from tightbox.options import AugmentOptions
     from tightbox.training.fit import fit
 
     model, started = _new_model(train, args.seed).to(device), time.monotonic()
@@ -78,7 +74,9 @@ def run(args: Namespace) -> int:
     seconds = time.monotonic() - started
     with progress_bar("detecting in val") as progress:
         found = detect_data(model, val, progress=progress)
-    _draw(out / "grid.png", val, found)
+    drawn = {index: boxes[boxes.scores >= SHOWN_SCORE] for index, boxes in found.items()}
+    rows = [(open_image(record.path), record, drawn[index]) for index, record in enumerate(val.records[:SHOWN])]
+    write_image(out / "grid.png", image_grid(rows, val.class_names))
     until_grid = time.monotonic() - started
     metrics = evaluate_detections(found, val)
     model.metrics = {"train_seconds": round(seconds, 1), **metrics.to_dict()}
@@ -104,32 +102,20 @@ def _new_model(train: DetectionData, seed: int) -> Detector:
     import torch
 
     from tightbox.models import create_model
-    from tightbox.options import BackboneOptions, Preprocess
 
     torch.manual_seed(seed)
-    return create_model(
-        "vfnet",
-        class_names=train.class_names,
-        backbone=BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"]),
-        preprocess=Preprocess(long_side=SIDE, short_side=SIDE),
-        **small_options("vfnet"),
-    )
+    backbone = BackboneOptions(name="resnet10t", pretrained=False, zero_init=small()["zero_init"])
+    how = {"backbone": backbone, "preprocess": Preprocess(long_side=SIDE, short_side=SIDE), **small_options("vfnet")}
+    return create_model("vfnet", class_names=train.class_names, **how)
 
 
 def _options(minutes: float, seed: int) -> TrainOptions:
-    from tightbox.options import TrainOptions
-
-    defaults = small()
-    return TrainOptions(
-        minutes=minutes, batch_size=defaults["batch_size"], optimizer=defaults["optimizer"], ema=0.98, seed=seed
-    )
+    usual = {name: small()[name] for name in ("batch_size", "optimizer")}
+    return TrainOptions(minutes=minutes, ema=0.98, seed=seed, **usual)
 
 
 def _seconds_after_training(model: Detector, val: DetectionData) -> float:
     """What detecting and drawing will take on this machine, judged by a few images."""
-    import time
-    from dataclasses import replace
-
     from tightbox.inference.detect import detect_data
 
     few = replace(val, records=val.records[:FEW])
@@ -154,14 +140,3 @@ def _diagnose(page: Path, model: Detector, val: DetectionData) -> str:
     except UserError as error:  # without the extra there are no plots, and the demo is no worse otherwise
         return str(error)
     return str(page)
-
-
-def _draw(path: Path, val: DetectionData, found: dict[int, Detections]) -> None:
-    """The image grid."""
-    from tightbox.draw import image_grid
-    from tightbox.images import open_image, write_image
-
-    rows = []
-    for index, record in enumerate(val.records[:SHOWN]):
-        rows.append((open_image(record.path), record, found[index][found[index].scores >= SHOWN_SCORE]))
-    write_image(path, image_grid(rows, val.class_names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,20 +44,23 @@ def run(args: Namespace) -> int:
         raise UserError("--scales and --flip go with the detector's own rules: leave out the others")
     model, data = on_data.open_both(args)
 
+    from tightbox.distributed import new_accelerator
     from tightbox.inference.detect import evaluate_detections, to_results
 
     if (args.alpha_sweep or by_rules) and getattr(model.options, "refine_steps", 0) > 0:
         on_data.warn("boxes are not refined under rules other than the detector's own")
     if args.alpha_sweep:
         return _sweep(args, model, data)
-    found: dict[int, Detections] | None
     if by_rules:
-        rank = rules.rank_rule(args)
-        found = _detect_by_rules(args, model, data, _candidates(args, model, data), rank)
+        found = _detect_by_rules(args, model, data, _candidates(args, model, data), rules.rank_rule(args))
     else:
-        found = _detect(args, model, data)
-    if found is None:  # another process has them
-        return 0
+        accelerator = new_accelerator() if on_data.several_processes() else None
+        first = accelerator is None or accelerator.is_main_process
+        if first:
+            print(f"found {data.layout}: {len(data.records)} images")
+        found = on_data.detect(args, model, data, accelerator)
+        if not first:  # which has what all of them found
+            return 0
     metrics = evaluate_detections(found, data)
     print(metrics.table())
     if args.out is not None:
@@ -64,19 +68,6 @@ def run(args: Namespace) -> int:
         write_json(Path(args.out) / "results.json", to_results(found, data))
         print(f"written: {Path(args.out) / 'metrics.json'} and results.json")
     return 0
-
-
-def _detect(args: Namespace, model: Detector, data: DetectionData) -> dict[int, Detections] | None:
-    """As published, by all processes together; the first of them has the result."""
-    accelerator = None
-    if on_data.several_processes():
-        from tightbox.distributed import new_accelerator
-
-        accelerator = new_accelerator()
-    if accelerator is None or accelerator.is_main_process:
-        print(f"found {data.layout}: {len(data.records)} images")
-    found = on_data.detect(args, model, data, accelerator)
-    return found if accelerator is None or accelerator.is_main_process else None
 
 
 def _candidates(args: Namespace, model: Detector, data: DetectionData) -> Path:
@@ -105,20 +96,16 @@ def _detect_by_rules(
 
 def _sweep(args: Namespace, model: Detector, data: DetectionData) -> int:
     """A table of AP by α, from one inference."""
-    from functools import partial
-
     from tightbox.evaluation.figures import percents
     from tightbox.inference.detect import evaluate_detections
     from tightbox.rank import by_power
 
     rows, folder = [], _candidates(args, model, data)
     print("alpha    AP  AP50  AP75  AP90")
-    for step in range(11):
-        alpha = step / 10
+    for alpha in (step / 10 for step in range(11)):
         found = _detect_by_rules(args, model, data, folder, partial(by_power, alpha=alpha))
         metrics = evaluate_detections(found, data)
-        figures = percents((metrics.ap, metrics.ap50, metrics.ap75, metrics.ap90))
-        print(f"{alpha:5.1f} {figures}", flush=True)
+        print(f"{alpha:5.1f} {percents((metrics.ap, metrics.ap50, metrics.ap75, metrics.ap90))}", flush=True)
         rows.append({"alpha": alpha} | metrics.to_dict())
     if args.out is not None:
         write_json(Path(args.out) / "alpha_sweep.json", rows)

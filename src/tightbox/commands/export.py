@@ -1,20 +1,13 @@
 """Write a checkpoint for other programs: an ONNX or OpenVINO model, or a state dict that mmdetection loads."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from tightbox.commands import on_data
 from tightbox.errors import UserError
-
-if TYPE_CHECKING:
-    from tightbox.data.records import DetectionData
-    from tightbox.export.int8 import Int8
-    from tightbox.models import Detector
+from tightbox.files import atomic_path
 
 USAGE = "CHECKPOINT --format {onnx,openvino,mmdet} --out FILE [--int8 --data DIR]"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "mmdet": ".pth"}
@@ -23,28 +16,20 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "mmdet": ".pth"}
 def add_arguments(parser: ArgumentParser) -> None:
     """What, how, and to where."""
     parser.add_argument("checkpoint", help="folder that `tightbox train` or `tightbox import` wrote")
-    parser.add_argument(
-        "--format",
-        choices=list(SUFFIXES),
-        required=True,
-        help="onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
+    kinds = (
+        "onnx or openvino: from pixels to suppressed boxes with predicted IoUs, of any batch, height and width "
         "(UnitBox is read densely, as connected regions are no operation there; IoU-Net's boxes are not refined, as "
-        "that takes gradients); "
-        "mmdet: a .pth file for mmdetection's VFNet",
+        "that takes gradients); mmdet: a .pth file for mmdetection's VFNet"
     )
+    parser.add_argument("--format", choices=list(SUFFIXES), required=True, help=kinds)
     parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument(
-        "--int8", action="store_true", help="with 8-bit integers, of onnx and openvino: smaller, faster"
-    )
+    int8 = "with 8-bit integers, of onnx and openvino: smaller, faster"
+    parser.add_argument("--int8", action="store_true", help=int8)
     parser.add_argument("--data", help="of --int8: folder of a data set with the checkpoint's classes")
     parser.add_argument("--split", default="train", help="which split of it shows the ranges of activations")
     parser.add_argument("--val_split", default="val", help="the split on which the AP lost to --int8 is measured")
-    parser.add_argument(
-        "--max_drop",
-        type=float,
-        default=0.005,
-        help="AP in [0, 1] that --int8 may lose there; layers go back to floats until it loses no more",
-    )
+    max_drop = "AP in [0, 1] that --int8 may lose there; layers go back to floats until it loses no more"
+    parser.add_argument("--max_drop", type=float, default=0.005, help=max_drop)
 
 
 def run(args: Namespace) -> int:
@@ -68,63 +53,48 @@ def run(args: Namespace) -> int:
     from tightbox.models import load
 
     model = load(args.checkpoint)
+    int8 = None
+    if args.int8:
+        from tightbox.data.layout import read_data
+        from tightbox.export.int8 import Int8
+
+        images = []  # those that show the ranges of activations, and those that AP is measured on
+        for split in (args.split, args.val_split):
+            data = read_data(args.data, split)
+            if set(data.class_names) != set(model.class_names):
+                theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
+                classes = f"the classes {theirs}, and the checkpoint {own}"
+                raise UserError(f"{args.data} has {classes}; give images that it was made for")
+            images.append(data.with_classes(model.class_names))
+        int8 = Int8(images[0], images[1], args.max_drop)
     if args.format == "mmdet":
-        _mmdet(model, out)
+        import torch
+
+        from tightbox import __version__
+        from tightbox.models.mmdet import export_state, settings
+        from tightbox.models.mmdet.variants import title
+
+        state = export_state(model)
+        content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
+        whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
+        torch.save(content, whole)
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(whole.getbuffer())
+        print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
+        loaded = ", ".join(f"{name}={value}" for name, value in settings(model).items())
+        print(f"mmdetection loads it into its VFNet with {loaded}")
+    elif args.format == "onnx":
+        from tightbox.export.onnx_file import write_onnx
+
+        write_onnx(model, out, int8=int8)
+        print(f"written: {out}, {_megabytes(out)}")
+        print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
     else:
-        {"onnx": _onnx, "openvino": _openvino}[args.format](model, out, _int8(args, model) if args.int8 else None)
+        from tightbox.export.openvino_file import write_openvino
+
+        weights = write_openvino(model, out, int8=int8)
+        print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
     return 0
-
-
-def _onnx(model: Detector, out: Path, int8: Int8 | None) -> None:
-    from tightbox.export.onnx_file import write_onnx
-
-    write_onnx(model, out, int8=int8)
-    print(f"written: {out}, {_megabytes(out)}")
-    print(f"next: tightbox-runtime predict {out} YOUR_IMAGES --out results.json")
-
-
-def _openvino(model: Detector, out: Path, int8: Int8 | None) -> None:
-    from tightbox.export.openvino_file import write_openvino
-
-    weights = write_openvino(model, out, int8=int8)
-    print(f"written: {out} and {weights.name}, {_megabytes(weights)}")
-
-
-def _int8(args: Namespace, model: Detector) -> Int8:
-    """The images that show the ranges of activations, and those that AP is measured on."""
-    from tightbox.export.int8 import Int8
-
-    return Int8(_with_classes(args, args.split, model), _with_classes(args, args.val_split, model), args.max_drop)
-
-
-def _with_classes(args: Namespace, split: str, model: Detector) -> DetectionData:
-    from tightbox.data.layout import read_data
-
-    data = read_data(args.data, split)
-    if set(data.class_names) != set(model.class_names):
-        theirs, own = (", ".join(names) for names in (data.class_names, model.class_names))
-        raise UserError(
-            f"{args.data} has the classes {theirs}, and the checkpoint {own}; give images that it was made for"
-        )
-    return data.with_classes(model.class_names)
-
-
-def _mmdet(model: Detector, out: Path) -> None:
-    import torch
-
-    from tightbox import __version__
-    from tightbox.files import atomic_path
-    from tightbox.models.mmdet import export_state, settings
-    from tightbox.models.mmdet.variants import title
-
-    state = export_state(model)
-    content = {"meta": {"CLASSES": model.class_names, "tightbox": __version__}, "state_dict": state}
-    whole = BytesIO()  # PyTorch's own complaint about a full disk is no OSError
-    torch.save(content, whole)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(whole.getbuffer())
-    print(f"written: {out}, {len(state)} tensors of a VFNet on {title(model.backbone.options)}")
-    print("mmdetection loads it into its VFNet with " + ", ".join(f"{name}={v}" for name, v in settings(model).items()))
 
 
 def _megabytes(file: Path) -> str:

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Detect faces, compare them with the ellipses, write and draw the curves, and print a few of their points."""
-    from tightbox.data.fddb import read_ellipses, read_fddb
+    from tightbox.data.faces import read_ellipses, read_fddb
 
     data, ellipses = read_fddb(Path(args.data), args.split), read_ellipses(Path(args.data), args.split)
 
@@ -36,12 +36,8 @@ def run(args: Namespace) -> int:
         raise UserError(f"{args.checkpoint} detects {names}; FDDB needs a detector with the class {FACE}")
     found = on_data.detect(args, model, data)
     faces = [found[i][found[i].labels == model.class_names.index(FACE)] for i in range(len(data.records))]
-    curves = fddb_curves(
-        ellipses,
-        [face.boxes.numpy() for face in faces],
-        [face.scores.numpy() for face in faces],
-        [(record.height, record.width) for record in data.records],
-    )
+    boxes, scores = [face.boxes.numpy() for face in faces], [face.scores.numpy() for face in faces]
+    curves = fddb_curves(ellipses, boxes, scores, [record.size for record in data.records])
     print(f"{data.layout}: {len(data.records)} images, {curves.faces} faces, {sum(map(len, faces))} detections")
     print("true positive rate   discrete  continuous")
     for most in (0, 100, 500, 1000, 2000):

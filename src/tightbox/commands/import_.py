@@ -1,6 +1,5 @@
 """Turn a published VFNet file of mmdetection into a tightbox checkpoint."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,22 +14,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     """From where, to where."""
     parser.add_argument("checkpoint", help=".pth file; docs/published_checkpoints.md lists the published ones")
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
-    parser.add_argument(
-        "--class_names",
-        nargs="+",
-        help="the classes in order, or a text file with one a line; left out, the file's own or COCO's",
-    )
-    parser.add_argument(
-        "--top_k_of",
-        choices=["locations", "pairs"],
-        default="locations",
-        help="what is ranked before suppression: locations, as for the published AP, or pairs, as mmdetection 3 does",
-    )
+    class_names = "the classes in order, or a text file with one a line; left out, the file's own or COCO's"
+    parser.add_argument("--class_names", nargs="+", help=class_names)
+    ranked = "what is ranked before suppression: locations, as for the published AP, or pairs, as mmdetection 3 does"
+    parser.add_argument("--top_k_of", choices=["locations", "pairs"], default="locations", help=ranked)
 
 
 def run(args: Namespace) -> int:
     """Read the file, write the folder, and say what was found."""
-    names = None if args.class_names is None else read_class_names(args.class_names)
+    names = args.class_names
+    if names is not None and len(names) == 1 and is_file(path := Path(names[0])):
+        names = read_lines(path)
+        if not names:
+            raise UserError(f"{path} has no class names; give a text file with one a line")
 
     from tightbox.models.mmdet import import_checkpoint
     from tightbox.models.mmdet.names import to_published
@@ -44,18 +40,3 @@ def run(args: Namespace) -> int:
     print(f"written: {folder}")
     print(f"next: tightbox predict {folder} YOUR_IMAGES --out predictions")
     return 0
-
-
-def read_class_names(given: Sequence[str]) -> list[str]:
-    """The names themselves, or the lines of the one file that is given.
-
-    Raises:
-        UserError: if the file is not text, or has no names.
-    """
-    path = Path(given[0])
-    if len(given) > 1 or not is_file(path):
-        return list(given)
-    names = read_lines(path)
-    if not names:
-        raise UserError(f"{path} has no class names; give a text file with one a line")
-    return names

@@ -16,8 +16,6 @@ from tightbox.reading import is_whole
 
 if TYPE_CHECKING:
     from tightbox.inference.files import Selection
-    from tightbox.inference.jobs.job import Job
-    from tightbox.inference.jobs.run import Work
     from tightbox.models import Detector
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -46,8 +44,7 @@ def refuse_options(args: Namespace, names: Iterable[str] = _OPTIONS, need: str =
     Raises:
         UserError: naming the first.
     """
-    usual = {name: _OPTIONS[name].get("default") for name in names}
-    on_data.refuse(args, usual, f"belongs to {need}; give that too")
+    on_data.refuse(args, {name: _OPTIONS[name].get("default") for name in names}, f"belongs to {need}; give that too")
 
 
 def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) -> int:
@@ -68,7 +65,7 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     if args.format == "parquet":
         import_pyarrow()
     if args.engine == "ray":
-        from tightbox.integrations.ray import import_ray
+        from tightbox.integrations.ray import import_ray, run_parts
 
         import_ray()
     if args.manifest is not None:
@@ -103,11 +100,16 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     job.enter(args.resume)
     work = Work(manifest.root.absolute(), select, args.batch_size, args.workers, drawn)
     if args.engine == "ray":
-        from tightbox.integrations.ray import run_parts
-
         run_parts(checkpoint, job, work, actors=args.actors, address=args.address, device=args.device)
     else:
-        _run_here(args, model, job, work)
+        from tightbox.progress import progress_bar
+
+        model.to(on_data.find_device(args.device))
+        pending, done = list(job.pending()), count(1)
+        total = sum(len(part.names) for part in pending)
+        with progress_bar("images", shown=bool(pending)) as progress:
+            for part in pending:
+                work.run(model, part, card.part_path(out, part.number), lambda: progress(next(done), total))
     parts = job.finished()
     failures = failures_in(parts)
     named = list(islice(failures, _NAMED))
@@ -117,14 +119,3 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     for sentence in [*named, f"and {more} more"] if more else named:
         on_data.warn(f"failed: {sentence}")
     return int(bool(named))
-
-
-def _run_here(args: Namespace, model: Detector, job: Job, work: Work) -> None:
-    from tightbox.progress import progress_bar
-
-    model.to(on_data.find_device(args.device))
-    parts = list(job.pending())
-    total, done = sum(len(part.names) for part in parts), count(1)
-    with progress_bar("images", shown=bool(parts)) as progress:
-        for part in parts:
-            work.run(model, part, job.card.part_path(job.folder, part.number), lambda: progress(next(done), total))

@@ -59,9 +59,8 @@ def add_loading(parser: ArgumentParser) -> None:
 
 def add_views(parser: ArgumentParser) -> None:
     """Test-time augmentation."""
-    parser.add_argument(
-        "--scales", type=PositiveFloat, nargs="+", help="see each image at these sizes, 1 being the usual"
-    )
+    scales = "see each image at these sizes, 1 being the usual"
+    parser.add_argument("--scales", type=PositiveFloat, nargs="+", help=scales)
     parser.add_argument("--flip", action="store_true", help="see each image mirrored too")
     parser.add_argument("--merge", choices=MERGES, default=MERGES[0], help="how what is found in several views is one")
 
@@ -158,8 +157,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto" and several_processes():
         from tightbox.distributed import new_accelerator
 
-        own: torch.device = new_accelerator().device
-        return own
+        return torch.device(new_accelerator().device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -167,20 +165,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"--device {name} cannot be used here ({reason}); choose auto or cpu") from error
-
-
-def training_device(name: str) -> torch.device | None:
-    """The same for a training, in which "auto" is left to accelerate.
-
-    Raises:
-        UserError: if this machine has no such device, or several processes would share one GPU.
-    """
-    if name == "auto":
-        return None
-    device = find_device(name)
-    if several_processes() and device.type != "cpu":
-        raise UserError(f"--device {name} is one device, but each process needs its own; leave it out")
-    return device
 
 
 def several_processes() -> bool:

@@ -33,26 +33,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder that `tightbox train` wrote, such as runs/x/best")
     parser.add_argument("source", nargs="*", help="images, folders of images, patterns such as 'a/*.jpg', or videos")
     parser.add_argument("--out", required=True, help="folder for the annotated images and the results")
-    parser.add_argument(
-        "--format",
-        type=Literal["coco", "csv", "json", "yolo", "labelstudio", "parquet", "jsonl"],
-        default="coco",
-        help="results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks; parquet "
-        "and jsonl are for any number of images, in part files",
-    )
-    parser.add_argument(
-        "--images",
-        action=ActionYesNo(no_prefix="no_"),
-        default=None,
-        help="whether annotated copies are written; yes, but not with parquet and jsonl",
-    )
+    formats = Literal["coco", "csv", "json", "yolo", "labelstudio", "parquet", "jsonl"]
+    files = "results.json, results.csv, one JSON or YOLO label file for each image, or Label Studio's tasks"
+    many = "parquet and jsonl are for any number of images, in part files"
+    parser.add_argument("--format", type=formats, default="coco", help=f"{files}; {many}")
+    copies = "whether annotated copies are written; yes, but not with parquet and jsonl"
+    parser.add_argument("--images", action=ActionYesNo(no_prefix="no_"), default=None, help=copies)
     parser.add_argument("--crops", action="store_true", help="write each box as an image too, in crops/CLASS")
-    parser.add_argument(
-        "--order",
-        type=Literal["score", "loosest"],
-        default="score",
-        help="loosest puts the boxes of the lowest predicted IoU first, for a person to check",
-    )
+    loosest = "loosest puts the boxes of the lowest predicted IoU first, for a person to check"
+    parser.add_argument("--order", type=Literal["score", "loosest"], default="score", help=loosest)
     parser.add_argument("--classes", nargs="+", help="only objects of these")
     lower = "leave out boxes with a lower"
     parser.add_argument("--score_threshold", type=float, help=f"{lower} score; {SCORE_THRESHOLD}")
@@ -172,10 +161,8 @@ def _calibration(args: Namespace, model: Detector, option: str) -> Calibration:
     if on_data.several_views(args):
         raise UserError(f"--{option} was learned from single views; leave out --scales and --flip")
     if model.calibration is None:
-        raise UserError(
-            f"{args.checkpoint} was not calibrated, so nothing is known for --{option}; run "
-            f"`tightbox calibrate {args.checkpoint} --data DIR` first"
-        )
+        advice = f"run `tightbox calibrate {args.checkpoint} --data DIR` first"
+        raise UserError(f"{args.checkpoint} was not calibrated, so nothing is known for --{option}; {advice}")
     return model.calibration
 
 

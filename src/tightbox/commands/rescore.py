@@ -1,5 +1,6 @@
 """Predicted IoUs for the boxes of any tool's COCO result file: rank, suppress and refine them by these."""
 
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -24,11 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--rank", choices=["class", "power"], default="class", help="by p, or by p^alpha u^(1-alpha)")
     parser.add_argument("--suppress", choices=["none", "greedy", "iou_guided"], default="none", help="how, if at all")
     rules.add_numbers(parser, *map(str, THRESHOLDS.values()))
-    parser.add_argument(
-        "--refine_steps",
-        type=NonNegativeInt,
-        help="steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes",
-    )
+    steps = "steps towards a higher predicted IoU; if absent, as many as the model takes on its own boxes"
+    parser.add_argument("--refine_steps", type=NonNegativeInt, help=steps)
     on_data.add_loading(parser)
     on_data.add_device(parser)
 
@@ -63,17 +61,9 @@ def run(args: Namespace) -> int:
     detections = by_record(given, whole, known)
     numbers = THRESHOLDS | rules.thresholds(args)
     suppress = None if args.suppress == "none" else rules.suppression(args.suppress, numbers)
+    judged = partial(rescore_data, rank=rules.rank_rule(args), suppress=suppress, refine_steps=args.refine_steps)
     with progress_bar("rescoring") as progress:
-        found = rescore_data(
-            model,
-            known,
-            detections,
-            rank=rules.rank_rule(args),
-            suppress=suppress,
-            refine_steps=args.refine_steps,
-            loading=on_data.loading(args),
-            progress=progress,
-        )
+        found = judged(model, known, detections, loading=on_data.loading(args), progress=progress)
     print("         AP  AP50  AP75  AP90   boxes")
     after = GroundTruth.from_data(known), Predictions.from_detections(found, known)
     for name, (ground_truth, predictions) in (("before", (whole, given)), ("after", after)):

@@ -38,27 +38,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--classes", nargs="+", help="learn only these; objects of other classes are background")
     parser.add_argument("--out", required=True, help="folder for checkpoints, metrics and the resolved configuration")
-    parser.add_argument(
-        "--init", help="checkpoint folder to start from: its model, its options where none are given, and its weights"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out exactly where it stopped, with its own options; others may be given for "
+    init = "checkpoint folder to start from: its model, its options where none are given, and its weights"
+    parser.add_argument("--init", help=init)
+    others = (
         "--epochs or --minutes, --eval-every, --patience, --keep-all, --precision, --workers, --cache, "
-        "--skip-unreadable, --tensorboard, --device and, where the data set was moved, --data",
+        "--skip-unreadable, --tensorboard, --device and, where the data set was moved, --data"
     )
+    resume = "continue the run in --out exactly where it stopped, with its own options; others may be given for "
+    parser.add_argument("--resume", action="store_true", help=resume + others)
     parser.add_argument("--model", choices=list(MODEL_OPTIONS), default="vfnet", help="which detector")
     parser.add_argument("--standalone", action="store_true", help="short for --iou_net.standalone true")
     parser.add_argument("--backbone", default="resnet50", help="any timm model with features at strides 8, 16 and 32")
     on_data.add_device(parser)
     parser.add_class_arguments(BackboneOptions, None, skip={"name"})
-    parser.add_argument(
-        "--long_side",
-        type=int | None,
-        help="images are resized, keeping their shape, so that the longer side has at most this many pixels ... (left "
-        "out: as the objects need, 320 to 640; tightbox doctor says why)",
-    )
+    resized = "images are resized, keeping their shape, so that the longer side has at most this many pixels ..."
+    usual = "(left out: as the objects need, 320 to 640; tightbox doctor says why)"
+    parser.add_argument("--long_side", type=int | None, help=f"{resized} {usual}")
     parser.add_argument("--short_side", type=int | None, help="... and the shorter side at most this many (as many)")
     parser.add_class_arguments(TrainOptions, None)
     parser.add_class_arguments(AugmentOptions, None)
@@ -152,16 +147,16 @@ def run(args: Namespace) -> int:
     from tightbox.data.input_size import input_size_of
     from tightbox.data.layout import read_data, splits
 
-    train = read_data(args.data, "train")
-    train = train.only_classes(args.classes) if args.classes else train
-    val = None
+    train, val = on_data.read(args, "train"), None
     if "val" in splits(args.data):
         val = read_data(args.data, "val")
         if args.classes:
             val = val.only_classes([name for name in args.classes if name in val.class_names])
         val = val.with_classes(train.class_names)
 
-    device = on_data.training_device(args.device)
+    device = None if args.device == "auto" else on_data.find_device(args.device)  # accelerate's own choice, if None
+    if device is not None and device.type != "cpu" and on_data.several_processes():
+        raise UserError(f"--device {args.device} is one device, but each process needs its own; leave it out")
 
     from accelerate.utils import set_seed
 
@@ -190,19 +185,16 @@ def run(args: Namespace) -> int:
         anew = "" if same else " but those of the class layer, which starts anew because the class names differ"
         state.print(f"starting from {args.init}: all weights{anew}")
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights"
-    state.print(
-        f"{args.model} on {backbone.name}, {size}, mixed precision: {choose_precision(options.precision, device)}"
-    )
+    precision = choose_precision(options.precision, device)
+    state.print(f"{args.model} on {backbone.name}, {size}, mixed precision: {precision}")
 
     with ExitStack() as until_trained:
 
-        def write_configuration() -> None:
+        def when_ready() -> None:
             until_trained.enter_context(only_writer(out))
             write_text(out / CONFIGURATION, _resolved(args))
 
-        trained = fit(
-            model, train, val, out, options, augment, resume=args.resume, ready=write_configuration, device=device
-        )
+        trained = fit(model, train, val, out, options, augment, resume=args.resume, ready=when_ready, device=device)
     if val is not None and "ap" in trained.metrics:
         state.print(f"best checkpoint: {out / 'best'}")
     if args.model == "iou_net" and args.iou_net.standalone:
@@ -212,9 +204,7 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def choices(
-    args: Namespace,
-) -> tuple[BackboneOptions, Preprocess | None, TrainOptions, AugmentOptions, dict[str, Any]]:
+def choices(args: Namespace) -> tuple[BackboneOptions, Preprocess | None, TrainOptions, AugmentOptions, dict[str, Any]]:
     """What was chosen, the model's own options last; no size of images if it is to fit the data.
 
     Raises:
@@ -244,15 +234,11 @@ def _configuration(out: Path) -> dict[str, Any]:
     """
     path = out / CONFIGURATION
     if not is_file(path):
-        raise UserError(
-            f"there is nothing to resume in {out}: it has no {CONFIGURATION}; start without --resume, in an empty --out"
-        )
+        missing = f"there is nothing to resume in {out}: it has no {CONFIGURATION}"
+        raise UserError(f"{missing}; start without --resume, in an empty --out")
     try:
         content: dict[str, Any] = read_yaml(path)
-        return {
-            name: from_earlier_versions(name, value) if isinstance(value, dict) else value
-            for name, value in content.items()
-        }
+        return {name: from_earlier_versions(name, v) if isinstance(v, dict) else v for name, v in content.items()}
     except (ValueError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); start anew in another --out") from error
 
@@ -265,10 +251,9 @@ def _require_same_run(args: Namespace, out: Path) -> None:
         before = run.get(group, {}) if group else run
         if name not in MAY_CHANGE and field in before and before[field] != now:
             option = name.replace("_", "-")
-            raise UserError(
-                f"the run in {out} has {option} {before[field]}, not {now}; leave --{option} out to resume it, "
-                f"or start a new run in another --out, perhaps with --init {out / 'last'}"
-            )
+            anew = f"start a new run in another --out, perhaps with --init {out / 'last'}"
+            differs = f"the run in {out} has {option} {before[field]}, not {now}"
+            raise UserError(f"{differs}; leave --{option} out to resume it, or {anew}")
 
 
 def _pick(kind: type[Any], args: Namespace, skip: str = "") -> dict[str, Any]:
@@ -280,5 +265,4 @@ def _resolved(args: Namespace) -> str:
     import yaml
 
     plain = {name: value for name, value in args.as_dict().items() if name not in ("config", "resume", "device")}
-    text: str = yaml.safe_dump(plain, sort_keys=False)
-    return text
+    return str(yaml.safe_dump(plain, sort_keys=False))

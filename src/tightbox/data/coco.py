@@ -31,8 +31,14 @@ def parse_coco(json_path: Path, image_dirs: Sequence[Path], *, root: Path, split
     """All that can be understood of a COCO JSON file; the images' folder is the likeliest of `image_dirs`."""
     layout = json_path.relative_to(root) if json_path.is_relative_to(root) else json_path
     parsed = Parsed(f"COCO ({layout})", root, split)
-    content = _load(json_path, parsed)
-    if content is None:
+    content: Any = parsed.attempt("json", partial(read_json, each_object=_without_mask), json_path)
+    if parsed.findings:
+        return parsed
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
+        parsed.error("json", message, "export it again as COCO instances")
         return parsed
     label_of = _categories(content["categories"], json_path, parsed)
     position_of = _images(content["images"], json_path, image_dirs, parsed)
@@ -84,19 +90,6 @@ def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
     return bool(value) if value is None or value in (0, 1) else None
 
 
-def _load(json_path: Path, parsed: Parsed) -> dict[str, list[Any]] | None:
-    content = parsed.attempt("json", partial(read_json, each_object=_without_mask), json_path)
-    if parsed.findings:
-        return None
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        message = f"{json_path} is not a COCO data set: it has no list named {', '.join(missing)}"
-        parsed.error("json", message, "export it again as COCO instances")
-        return None
-    return content
-
-
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
     """An object without its polygon, which fills most of the file and would fill most of the memory."""
     entry.pop("segmentation", None)
@@ -105,9 +98,8 @@ def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _categories(rows: list[Any], json_path: Path, parsed: Parsed) -> dict[int, int]:
     """Fills in the classes by ascending id; the label of each category id."""
-    whole = [
-        row for row in rows if isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("name"), str)
-    ]
+    objects = [row for row in rows if isinstance(row, dict)]
+    whole = [row for row in objects if _is_id(row.get("id")) and isinstance(row.get("name"), str)]
     if len(whole) < len(rows):
         message = f"{len(rows) - len(whole)} categories of {json_path} lack a whole-number id or a name"
         parsed.error("category", message, "give every category both")

@@ -18,7 +18,7 @@ from tightbox.structures import ImageBatch, Targets
 
 Item = tuple[Tensor, Targets, int]
 # Epoch and index; where the clock decides how long the training is, also the fraction of it that is over.
-Key = tuple[int, int] | tuple[int, int, float]
+Key = tuple[int, int, *tuple[float, ...]]
 
 
 @dataclass(eq=False)
@@ -60,9 +60,8 @@ class DetectionDataset(Dataset[Item]):
             sample = self._load(index)
             sample = resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]))
         else:
-            seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
                 sample = self.transform(self._load, index, len(self), clock[0] if clock else self._over(epoch))
         object_ = ~sample.crowd
         targets = Targets.of(sample.boxes[object_], sample.labels[object_], sample.boxes[sample.crowd])
@@ -144,11 +143,8 @@ class EpochBatches(Sampler[list[Key]]):
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(self.start, len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            if self.fraction is None:
-                yield [(self.epoch, j) for j in chosen]
-            else:
-                over = self.fraction()
-                yield [(self.epoch, j, over) for j in chosen]
+            over = () if self.fraction is None else (self.fraction(),)
+            yield [(self.epoch, j, *over) for j in chosen]
 
 
 def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Targets], list[int]]:

@@ -1,13 +1,10 @@
 """What is wrong with a data set, all of it at once: the readers stop at the first error, this does not."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +15,10 @@ from tightbox.data.records import Finding, Parsed, RawImage, Severity
 from tightbox.errors import UserError
 from tightbox.files import digest_of
 from tightbox.images import IMAGE_SUFFIXES, UnreadableImage, open_image, read_header
+from tightbox.progress import Progress, silent
 from tightbox.reading import is_file
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 __all__ = ["Finding", "Report", "Severity", "SplitSummary", "examine", "print_report"]
-
-Progress = Callable[[str, int, int], None]
 
 _FEW = 10  # examples of a class in training below which it is worth a note
 _ROWS = 20  # findings of one check that are printed
@@ -52,51 +45,50 @@ class Report:
     splits: list[SplitSummary]
 
 
-def examine(root: Path | str, progress: Progress | None = None) -> Report:
+def examine(root: Path | str, progress: Progress = silent) -> Report:
     """Everything wrong with, or worth knowing about, the data set in a folder, and the counts of every split.
 
     Args:
         root: the folder.
-        progress: called with what is being done, how many images are done, and how many there are.
+        progress: called with the number of images that are done, and that of all.
     """
     try:
         parsed = [parse_data(root, split) for split in splits(root)]
     except UserError as error:
         return Report([Finding.from_error("layout", error)], [])
     findings = [finding for split in parsed for finding in (*split.all_findings(), *_boxes(split), *_empty(split))]
-    findings += [*_files(parsed, progress or (lambda task, done, total: None)), *_classes(parsed), *_unused(parsed)]
-    findings += _small_objects(parsed)
+    findings += [*_files(parsed, progress), *_unused(parsed)]
+    for train in (split for split in parsed if split.split == "train"):
+        findings += [*_classes(train, parsed), *_small_objects(train)]
     order = list(Severity)
     # dict.fromkeys: splits that share a broken file would report it once each.
     unique = sorted(dict.fromkeys(findings), key=lambda finding: (order.index(finding.severity), finding.check))
     return Report(unique, [_summary(split) for split in parsed])
 
 
-def print_report(
-    findings: Sequence[Finding], summaries: Sequence[SplitSummary] = (), console: Console | None = None
-) -> None:
+def print_report(report: Report) -> None:
     """Prints the counts and the findings, the first 20 of each check."""
     from rich.console import Console
     from rich.table import Table
 
-    console = console or Console()
-    for summary in summaries:
+    console = Console()
+    for summary in report.splits:
         line = f"{summary.split}: {summary.images} images, {summary.boxes} boxes ({summary.crowd} crowd)"
         console.print(f"{line}, {summary.layout}", markup=False, highlight=False, soft_wrap=True)
-    if summaries:
-        table = Table("class", *(summary.split for summary in summaries))
-        for name in dict.fromkeys(name for summary in summaries for name in summary.class_counts):
-            table.add_row(name, *(str(summary.class_counts.get(name, 0)) for summary in summaries))
+    if report.splits:
+        table = Table("class", *(summary.split for summary in report.splits))
+        for name in dict.fromkeys(name for summary in report.splits for name in summary.class_counts):
+            table.add_row(name, *(str(summary.class_counts.get(name, 0)) for summary in report.splits))
         console.print(table)
     colours = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
-    for (severity, check), group in groupby(findings, key=lambda finding: (finding.severity, finding.check)):
+    for (severity, check), group in groupby(report.findings, key=lambda finding: (finding.severity, finding.check)):
         rows = list(group)
         console.print(f"{severity.upper()} {check} ({len(rows)})", style=colours[severity], markup=False)
         for finding in rows[:_ROWS]:
             console.print(f"  {finding}", markup=False, highlight=False, soft_wrap=True)
         if len(rows) > _ROWS:
             console.print(f"  and {len(rows) - _ROWS} more")
-    counts = Counter(finding.severity for finding in findings)
+    counts = Counter(finding.severity for finding in report.findings)
     console.print(", ".join(f"{counts[severity]} {severity}s" for severity in Severity))
 
 
@@ -169,7 +161,7 @@ def _files(parsed: Sequence[Parsed], progress: Progress) -> Iterator[Finding]:
             if len(images) > 1:
                 message = f"{path} has {len(images)} entries in the {name} split"
                 yield Finding(Severity.ERROR, "duplicate-file", str(path), message, "merge them into one")
-        progress("images", done, len(entries))
+        progress(done, len(entries))
         sizes = {(image.width, image.height) for images in per_split.values() for image in images}
         if sizes == {(0, 0)}:
             continue  # the parser wanted its size and has reported why there is none
@@ -210,10 +202,9 @@ def _image(path: Path, sizes: set[tuple[int, int]]) -> Iterator[Finding]:
         yield Finding(Severity.NOTE, "image-mode", str(path), message, "nothing, if all images are alike")
 
 
-def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
-    """Classes against those of the train split, where there is one that could be read."""
-    train = next((split for split in parsed if split.split == "train" and split.class_names), None)
-    if train is None:
+def _classes(train: Parsed, parsed: Sequence[Parsed]) -> Iterator[Finding]:
+    """Classes against those of the train split, if these could be read."""
+    if not train.class_names:
         return
     for name, count in _summary(train).class_counts.items():
         if count == 0:
@@ -232,11 +223,8 @@ def _classes(parsed: Sequence[Parsed]) -> Iterator[Finding]:
                 yield Finding(Severity.ERROR, "class-unknown", "", message, fix)
 
 
-def _small_objects(parsed: Sequence[Parsed]) -> Iterator[Finding]:
+def _small_objects(train: Parsed) -> Iterator[Finding]:
     """The size of images that `tightbox train` takes, if it is not the least because objects are small."""
-    train = next((split for split in parsed if split.split == "train"), None)
-    if train is None:
-        return
     table = train.columns()
     sizes = np.array([(image.width, image.height) for image in train.images], dtype=np.float64).reshape(-1, 2)
     counted = table.non_degenerate & ~table.crowd

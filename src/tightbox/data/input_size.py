@@ -1,7 +1,5 @@
 """How large a data set's images must be for a detector to see the objects in them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +59,5 @@ def input_size(boxes: NDArray[np.floating], images: NDArray[np.floating]) -> Inp
 def input_size_of(data: DetectionData) -> InputSize:
     """The same of a split's objects, crowds aside."""
     boxes = [record.boxes[~record.crowd] for record in data.records]
-    sizes = [
-        np.tile((record.width, record.height), (len(own), 1)) for record, own in zip(data.records, boxes, strict=True)
-    ]
+    sizes = [np.tile(record.size[::-1], (len(own), 1)) for record, own in zip(data.records, boxes, strict=True)]
     return input_size(np.concatenate([np.empty((0, 4)), *boxes]), np.concatenate([np.empty((0, 2)), *sizes]))

@@ -5,10 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from tightbox.data.coco import parse_coco
-from tightbox.data.fddb import find_fddb
+from tightbox.data.faces import find_fddb, find_wider_face
 from tightbox.data.records import DetectionData, Find, Parsed, split_names
 from tightbox.data.voc import find_voc
-from tightbox.data.wider_face import find_wider_face
 from tightbox.data.yolo import find_yolo
 from tightbox.errors import UserError
 

@@ -2,13 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count, pairwise, starmap
 from pathlib import Path
 from struct import Struct
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,10 +83,9 @@ class DetectionData:
         used = np.unique(np.concatenate([np.empty(0, np.int64), *(record.labels for record in self.records)]))
         unknown = [name for name in (self.class_names[label] for label in used) if name not in label_of]
         if unknown:
-            raise UserError(
-                f"the {self.split} split of {self.root} has objects of classes that were not trained: "
-                f"{', '.join(unknown)}; leave them out with --classes, rename them there, or train with some"
-            )
+            advice = "leave them out with --classes, rename them there, or train with some"
+            what = f"objects of classes that were not trained: {', '.join(unknown)}"
+            raise UserError(f"the {self.split} split of {self.root} has {what}; {advice}")
         own = {**self.left_out, **dict(zip(self.class_names, self.category_ids, strict=True))}
         fresh = count(max(own.values(), default=0) + 1)
         ids = tuple(own[name] if name in own else next(fresh) for name in names)
@@ -103,10 +102,8 @@ class DetectionData:
         """
         unknown = [name for name in names if name not in self.class_names]
         if unknown:
-            raise UserError(
-                f"the {self.split} split of {self.root} has no class {', '.join(unknown)}; "
-                f"choose from {', '.join(self.class_names)}"
-            )
+            advice = f"choose from {', '.join(self.class_names)}"
+            raise UserError(f"the {self.split} split of {self.root} has no class {', '.join(unknown)}; {advice}")
         wanted = [self.class_names.index(name) for name in names]
         records = []
         for record in self.records:
@@ -127,16 +124,8 @@ class DetectionData:
             # Three decimals undo float32: COCO's own 38.65 would otherwise come back as 38.65002.
             rows = zip(boxes.round(3).tolist(), record.labels, record.areas.tolist(), record.crowd, strict=True)
             for bbox, label, area, crowd in rows:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": record.image_id,
-                        "category_id": self.category_ids[label],
-                        "bbox": bbox,
-                        "area": area,
-                        "iscrowd": int(crowd),
-                    }
-                )
+                ids = {"id": len(annotations) + 1, "image_id": record.image_id, "category_id": self.category_ids[label]}
+                annotations.append({**ids, "bbox": bbox, "area": area, "iscrowd": int(crowd)})
         classes = zip(self.category_ids, self.class_names, strict=True)
         categories = [{"id": number, "name": name} for number, name in classes]
         return {"images": images, "annotations": annotations, "categories": categories}
@@ -203,7 +192,7 @@ class RawBox(NamedTuple):
 class RawBoxes:
     """Any number of `RawBox`es in 57 bytes each, as millions of Python objects would not fit into memory.
 
-    They are appended, counted and iterated as those of a list are.
+    They are appended and counted as those of a list are.
     """
 
     _ROW = Struct("<qq4d?d")
@@ -219,11 +208,7 @@ class RawBoxes:
     def __len__(self) -> int:
         return len(self._rows) // self._ROW.size
 
-    def __iter__(self) -> Iterator[RawBox]:
-        for image, label, *box, crowd, area in self._ROW.iter_unpack(self._rows):
-            yield RawBox(image, label, tuple(box), crowd, area)
-
-    def column(self, name: Literal["image", "label", "box", "crowd", "area"]) -> NDArray[Any]:
+    def column(self, name: str) -> NDArray[Any]:
         """(N,) or (N, 4) one field of all boxes, as annotated."""
         return np.frombuffer(self._rows, self._COLUMNS)[name].copy()
 
@@ -305,22 +290,14 @@ class Parsed:
 
     def columns(self) -> Columns:
         """The boxes as arrays, in order of their images."""
-        image = self.boxes.column("image")
-        order = np.argsort(image, kind="stable")
-        image, xyxy = image[order], self.boxes.column("box").astype(np.float32)[order]
+        order = np.argsort(self.boxes.column("image"), kind="stable")
+        image, labels, corners, crowd, areas = (self.boxes.column(name)[order] for name in RawBox._fields)
+        boxes, areas = corners.astype(np.float32), areas.astype(np.float32)
         sizes = np.array([(i.width, i.height) * 2 for i in self.images], dtype=np.float32).reshape(-1, 4)
         sizes[sizes == 0] = np.inf  # an unreadable image's boxes are clipped by nothing
-        clipped = np.clip(xyxy, 0, sizes[image])
-        areas = self.boxes.column("area").astype(np.float32)[order]
+        clipped = np.clip(boxes, 0, sizes[image])
         own = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
-        return Columns(
-            image,
-            xyxy,
-            clipped,
-            self.boxes.column("label")[order],
-            self.boxes.column("crowd")[order],
-            np.where(np.isnan(areas), own, areas),
-        )
+        return Columns(image, boxes, clipped, labels, crowd, np.where(np.isnan(areas), own, areas))
 
     def data(self) -> DetectionData:
         """The split for training and evaluation.
@@ -338,13 +315,11 @@ class Parsed:
             missing = f"image {first}" if os.path.isdir(first.parent) else f"folder of images {first.parent}"
             raise UserError(f"{self.layout} needs the {missing}, which does not exist; put the images there")
         table = self.columns()
-        kept = table.non_degenerate
-        bounds = np.searchsorted(table.image[kept], np.arange(len(self.images) + 1))
-        columns: list[NDArray[Any]] = [
-            column[kept] for column in (table.clipped, table.labels, table.crowd, table.areas)
-        ]
+        columns: list[NDArray[Any]] = [column[table.non_degenerate] for column in table]
+        kept = Columns(*columns)
+        bounds = np.searchsorted(kept.image, np.arange(len(self.images) + 1))
         records = [
-            ImageRecord(*image, *(column[own] for column in columns))
+            ImageRecord(*image, kept.clipped[own], kept.labels[own], kept.crowd[own], kept.areas[own])
             for image, own in zip(self.images, starmap(slice, pairwise(bounds)), strict=True)
         ]
         names, ids = tuple(self.class_names), tuple(self.category_ids)
@@ -352,14 +327,6 @@ class Parsed:
 
 
 Find = Callable[[Path, str], Callable[[], Parsed] | None]
-
-
-def read_split(find: Find, layout: str, root: Path, split: str, takes: str) -> DetectionData:
-    """What the parser of one layout reads; UserError, with what the layout takes, if the split is not there in it."""
-    parse = find(root, split)
-    if parse is None:
-        raise UserError(f"{root} has no {layout} split {split!r}; it takes {takes}")
-    return parse().data()
 
 
 def split_names(split: str) -> tuple[str, ...]:

@@ -105,13 +105,8 @@ def _render(seed: int, size: tuple[int, int]) -> tuple[Image.Image, Floats, NDAr
 
     labels = np.array(canvas.labels[1:], np.int64)
     masks = canvas.owner == np.arange(1, len(canvas.labels))[:, None, None]  # [G, H, W]
-    boxes = np.array([_tight_box(mask) for mask in masks], np.float32).reshape(-1, 4)
+    boxes = np.array([Image.fromarray(mask).getbbox() for mask in masks], np.float32).reshape(-1, 4)
     return _photograph(rng, canvas.pixels), boxes, labels, masks
-
-
-def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 class _Canvas:

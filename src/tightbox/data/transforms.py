@@ -106,8 +106,7 @@ class TrainTransform:
         """The sample at a random scale, cut to the canvas at a random place; a smaller one is left smaller."""
         low, high = self.augment.scale_min, self.augment.scale_max
         factor = low * (high / low) ** float(torch.rand(()))
-        resized = resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]) * factor)
-        return _cut(resized, canvas)
+        return _cut(resize(sample, self.preprocess.scale(sample.size[1], sample.size[0]) * factor), canvas)
 
     def _mosaic(self, samples: list[Sample], canvas: tuple[int, int]) -> Sample:
         """Four samples around a random point of the canvas, each cut to its quarter."""
@@ -170,8 +169,7 @@ def _cutout(image: Tensor) -> Tensor:
 def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """The part of a sample in a window; objects of which too little remains are dropped, crowds are not."""
     moved = sample.boxes - sample.boxes.new_tensor([left, top] * 2)
-    limits = moved.new_tensor([width, height] * 2)
-    clipped = torch.minimum(moved.clamp(min=0), limits)
+    clipped = torch.minimum(moved.clamp(min=0), moved.new_tensor([width, height] * 2))
     area, whole = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (clipped, moved))
     keep = (sample.crowd | (area >= MIN_VISIBLE * whole)) & (area > 0)
     image = sample.image[:, top : top + height, left : left + width]

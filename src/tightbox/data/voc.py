@@ -5,15 +5,15 @@ from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
+from tightbox.data.records import Parsed, RawBox, RawImage, split_names
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import is_file, numbers, read_lines, read_xml, shown
 
 LARGEST_DIGITS = 6  # of a width; what claims to be wider is asked for its header
 
 
-def read_voc(root: Path, split: str) -> DetectionData:
-    """One split of Pascal VOC.
+def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:
+    """The parser of the split, if `root` has Pascal VOC's layout and the split is there.
 
     * `root` is the folder with VOCdevkit in it, VOCdevkit itself, or one folder with Annotations, ImageSets/Main and
       JPEGImages.
@@ -24,15 +24,7 @@ def read_voc(root: Path, split: str) -> DetectionData:
       pixel 4 becomes (0, 4), which is 4 wide.
     * Objects marked difficult become crowd: VOC's own protocol counts them neither as hit nor as miss.
     * Classes are those of all annotation files of the years found, alphabetically, which is VOC's own order.
-
-    Raises:
-        UserError: if there is no such split, or an annotation file makes no sense.
     """
-    return read_split(find_voc, "Pascal VOC", root, split, f"ImageSets/Main/{split}.txt")
-
-
-def find_voc(root: Path, split: str) -> Callable[[], Parsed] | None:
-    """The parser of the split, if `root` has Pascal VOC's layout and the split is there."""
     parents = (root, root / "VOCdevkit")
     years = [root] if _is_year(root) else [y for p in parents for y in sorted(p.glob("VOC*")) if _is_year(y)]
     test2007 = [year for year in years if year.name == "VOC2007" and _has_test(year)]
@@ -103,20 +95,12 @@ def _add_boxes(tree: Element, xml: Path, image: Path, label_of: dict[str, int], 
     for number, entry in enumerate(tree.iterfind("object"), 1):
         name = _text(entry, "name")
         corners = [_text(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        box = _box(corners)
-        if name and box is not None:
-            x1, y1, x2, y2 = box
-            difficult = _text(entry, "difficult") == "1"
-            parsed.boxes.append(RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), difficult))
-            continue
-        held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
-        message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"
-        parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
-
-
-def _box(texts: Sequence[str]) -> list[float] | None:
-    try:
-        corners = numbers(" ".join(texts))
-    except ValueError:
-        return None
-    return corners if len(corners) == 4 else None
+        try:
+            x1, y1, x2, y2 = numbers(" ".join(corners))
+            box = RawBox(len(parsed.images), label_of[name], (x1 - 1, y1 - 1, x2, y2), _text(entry, "difficult") == "1")
+        except (ValueError, KeyError):  # not 4 numbers, or no name
+            held = ", ".join(corner if len(corner) < 20 else shown(corner) for corner in corners)
+            message = f"object {number} ({name or 'without a name'}) in {xml} has the bndbox {held}"
+            parsed.error("bndbox", message, "give it a name and 4 numbers: xmin, ymin, xmax, ymax", image)
+        else:
+            parsed.boxes.append(box)

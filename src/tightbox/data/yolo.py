@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tightbox.data.records import DetectionData, Parsed, RawBox, RawImage, read_split, split_names
+from tightbox.data.records import Parsed, RawBox, RawImage, split_names
 from tightbox.errors import UserError
 from tightbox.images import IMAGE_SUFFIXES
 from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text, read_yaml, shown
@@ -14,23 +14,14 @@ from tightbox.reading import any_numbers, exists, is_file, read_lines, read_text
 _SLACK = 1e-3  # how far outside the image rounding may put a coordinate
 
 
-def read_yolo(root: Path, split: str) -> DetectionData:
-    """One split of a YOLO data set.
+def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
+    """The parser of the split, if `root` has a YOLO layout and the split is there.
 
     * Images are where data.yaml says (folders, or text files of paths), else in images/{split} or {split}/images.
     * The labels of an image are in the text file of its name, in the folder `labels` where its own says `images`, or
       beside it; an image without one has no objects.
     * Class names come from data.yaml or classes.txt; category ids are 0..C-1, image ids count from 1 by path.
     * A line with a polygon, or with four corners, becomes its bounding box.
-
-    Raises:
-        UserError: if there is no such split, no list of names, no label file at all, or a line makes no sense.
-    """
-    return read_split(find_yolo, "YOLO", root, split, f"images/{split} and labels/{split}")
-
-
-def find_yolo(root: Path, split: str) -> Callable[[], Parsed] | None:
-    """The parser of the split, if `root` has a YOLO layout and the split is there.
 
     Raises:
         UserError: if data.yaml cannot be read.
@@ -110,10 +101,8 @@ def _images(source: Path) -> list[Path]:
     if source.is_dir():
         if source.resolve() == Path(source.anchor or "/"):
             raise UserError(f"{source} is the whole disk, and no folder of images; correct data.yaml")
-        found = source.rglob("*")
-        return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    listed = [source.parent / line for line in read_lines(source)]
-    return [path for path in listed if path.name]
+        return [p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    return [path for line in read_lines(source) if (path := source.parent / line).name]
 
 
 def _label_file(image: Path) -> Path:
@@ -155,8 +144,7 @@ def _parse(root: Path, split: str, settings: dict[str, Any], sources: Sequence[P
 
 def _add_boxes(labels: Path, image: Path, size: tuple[int, int], parsed: Parsed) -> None:
     width, height = size
-    text = parsed.attempt("yolo-line", read_text, labels, image) or ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate((parsed.attempt("yolo-line", read_text, labels, image) or "").splitlines(), 1):
         if not line.strip():
             continue
         try:

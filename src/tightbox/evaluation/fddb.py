@@ -62,7 +62,7 @@ def fddb_curves(ellipses: Arrays, regions: Arrays, scores: Arrays, sizes: Sequen
     the IoUs is greatest. All four arguments have one entry for each image.
 
     Args:
-        ellipses: (G, 5) faces as of `tightbox.data.fddb.read_ellipses`.
+        ellipses: (G, 5) faces as of `tightbox.data.faces.read_ellipses`.
         regions: (D, 4) boxes xyxy, or (D, 5) ellipses.
         scores: (D,) of the regions; only their order matters.
         sizes: (height, width) of the image, beyond which no region counts.

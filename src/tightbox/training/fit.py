@@ -1,10 +1,7 @@
 """The training loop, top to bottom: accelerate supplies devices, precision, processes and exact resume."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +18,14 @@ from tightbox.data.dataset import DetectionDataset, EpochBatches, collate
 from tightbox.data.records import DetectionData
 from tightbox.data.transforms import TrainTransform
 from tightbox.distributed import new_accelerator
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.models import Detector
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.structures import ImageBatch, Targets
-from tightbox.training.interrupt import interruptible
-from tightbox.training.optimizer import build_optimizer, learning_rate_factor, moving_average
-from tightbox.training.pace import Pace, Position
+from tightbox.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from tightbox.training.pace import Clock, Pace, Position, Readings, interruptible
 from tightbox.training.progress import Progress
-from tightbox.training.readings import Clock, Readings
-from tightbox.training.run import RESUME, Run, stopped_early
-from tightbox.training.state import load_state
+from tightbox.training.run import RESUME, Run, load_state, stopped_early
 
 
 class _Loss(nn.Module):
@@ -82,13 +76,12 @@ def fit(
         Interrupted: after Ctrl-C, once the state is saved.
     """
     model.metrics, model.calibration = {}, None  # of other weights
-    accelerator = new_accelerator(
-        device,
-        mixed_precision=choose_precision(options.precision, device),
-        gradient_accumulation_steps=options.accumulate,
-        log_with=_tracker() if options.tensorboard else None,
-        project_dir=str(out),
-    )
+    precision = choose_precision(options.precision, device)
+    if options.tensorboard:
+        import_extra("tensorboard", "track")
+    tracker = "tensorboard" if options.tensorboard else None
+    settings = {"gradient_accumulation_steps": options.accumulate, "log_with": tracker, "project_dir": str(out)}
+    accelerator = new_accelerator(device, mixed_precision=precision, **settings)
     if options.sync_batchnorm:
         synchronise_batch_norms(model, accelerator.device)
     set_seed(options.seed, device_specific=True)  # processes draw different random numbers; the weights they share
@@ -104,15 +97,13 @@ def fit(
     optimizer = build_optimizer(model, options)
     steps_per_epoch = -(-batches_per_epoch // options.accumulate)
     scheduler = LambdaLR(optimizer, learning_rate_factor(options, steps_per_epoch, lambda: position.seconds))
-    loss_of, optimizer, loader = accelerator.prepare(
-        _Loss(model), optimizer, loader, device_placement=[True, True, False]
-    )
-    average = moving_average(model, options.ema) if options.ema > 0 else None
+    placed = [True, True, False]  # batches are moved as they come
+    loss_of, optimizer, loader = accelerator.prepare(_Loss(model), optimizer, loader, device_placement=placed)
+    average = MovingAverage(model, options.ema) if options.ema > 0 else None
     result = model if average is None else cast(Detector, average.module)
     # Batch norms' statistics are averaged with the weights.
     swa = AveragedModel(model, use_buffers=True) if options.swa_epochs else None
-    kept = [part for part in (average, swa) if part is not None]
-    accelerator.register_for_checkpointing(scheduler, position, *kept)
+    accelerator.register_for_checkpointing(scheduler, position, *(part for part in (average, swa) if part is not None))
     if resume:
         load_state(accelerator, out / RESUME, train)
         _check_resumed(pace, position, out, accelerator)
@@ -124,19 +115,7 @@ def fit(
         accelerator.init_trackers("tensorboard")
 
     with Progress(pace.total, pace.epochs, shown=accelerator.is_main_process) as bar, interruptible() as stop:
-        run = Run(
-            out=out,
-            accelerator=accelerator,
-            trained=model,
-            main=result,
-            swa=swa,
-            train=train,
-            val=val,
-            options=options,
-            pace=pace,
-            position=position,
-            bar=bar,
-        )
+        run = Run(out, accelerator, model, result, swa, train, val, pace, position, bar)
         run.keep_rows()
         readings = Readings(accelerator, position, clock)
         goes_on = not pace.over(position) and not stopped_early(options, position)
@@ -258,9 +237,3 @@ def _loader(
         # Each iteration draws a number for its workers; from the shared generator, a resumed training would draw more.
         generator=torch.Generator().manual_seed(options.seed),
     )
-
-
-def _tracker() -> str:
-    if find_spec("tensorboard") is None:
-        raise missing_extra("tensorboard", "track")
-    return "tensorboard"

@@ -1,11 +1,9 @@
 """The optimiser, its learning rate over time, and the moving average of the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import Muon
@@ -25,34 +23,24 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     assert options.lr is not None  # the options see to it
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if options.optimizer == "sgd":
-        biases = _biases(model)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in trained if name not in biases], "weight_decay": options.weight_decay},
-            {"params": [p for name, p in trained if name in biases], "weight_decay": 0.0, "lr": 2 * options.lr},
-        ]
-        return SGD(groups, lr=options.lr, momentum=0.9, fused=True)
+        # The published rule spares the biases of norms.
+        layers = {name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        biases = [p for name, p in trained if name.removesuffix(".bias") in layers]
+        others = [p for name, p in trained if name.removesuffix(".bias") not in layers]
+        decayed: dict[str, Any] = {"params": others, "weight_decay": options.weight_decay}
+        faster: dict[str, Any] = {"params": biases, "weight_decay": 0.0, "lr": 2 * options.lr}
+        return SGD([decayed, faster], lr=options.lr, momentum=0.9, fused=True)
     # Whatever the number of classes, which would otherwise decide about the layers that tell them apart.
     classes, by_muon = getattr(model, "class_layers", ()), options.optimizer == "muon"
     hidden = {name: p for name, p in trained if by_muon and _is_hidden(p) and not name.startswith(classes)}
     matrices = [p for name, p in trained if p.ndim > 1 and name not in hidden]
     vectors = [p for _, p in trained if p.ndim <= 1]
-    by_adamw = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    by_adamw = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if options.optimizer == "adamw":
         return AdamW(by_adamw, lr=options.lr, fused=True)
     rates = {"lr": MUON_ADAMW_RATE * options.lr, "use_fallback": True}
-    muon: Optimizer = Muon(
-        [
-            {"params": list(hidden.values()), "weight_decay": options.weight_decay},
-            *(group | rates for group in by_adamw),
-        ],
-        lr=options.lr,
-        nesterov=True,
-        betas=(0.9, 0.999),
-    )
-    return muon
+    groups = [{"params": list(hidden.values()), "weight_decay": options.weight_decay}, *(g | rates for g in by_adamw)]
+    return cast(Optimizer, Muon(groups, lr=options.lr, nesterov=True, betas=(0.9, 0.999)))
 
 
 def _is_hidden(parameter: Tensor) -> bool:
@@ -62,12 +50,6 @@ def _is_hidden(parameter: Tensor) -> bool:
     """
     rows, columns = parameter.shape[0], parameter[0].numel()
     return parameter.ndim > 1 and MUON_SIDES[0] <= min(rows, columns) <= MUON_SIDES[1]
-
-
-def _biases(model: nn.Module) -> set[str]:
-    # The published rule spares the biases of norms.
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
-    return {f"{name}.bias" for name, m in layers if m.bias is not None}
 
 
 def learning_rate_factor(
@@ -105,13 +87,11 @@ def learning_rate_factor(
     return factor
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An average of the weights over time, quick to forget at first; buffers such as batch norm's are averaged too."""
-    return _MovingAverage(model, decay)
+class MovingAverage(AveragedModel):
+    """An average of the weights over time, quick to forget at first; buffers such as batch norm's are averaged too.
 
-
-class _MovingAverage(AveragedModel):
-    """As PyTorch's, but the number of steps stays on the CPU, so that no GPU has to be waited for."""
+    As PyTorch's, but the number of steps stays on the CPU, so that no GPU has to be waited for.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)

@@ -1,29 +1,16 @@
 """What a training shows while it runs: epoch, time left, losses and images per second."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task
+from rich.progress import BarColumn, RenderableColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from tightbox.progress import Counted, PlainLines, time_left
-
-
-class _Text(ProgressColumn):
-    """What a function says, whenever the bar is drawn."""
-
-    def __init__(self, line: Callable[[], str]) -> None:
-        super().__init__()
-        self.line = line
-
-    def render(self, task: Task) -> Text:
-        return Text(self.line())
 
 
 class Progress:
@@ -44,7 +31,7 @@ class Progress:
         self.shown = shown
         self.console = console or Console()
         drawn = shown and self.console.is_terminal
-        columns = BarColumn(), _Text(self.line)
+        columns = BarColumn(), RenderableColumn(self)
         self._bar = RichProgress(*columns, console=self.console, disable=not drawn, refresh_per_second=4)
         self._task = self._bar.add_task("", total=total)
         self._plain = PlainLines(self.line, shown=shown and not drawn)
@@ -63,6 +50,10 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def __rich__(self) -> Text:
+        """The line, beside the bar whenever that is drawn."""
+        return Text(self.line())
 
     def start_epoch(self, epoch: int, done: float) -> None:
         """Count images anew, in this epoch, with so much of the training done."""
