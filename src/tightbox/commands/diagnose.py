@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.diagnosis.numbers import Diagnosis
     from tightbox.evaluation.inputs import GroundTruth, Predictions
-    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import Loading
     from tightbox.models import Detector
     from tightbox.structures import Detections
 

@@ -13,9 +13,8 @@ from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.evaluation.average_precision import AveragePrecision
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.ladder import ON_OBJECT, Ladder
-from tightbox.inference.batches import How
 from tightbox.inference.candidates import ImageCandidates, iterate_detected
-from tightbox.inference.detect import evaluate_detections
+from tightbox.inference.detect import How, evaluate_detections
 from tightbox.inference.oracle import OracleStudy, predicted_ious
 from tightbox.models import Detector
 from tightbox.rank import best_of_levels

@@ -19,7 +19,7 @@ from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, digest_of, write_json
-from tightbox.inference.batches import Batch, How, batches
+from tightbox.inference.detect import Batch, How, batches
 from tightbox.models import Detector
 from tightbox.reading import exists, read_json
 from tightbox.structures import Candidates, Detections, Targets
@@ -59,7 +59,7 @@ class AssignedCandidates(ImageCandidates):
 
 @torch.inference_mode()
 def iterate_candidates(model: Detector, data: DetectionData, **how: Unpack[How]) -> Iterator[ImageCandidates]:
-    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
+    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.detect.batches`."""
     for images, _, indices in batches(model, data, **how):
         for index, size, candidates in zip(indices, images.sizes, model.candidates(images), strict=True):
             yield ImageCandidates(index, candidates.to("cpu"), size)
