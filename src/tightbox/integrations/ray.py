@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from tightbox.errors import UserError, import_extra
-from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files, labels_of
+from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files, labels_of, load_on
 from tightbox.inference.jobs.job import Job, Part
 from tightbox.inference.jobs.parts import COLUMNS, Row, row_of
 from tightbox.inference.jobs.run import Work
-from tightbox.integrations.load import load_on
 
 Batch = dict[str, Any]
 RETRIES = 2  # of a part whose actor died; Ray itself would go on for ever with one that kills every actor
