@@ -104,7 +104,7 @@ class Annotator:
 
     def _detected(self, frames: Iterator[Image.Image]) -> Iterator[tuple[Image.Image, Detections]]:
         while batch := list(islice(frames, self.batch_size)):
-            yield from zip(batch, self.model.predict(batch), strict=True)
+            yield from zip(batch, self.model.predict(batch, batch_size=self.batch_size), strict=True)
 
     def _report(self, result: FileResult, name: Path, frame: int | None = None) -> Detections:
         """The selected detections, which are remembered; of each, numbered from the best on, its crop is written."""
