@@ -182,6 +182,5 @@ def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tup
     for record in data.records:
         state = record.path.stat() if exists(record.path) else None
         images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
-    choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
-    choices += [asdict(model.preprocess), images]
+    choices = [__version__, model.name, *map(asdict, (model.options, model.backbone.options, model.preprocess)), images]
     return digest_of(checkpoint / WEIGHTS)[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

@@ -138,6 +138,5 @@ def predicted_ious(candidates: Candidates, rows: Tensor, labels: Tensor) -> Tens
 
 def has_estimate(candidates: Candidates) -> bool:
     """Whether there is a localisation estimate beside the class score, as VFNet's class score is the estimate."""
-    return candidates.centerness is not None or (
-        candidates.ious is not None and candidates.ious is not candidates.class_scores
-    )
+    beside = candidates.ious is not None and candidates.ious is not candidates.class_scores
+    return beside or candidates.centerness is not None

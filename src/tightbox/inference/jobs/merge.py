@@ -111,8 +111,7 @@ def _write_coco(file: BinaryIO, parts: Iterable[list[Row]], class_names: Sequenc
     before = b"[\n"
     for row in chain.from_iterable(parts):
         ious = row["ious"] or [None] * len(row["boxes"])
-        columns = zip(row["boxes"], row["scores"], row["classes"], ious, strict=True)
-        for (x1, y1, x2, y2), score, name, iou in columns:
+        for (x1, y1, x2, y2), score, name, iou in zip(row["boxes"], row["scores"], row["classes"], ious, strict=True):
             found: Row = {"image_id": row["index"] + 1, "category_id": ids[name]}
             found |= {"bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)], "score": score}
             found |= {} if iou is None else {"iou": iou}
