@@ -35,10 +35,10 @@ from packaging.requirements import Requirement
 from tightbox.data.dataset import DetectionDataset
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
-from tightbox.export.int8 import Int8, quantised
+from tightbox.errors import import_extra
+from tightbox.export.int8 import Inputs, Int8, Run, detect_with, onnx_run, openvino_run, quantised
 from tightbox.export.onnx_file import write_onnx
-from tightbox.export.openvino_file import import_openvino, to_openvino
-from tightbox.export.running import Inputs, Run, detect_with, onnx_run, openvino_run
+from tightbox.export.openvino_file import to_openvino
 from tightbox.inference.detect import evaluate_detections
 from tightbox.models import Detector, create_model, load
 from tightbox.structures import Detections, ImageBatch
@@ -106,7 +106,7 @@ def speed_row(title: str, model: Detector, file: Path, size: tuple[int, int], re
 def compiled(network: Any, precision: str = "f32") -> Run:
     """OpenVINO with as many threads as PyTorch; what is not int8 in a precision of its own naming."""
     hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return openvino_run(import_openvino().compile_model(network, "CPU", hints))
+    return openvino_run(import_extra("openvino", "export").compile_model(network, "CPU", hints))
 
 
 def onnx_session(file: Path) -> Run:
@@ -148,7 +148,7 @@ def onnx_input(file: Path) -> str:
 
 def trained_rows(model: Detector, folder: Path, options: argparse.Namespace) -> list[str]:
     """Speed and AP of a detector in PyTorch, and of its files."""
-    openvino, onnx_file = import_openvino(), folder / "trained.onnx"
+    openvino, onnx_file = import_extra("openvino", "export"), folder / "trained.onnx"
     train, val = (read_data(options.data, split).with_classes(model.class_names) for split in ("train", "val"))
     if options.smoke:
         train, val = first(train, 4), first(val, 4)

@@ -39,8 +39,7 @@ from torchvision.ops import deform_conv2d, roi_align
 from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.data.scenes import write_scenes
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import evaluate_model
+from tightbox.inference.detect import Loading, evaluate_model
 from tightbox.models import Detector, create_model, load
 from tightbox.ops import StarSampling, prroi_pool, star_conv2d, star_offsets
 from tightbox.options import AugmentOptions, Preprocess, TrainOptions

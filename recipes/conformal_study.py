@@ -39,8 +39,7 @@ from tightbox.evaluation.matching import match
 from tightbox.evaluation.reliability import reliability
 from tightbox.files import atomic_path, write_json
 from tightbox.images import open_image
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import detect_data
+from tightbox.inference.detect import Loading, detect_data
 from tightbox.models import load
 from tightbox.promises import Margins
 

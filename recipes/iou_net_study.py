@@ -30,9 +30,8 @@ from tightbox.data.layout import read_data
 from tightbox.data.records import DetectionData
 from tightbox.evaluation.reliability import correlation
 from tightbox.files import atomic_path, write_json
-from tightbox.inference.batches import batches
 from tightbox.inference.candidates import AssignedCandidates, iterate_assigned
-from tightbox.inference.detect import evaluate_detections, evaluate_model
+from tightbox.inference.detect import batches, evaluate_detections, evaluate_model
 from tightbox.models import IoUNet, load
 from tightbox.rank import by_class_score
 from tightbox.structures import Detections

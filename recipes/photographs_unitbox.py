@@ -16,9 +16,8 @@ from budget import Training, trained  # isort: skip - found by way of `training`
 from tightbox.assigners import level_points, pixel_regions
 from tightbox.boxes import decode_distances, encode_distances
 from tightbox.data.records import DetectionData
-from tightbox.inference.batches import batches
 from tightbox.inference.candidates import iterate_candidates, select_all
-from tightbox.inference.detect import detect_data
+from tightbox.inference.detect import batches, detect_data
 from tightbox.models import UnitBox
 from tightbox.models.dense import matched_objects
 from tightbox.models.unitbox import PixelOutput

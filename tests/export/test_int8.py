@@ -14,10 +14,9 @@ from tests.helpers.data import three_images
 from tests.helpers.exported import Exported
 from tests.helpers.models import image_batch
 from tightbox.data.records import DetectionData
-from tightbox.export.int8 import LAYERS, Int8, graph_of, kept_in_float, quantised
+from tightbox.export.int8 import LAYERS, Int8, Run, graph_of, kept_in_float, onnx_run, openvino_run, quantised
 from tightbox.export.onnx_file import write_onnx
 from tightbox.export.openvino_file import to_openvino
-from tightbox.export.running import Run, onnx_run, openvino_run
 from tightbox.inference.detect import evaluate_model
 
 openvino = pytest.importorskip("openvino", reason="the extra `export` is not installed")

@@ -8,8 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tightbox.export.onnx_int8 import integers_throughout, output_ranges
-from tightbox.export.running import onnx_run
+from tightbox.export.int8 import integers_throughout, onnx_run, output_ranges
 
 KERNEL = np.random.default_rng(0).integers(-127, 128, (6, 4, 1, 1)).astype(np.int8)
 IMAGES = [{"images": np.random.default_rng(seed).uniform(-1, 1.5, (1, 4, 8, 8)).astype(np.float32)} for seed in (1, 2)]

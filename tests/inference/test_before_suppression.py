@@ -12,10 +12,9 @@ from tests.helpers.data import three_images
 from tests.helpers.models import tiny_iou_net, tiny_model, tiny_unitbox
 from tightbox.diagnosis.diagnose import diagnose_results
 from tightbox.evaluation.inputs import GroundTruth, Predictions
-from tightbox.inference.batches import Loading
 from tightbox.inference.before_suppression import look_before_suppression, true_suppression
 from tightbox.inference.candidates import iterate_assigned, iterate_detected
-from tightbox.inference.detect import detect_data
+from tightbox.inference.detect import Loading, detect_data
 from tightbox.models import Detector
 from tightbox.structures import Candidates, Targets
 from tightbox.suppress import greedy_nms

@@ -15,7 +15,6 @@ from tests.helpers.models import same_detections, tiny_model, tiny_retinanet
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.inference import candidates as module
-from tightbox.inference.batches import Loading
 from tightbox.inference.candidates import (
     cache_candidates,
     iterate_assigned,
@@ -23,7 +22,7 @@ from tightbox.inference.candidates import (
     read_candidates,
     select_all,
 )
-from tightbox.inference.detect import detect_data
+from tightbox.inference.detect import Loading, detect_data
 from tightbox.models import Detector, create_model
 from tightbox.structures import Candidates, Detections
 

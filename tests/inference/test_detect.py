@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from tests.helpers.models import tiny_model
 from tightbox.data.records import DetectionData, ImageRecord
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import detect_data, evaluate_model, to_results
+from tightbox.inference.detect import Loading, detect_data, evaluate_model, to_results
 from tightbox.models import Detector
 from tightbox.options import Preprocess
 from tightbox.structures import Candidates, Detections, ImageBatch, Targets

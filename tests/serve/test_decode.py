@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.serving import image_bytes
-from tightbox.serve.decode import decode_bytes
-from tightbox.serve.refusals import Refusal
+from tightbox.serve.decode import Refusal, decode_bytes
 
 MOST = 10_000.0
 

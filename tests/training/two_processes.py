@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.helpers.models import frozen_norm_vfnet
 from tightbox.data.layout import read_data
 from tightbox.distributed import new_accelerator
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import detect_data, evaluate_detections, to_results
+from tightbox.inference.detect import Loading, detect_data, evaluate_detections, to_results
 from tightbox.options import AugmentOptions, TrainOptions
 from tightbox.training.fit import fit
 

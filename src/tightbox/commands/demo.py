@@ -131,7 +131,7 @@ def _diagnose(page: Path, model: Detector, val: DetectionData) -> str:
     """Writes the page; gives its path, or why there is none."""
     from tightbox.commands.diagnose import of_detector
     from tightbox.diagnosis.page import write_page
-    from tightbox.inference.batches import LOADING
+    from tightbox.inference.detect import LOADING
 
     diagnosis, images = of_detector(model, val, "the demo's VFNet on val of its scenes", LOADING)
     try:

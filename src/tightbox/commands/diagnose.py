@@ -15,7 +15,7 @@ from tightbox.progress import progress_bar
 if TYPE_CHECKING:
     from tightbox.data.records import DetectionData
     from tightbox.diagnosis.numbers import Diagnosis
-    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import Loading
     from tightbox.models import Detector
 
 USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images DIR]    [--out diagnosis]"

@@ -56,10 +56,8 @@ def run(args: Namespace, selection: Callable[[Namespace, Detector], Selection]) 
     if len(args.source) + (args.manifest is not None) != 1:
         raise UserError(f"--format {args.format} takes one folder of images as SOURCE, or --manifest FILE")
 
-    from tightbox.inference.jobs.job import Job, JobCard, Shard, checkpoint_digest
-    from tightbox.inference.jobs.manifest import Manifest, refuse_missing
-    from tightbox.inference.jobs.parts import import_pyarrow
-    from tightbox.inference.jobs.run import Work, failures_in
+    from tightbox.inference.jobs.job import Job, JobCard, Manifest, Shard, checkpoint_digest, refuse_missing
+    from tightbox.inference.jobs.parts import Work, failures_in, import_pyarrow
 
     shard = Shard.parse(args.shard)
     if args.format == "parquet":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from tightbox.data.records import DetectionData
-    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import Loading
     from tightbox.models import Detector
     from tightbox.structures import Detections
 
@@ -174,7 +174,7 @@ def several_processes() -> bool:
 
 def loading(args: Namespace) -> Loading:
     """How images are loaded, for whatever goes through the data set."""
-    from tightbox.inference.batches import Loading
+    from tightbox.inference.detect import Loading
 
     return Loading(args.batch_size, args.workers, args.skip_unreadable)
 

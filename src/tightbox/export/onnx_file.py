@@ -1,7 +1,5 @@
 """A detector as one ONNX file that describes itself."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tightbox.errors import UserError, missing_extra
+from tightbox.errors import UserError, import_extra
 from tightbox.export.int8 import Int8, quantised
 from tightbox.export.tensors import PaddedDetections, TensorDetector
 from tightbox.files import atomic_path
@@ -28,17 +26,6 @@ LICENCE = "network: Apache-2.0; weights: as whoever trained them says"
 EXAMPLE_SIZES = ((310, 405), (260, 280))
 
 
-def require_exportable(model: Detector) -> None:
-    """Raises UserError for a detector that finds no boxes, or suppresses them as no file can say."""
-    if isinstance(model, IoUNet) and model.options.standalone:
-        raise UserError(
-            "a standalone IoU head cannot be exported: it finds no boxes, it judges those of other detectors; "
-            "export an IoU-Net with its proposals"
-        )
-    if model.suppression == "soft_linear":
-        raise UserError('a detector with soft-NMS cannot be exported; set "suppress": "greedy" in its card.json')
-
-
 def to_onnx(model: Detector) -> Any:
     """The detector as an `onnx.ModelProto` with its description as metadata.
 
@@ -47,12 +34,15 @@ def to_onnx(model: Detector) -> Any:
     Raises:
         UserError: if the extra `export` is missing, or the detector cannot be expressed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
-    require_exportable(model)
+    for module in ("onnx", "onnxscript"):
+        import_extra(module, "export")
+    if isinstance(model, IoUNet) and model.options.standalone:
+        raise UserError(
+            "a standalone IoU head cannot be exported: it finds no boxes, it judges those of other detectors; "
+            "export an IoU-Net with its proposals"
+        )
+    if model.suppression == "soft_linear":
+        raise UserError('a detector with soft-NMS cannot be exported; set "suppress": "greedy" in its card.json')
     detector = TensorDetector(model)
     sizes = torch.tensor(EXAMPLE_SIZES)
     images = torch.rand(len(sizes), 3, *EXAMPLE_SIZES[0])

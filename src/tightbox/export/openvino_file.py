@@ -1,7 +1,5 @@
 """A detector as OpenVINO's two files, the network and its weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +17,7 @@ def to_openvino(onnx_file: Path) -> Any:
     Raises:
         UserError: if the extra `export` is missing.
     """
-    openvino = import_openvino()
+    openvino = import_extra("openvino", "export")
     import onnx
     from openvino.frontend.onnx import ConversionExtension
 
@@ -27,15 +25,6 @@ def to_openvino(onnx_file: Path) -> Any:
     for entry in onnx.load(onnx_file, load_external_data=False).metadata_props:
         model.set_rt_info(entry.value, [METADATA])
     return model
-
-
-def import_openvino() -> Any:
-    """The module openvino.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    return import_extra("openvino", "export")
 
 
 def write_openvino(model: Detector, path: Path, *, int8: Int8 | None = None) -> Path:
@@ -49,7 +38,7 @@ def write_openvino(model: Detector, path: Path, *, int8: Int8 | None = None) -> 
     Raises:
         UserError: if the extra `export` is missing, the detector cannot be expressed, or the disk refuses.
     """
-    openvino = import_openvino()
+    openvino = import_extra("openvino", "export")
     weights = path.with_suffix(".bin")
     with atomic_paths(path, weights) as (network_file, weights_file), TemporaryDirectory() as folder:
         for file in (network_file, weights_file):
@@ -88,7 +77,6 @@ def _deformable_convolution(node: Any) -> Any:
         deformable_group=node.get_attribute("offset_group", 1),
         bilinear_interpolation_pad=True,  # beyond the map features fade to 0, as in ONNX
     )
-    has_bias = len(inputs) > 3 and inputs[3].get_node().get_type_name() != "NullNode"
-    if has_bias:
+    if len(inputs) > 3 and inputs[3].get_node().get_type_name() != "NullNode":  # a bias
         result = ops.add(result, ops.unsqueeze(inputs[3], ops.constant([0, 2, 3])))
     return result.outputs()

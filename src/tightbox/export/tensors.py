@@ -1,7 +1,5 @@
 """A detector as one pure function: pixels in; boxes, scores, labels and predicted IoUs out, a fixed number of them."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

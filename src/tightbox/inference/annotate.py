@@ -14,7 +14,7 @@ from tightbox.draw import draw_detections
 from tightbox.errors import import_extra
 from tightbox.files import atomic_path
 from tightbox.images import UnreadableImage, write_image
-from tightbox.inference.files import Selection, detect_files
+from tightbox.inference.files import FileResult, Selection, detect_files
 from tightbox.inference.formats import ImageResult
 from tightbox.models import Detector
 from tightbox.progress import Progress
@@ -55,13 +55,11 @@ class Annotator:
         files = list(files)
         paths, keep = (path for path, _ in files), self.draw or self.crops
         opened = detect_files(self.model, paths, batch_size=self.batch_size, keep_images=keep)
-        for result, (path, name) in zip(opened, files, strict=True):
+        for result, (_, name) in zip(opened, files, strict=True):
             if result.error is None:
-                kept = self._remember(path, name, result.size, result.found)
+                found = self._report(result, name)
                 if result.image is not None and self.draw:
-                    write_image(self.out / name, draw_detections(result.image, kept.found, self.model.class_names))
-                if result.image is not None and self.crops:
-                    self._write_crops(result.image, kept)
+                    write_image(self.out / name, draw_detections(result.image, found, self.model.class_names))
             yield result.error
 
     def video(self, path: Path, name: Path, progress: Progress) -> None:
@@ -98,31 +96,26 @@ class Annotator:
     ) -> Iterator[Image.Image]:
         """Each frame with its boxes drawn, if they are to be."""
         for number, (image, found) in enumerate(self._detected(frames)):
-            kept = self._remember(path, name, (image.height, image.width), found, frame=number)
+            found = self._report(FileResult(path, found, (image.height, image.width), image), name, number)
             if self.draw:
                 # Without the legend of a crowd, as all frames of a video have one size.
-                yield draw_detections(image, kept.found, self.model.class_names).crop((0, 0, *image.size))
-            if self.crops:
-                self._write_crops(image, kept)
+                yield draw_detections(image, found, self.model.class_names).crop((0, 0, *image.size))
             progress(number + 1)
 
     def _detected(self, frames: Iterator[Image.Image]) -> Iterator[tuple[Image.Image, Detections]]:
         while batch := list(islice(frames, self.batch_size)):
-            yield from zip(batch, self.model.predict(batch), strict=True)
+            yield from zip(batch, self.model.predict(batch, batch_size=self.batch_size), strict=True)
 
-    def _remember(
-        self, path: Path, name: Path, size: tuple[int, int], found: Detections, frame: int | None = None
-    ) -> ImageResult:
-        kept = ImageResult(len(self.results) + 1, str(path), name, size, self.select(found), frame)
+    def _report(self, result: FileResult, name: Path, frame: int | None = None) -> Detections:
+        """The selected detections, which are remembered; of each, numbered from the best on, its crop is written."""
+        found = self.select(result.found)
+        kept = ImageResult(len(self.results) + 1, str(result.path), name, result.size, found, frame)
         self.results.append(kept)
-        return kept
-
-    def _write_crops(self, image: Image.Image, result: ImageResult) -> None:
-        """One JPEG for each box, numbered from the best on."""
-        columns = zip(result.found.boxes.tolist(), result.found.labels.tolist(), strict=True)
-        for number, (box, label) in enumerate(columns):
-            folder = self.out / "crops" / _as_file_name(self.model.class_names[label])
-            write_image(result.file(folder, f"_{number}.jpg"), crop(image, box))
+        if result.image is not None and self.crops:
+            for number, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+                folder = self.out / "crops" / _as_file_name(self.model.class_names[label])
+                write_image(kept.file(folder, f"_{number}.jpg"), crop(result.image, box))
+        return found
 
 
 def crop(image: Image.Image, box: Iterable[float]) -> Image.Image:

@@ -13,10 +13,10 @@ from tightbox.data.records import DetectionData, ImageRecord
 from tightbox.evaluation.coco import AveragePrecision
 from tightbox.evaluation.figures import Floats
 from tightbox.evaluation.ladder import ON_OBJECT, Ladder
-from tightbox.inference.batches import How
 from tightbox.inference.candidates import ImageCandidates, iterate_detected
-from tightbox.inference.detect import evaluate_detections
+from tightbox.inference.detect import How
 from tightbox.inference.oracle import OracleStudy, predicted_ious
+from tightbox.inference.views import joined
 from tightbox.models import Detector
 from tightbox.rank import best_of_levels
 from tightbox.structures import Candidates, Detections, Targets
@@ -75,35 +75,26 @@ def look_before_suppression(model: Detector, data: DetectionData, **how: Unpack[
     detections: dict[int, Detections] = {}
     own: dict[int, Detections] = {}
     better: dict[int, Detections] = {}
+    rule = partial(true_suppression, own=model.suppress, score_threshold=model.options.score_threshold)
     for image, found in iterate_detected(model, data, **how):
         study.add(image)
         detections[image.index] = found
         record = data.records[image.index]
-        targets = _all_boxes(record, image.size)
+        height, width = image.size
+        scale = torch.tensor([width / record.width, height / record.height] * 2)
+        targets = Targets.of(torch.from_numpy(record.boxes) * scale, torch.from_numpy(record.labels))  # with crowds
         best[image.index] = _best_candidates(model, image, targets, record)
         objects = torch.from_numpy(~record.crowd)
-        suppress = partial(
-            true_suppression,
-            own=model.suppress,
-            targets=replace(targets, boxes=targets.boxes[objects], labels=targets.labels[objects]),
-            score_threshold=model.options.score_threshold,
-        )
+        without_crowds = replace(targets, boxes=targets.boxes[objects], labels=targets.labels[objects])
+        suppress = partial(rule, targets=without_crowds)
         own[image.index] = model.select(image.candidates).resized(image.size, record.size)
         better[image.index] = model.select(image.candidates, suppress=suppress).resized(image.size, record.size)
 
     columns = torch.cat([best[index] for index in sorted(best)]).double().numpy().reshape(-1, 8)
     predicted = columns[:, 6] if model.calibration is None else model.calibration.ious(columns[:, 6])
-    as_it_is, well_suppressed = (
-        AveragePrecision.of_coco(evaluate_detections(dict(sorted(by_rules.items())), data))
-        for by_rules in (own, better)
-    )
-    return BeforeSuppression(
-        BestCandidates(columns[:, 0], columns[:, 1:5], columns[:, 5], predicted, columns[:, 7]),
-        study.result(),
-        dict(sorted(detections.items())),
-        as_it_is,
-        well_suppressed,
-    )
+    tightest = BestCandidates(columns[:, 0], columns[:, 1:5], columns[:, 5], predicted, columns[:, 7])
+    in_order = dict(sorted(detections.items()))
+    return BeforeSuppression(tightest, study.result(), in_order, study.measure(own), study.measure(better))
 
 
 def true_suppression(
@@ -124,24 +115,16 @@ def true_suppression(
         score_threshold: scores must be above this.
     """
     found = own(candidates, scores)
-    left = _on_objects(found.boxes, found.labels, targets) < 0
-    boxes, tops, labels, predicted = [found.boxes[left]], [found.scores[left]], [found.labels[left]], []
-    if found.ious is not None:
-        predicted.append(found.ious[left])
+    parts = [found[_on_objects(found.boxes, found.labels, targets) < 0]]
     row, label = (scores > score_threshold).nonzero().unbind(1)
     on = _on_objects(candidates.boxes[row], label, targets)
     for number in sorted(set(on[on >= 0].tolist())):
         there = row[on == number]
         overlaps = pairwise_iou(candidates.boxes[there], targets.boxes[number : number + 1])[:, 0]
-        tightest, label = there[overlaps.argmax()], targets.labels[number]
-        boxes.append(candidates.boxes[tightest][None])
-        tops.append(scores[there, label].max()[None])
-        labels.append(label[None])
-        if candidates.ious is not None:
-            predicted.append(predicted_ious(candidates, tightest, label)[None])
-    together = Detections(
-        torch.cat(boxes), torch.cat(tops), torch.cat(labels), torch.cat(predicted) if predicted else None
-    )
+        tightest, label = there[overlaps.argmax()][None], targets.labels[number : number + 1]
+        ious = None if candidates.ious is None else predicted_ious(candidates, tightest, label)
+        parts.append(Detections(candidates.boxes[tightest], scores[there, label].amax(0, keepdim=True), label, ious))
+    together = joined(parts)
     return together[together.scores.argsort(descending=True, stable=True)]
 
 
@@ -152,12 +135,6 @@ def _on_objects(boxes: Tensor, labels: Tensor, targets: Targets) -> Tensor:
     overlaps = pairwise_iou(boxes, targets.boxes) * (labels[:, None] == targets.labels)
     best, number = overlaps.max(dim=1)
     return torch.where(best >= ON_OBJECT, number, -1)
-
-
-def _all_boxes(record: ImageRecord, size: tuple[int, int]) -> Targets:
-    """The record's ground-truth boxes, crowds among them, in the image resized to (height, width) `size`."""
-    scale = torch.tensor([size[1] / record.width, size[0] / record.height] * 2)
-    return Targets.of(torch.from_numpy(record.boxes) * scale, torch.from_numpy(record.labels))
 
 
 def _best_candidates(model: Detector, image: ImageCandidates, targets: Targets, record: ImageRecord) -> Tensor:

@@ -19,7 +19,7 @@ from tightbox.checkpoint import WEIGHTS
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.files import atomic_path, digest_of, write_json
-from tightbox.inference.batches import Batch, How, batches
+from tightbox.inference.detect import Batch, How, batches
 from tightbox.models import Detector
 from tightbox.reading import exists, read_json
 from tightbox.structures import Candidates, Detections, Targets
@@ -59,7 +59,7 @@ class AssignedCandidates(ImageCandidates):
 
 @torch.inference_mode()
 def iterate_candidates(model: Detector, data: DetectionData, **how: Unpack[How]) -> Iterator[ImageCandidates]:
-    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.batches.batches`."""
+    """Candidates of every record, on the CPU; the arguments are those of `tightbox.inference.detect.batches`."""
     for images, _, indices in batches(model, data, **how):
         for index, size, candidates in zip(indices, images.sizes, model.candidates(images), strict=True):
             yield ImageCandidates(index, candidates.to("cpu"), size)
@@ -182,6 +182,5 @@ def _fingerprints(model: Detector, checkpoint: Path, data: DetectionData) -> tup
     for record in data.records:
         state = record.path.stat() if exists(record.path) else None
         images.append([str(record.path), record.width, record.height, state and (state.st_size, state.st_mtime_ns)])
-    choices: list[object] = [__version__, model.name, asdict(model.options), asdict(model.backbone.options)]
-    choices += [asdict(model.preprocess), images]
+    choices = [__version__, model.name, *map(asdict, (model.options, model.backbone.options, model.preprocess)), images]
     return digest_of(checkpoint / WEIGHTS)[:16], hashlib.sha256(json.dumps(choices).encode()).hexdigest()[:16]

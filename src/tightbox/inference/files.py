@@ -10,7 +10,7 @@ from PIL import Image
 from tightbox.background import in_background
 from tightbox.errors import UserError
 from tightbox.images import UnreadableImage, open_image
-from tightbox.models import Detector
+from tightbox.models import Detector, load
 from tightbox.models.prediction import Prepared, as_pixels, detect_prepared, prepare
 from tightbox.structures import Detections
 
@@ -60,6 +60,19 @@ def labels_of(names: Iterable[str], class_names: Iterable[str]) -> tuple[int, ..
     return tuple(label_of[name] for name in names)
 
 
+def load_on(checkpoint: str, threshold: float, device: str) -> Detector:
+    """The detector, ready to report boxes from a score on, on its device; "auto" takes a GPU if there is one.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(checkpoint).to(device).eval()
+    model.options = replace(model.options, score_threshold=min(threshold, model.options.score_threshold))
+    return model
+
+
 @dataclass(frozen=True, eq=False)
 class FileResult:
     """What is in one image file.
@@ -87,12 +100,7 @@ class _File(Prepared):
 
 
 def detect_files(
-    model: Detector,
-    paths: Iterable[Path],
-    *,
-    batch_size: int = 8,
-    workers: int = DECODERS,
-    keep_images: bool = False,
+    model: Detector, paths: Iterable[Path], *, batch_size: int = 8, workers: int = DECODERS, keep_images: bool = False
 ) -> Iterator[FileResult]:
     """What the detector finds in each file, in their order; only a few batches are in memory at a time.
 

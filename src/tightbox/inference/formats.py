@@ -98,7 +98,9 @@ def write_results(
             write_csv(folder / "results.csv", _all_rows(results, class_names, order), results)
         case "json":
             for result in results:
-                write_json(result.file(folder, ".json"), one_image(result, class_names))
+                height, width = result.size
+                content = {"width": width, "height": height, "detections": box_rows(result.found, class_names)}
+                write_json(result.file(folder, ".json"), result.source | content)
         case "yolo":
             write_yolo(folder / "labels", results, class_names)
         case "labelstudio":
@@ -112,7 +114,7 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]], results: Iterable[Imag
     # The names of files need not be UTF-8.
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic_path(path) as temporary, temporary.open("w", **how) as file:
-        lines = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        lines = csv.DictWriter(file, columns, extrasaction="ignore")
         lines.writeheader()
         for row in rows:
             (height, width), (x, y, w, h) = sizes[row["image_id"]], row["bbox"]
@@ -132,12 +134,6 @@ def box_rows(found: Detections, class_names: Sequence[str]) -> list[dict[str, An
     return rows
 
 
-def one_image(result: ImageResult, class_names: Sequence[str]) -> dict[str, Any]:
-    """The content of one image's JSON file: its size and its boxes."""
-    height, width = result.size
-    return result.source | {"width": width, "height": height, "detections": box_rows(result.found, class_names)}
-
-
 def write_yolo(folder: Path, results: Iterable[ImageResult], class_names: Sequence[str]) -> None:
     """A label file for each image, `class x y width height` with centres and sides as fractions, and `classes.txt`."""
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in class_names))
@@ -155,20 +151,11 @@ def labelstudio_task(result: ImageResult, class_names: Sequence[str]) -> dict[st
     """
     height, width = result.size
     regions = []
-    rows = zip(box_rows(result.found, class_names), result.relative("xywh"), strict=True)
-    for number, (row, box) in enumerate(rows):
+    for number, (row, box) in enumerate(zip(box_rows(result.found, class_names), result.relative("xywh"), strict=True)):
         value = dict(zip(("x", "y", "width", "height"), (100 * side for side in box), strict=True))
-        region = {
-            "id": f"{result.image_id}-{number}",
-            "from_name": "label",
-            "to_name": "image",
-            "type": "rectanglelabels",
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "value": value | {"rotation": 0, "rectanglelabels": [row["class"]]},
-            "score": row["score"],
-        }
+        region: dict[str, Any] = {"id": f"{result.image_id}-{number}", "from_name": "label", "to_name": "image"}
+        region |= {"type": "rectanglelabels", "original_width": width, "original_height": height, "image_rotation": 0}
+        region |= {"value": value | {"rotation": 0, "rectanglelabels": [row["class"]]}, "score": row["score"]}
         if "iou" in row:
             region["meta"] = {"text": [f"predicted IoU {row['iou']:.3f}"], "iou": row["iou"]}
         regions.append(region)

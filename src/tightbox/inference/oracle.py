@@ -63,10 +63,9 @@ class OracleStudy:
 
     def result(self) -> Ladder:
         """AP under every replacement."""
-        names = self._own or self._alone  # in the order of the ladder
         variants = (
-            OracleVariant(name, self._measure(self._alone.get(name)), self._measure(self._own.get(name)))
-            for name in names
+            OracleVariant(name, *(self.measure(by[name]) if name in by else None for by in (self._alone, self._own)))
+            for name in self._own or self._alone  # in the order of the ladder
         )
         columns = {}
         for name, parts in self._pairs.items():
@@ -75,9 +74,8 @@ class OracleStudy:
                 columns[name] = torch.cat(predicted).numpy(), torch.cat(true_ious).numpy()
         return Ladder(tuple(variants), ladder.correlations(columns))
 
-    def _measure(self, found: dict[int, Detections] | None) -> AveragePrecision | None:
-        if found is None:
-            return None
+    def measure(self, found: dict[int, Detections]) -> AveragePrecision:
+        """AP of the detections of all records, by their index."""
         return AveragePrecision.of_coco(evaluate_detections(dict(sorted(found.items())), self.data))
 
     def _collect_pairs(self, candidates: Candidates, targets: Targets) -> None:
@@ -140,6 +138,5 @@ def predicted_ious(candidates: Candidates, rows: Tensor, labels: Tensor) -> Tens
 
 def has_estimate(candidates: Candidates) -> bool:
     """Whether there is a localisation estimate beside the class score, as VFNet's class score is the estimate."""
-    return candidates.centerness is not None or (
-        candidates.ious is not None and candidates.ious is not candidates.class_scores
-    )
+    beside = candidates.ious is not None and candidates.ious is not candidates.class_scores
+    return beside or candidates.centerness is not None

@@ -9,7 +9,7 @@ import torch
 from tightbox.data.records import DetectionData
 from tightbox.errors import UserError
 from tightbox.evaluation.inputs import GroundTruth, Predictions
-from tightbox.inference.batches import How, batches
+from tightbox.inference.detect import How, batches
 from tightbox.models.iou_net import IoUNet
 from tightbox.rank import Rank
 from tightbox.structures import Detections

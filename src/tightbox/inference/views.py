@@ -1,7 +1,5 @@
 """Test-time augmentation: a detector sees each image at several sizes and mirrored, and its detections are merged."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -69,29 +67,23 @@ class Views:
         Raises:
             UserError: if they are to be weighed by a predicted IoU that is not there.
         """
-        ious = [seen.ious for seen in found if seen.ious is not None]
-        every = Detections(
-            torch.cat([seen.boxes for seen in found]),
-            torch.cat([seen.scores for seen in found]),
-            torch.cat([seen.labels for seen in found]),
-            torch.cat(ious) if len(ious) == len(found) else None,
-        )
+        every, most = joined(found), options.max_detections
         if self.merge == "soft_linear":
-            keep, fallen = soft_nms(
-                every.boxes,
-                every.scores,
-                every.labels,
-                iou_threshold=options.nms_iou,
-                score_threshold=options.score_threshold,
-                max_kept=options.max_detections,
-            )
+            limits = {"iou_threshold": options.nms_iou, "score_threshold": options.score_threshold}
+            keep, fallen = soft_nms(every.boxes, every.scores, every.labels, max_kept=most, **limits)
             return replace(every[keep], scores=fallen)
-        weights = {"vote": torch.ones_like(every.scores), "vote_score": every.scores, "vote_iou": every.ious}[
-            self.merge
-        ]
-        if weights is None:
+        weights = {"vote": torch.ones_like(every.scores), "vote_score": every.scores, "vote_iou": every.ious}
+        weight = weights[self.merge]
+        if weight is None:
             raise UserError("this detector predicts no IoU to weigh boxes by; merge them by vote_score instead")
-        return box_voting(every, weights, options.nms_iou)[: options.max_detections]
+        return box_voting(every, weight, options.nms_iou)[:most]
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """The detections of all parts, one part after another; with predicted IoUs if every part has them."""
+    ious = [part.ious for part in parts if part.ious is not None]
+    boxes, scores, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels"))
+    return Detections(boxes, scores, labels, torch.cat(ious) if len(ious) == len(parts) else None)
 
 
 def see(model: Detector, views: Views) -> None:

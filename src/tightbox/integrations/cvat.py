@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import cvat_sdk.auto_annotation as cvat
-import PIL.Image
 from cvat_sdk import models
+from PIL import Image
 
-from tightbox.inference.files import Selection
+from tightbox.inference.files import Selection, load_on
 from tightbox.inference.formats import box_rows
-from tightbox.integrations.load import load_on
 from tightbox.models import Detector
 
 SCORE_THRESHOLD = 0.3  # that of `tightbox predict`, where CVAT asks for none
@@ -37,14 +36,13 @@ class Function:
     def __init__(self, model: Detector, min_iou: float | None = None) -> None:
         self._model = model
         self._min_iou = min_iou
-        percentages = [cvat.number_attribute_spec(name, i, ["0", "100", "1"]) for i, (_, name) in enumerate(ATTRIBUTES)]
-        labels = [
-            cvat.label_spec(c, i, type="rectangle", attributes=percentages) for i, c in enumerate(model.class_names)
-        ]
+        numbers = [cvat.number_attribute_spec(name, i, ["0", "100", "1"]) for i, (_, name) in enumerate(ATTRIBUTES)]
+        names = enumerate(model.class_names)
+        labels = [cvat.label_spec(name, i, type="rectangle", attributes=numbers) for i, name in names]
         self.spec = cvat.DetectionFunctionSpec(labels=labels)
 
     def detect(
-        self, context: cvat.DetectionFunctionContext, image: PIL.Image.Image
+        self, context: cvat.DetectionFunctionContext, image: Image.Image
     ) -> Sequence[models.LabeledShapeRequest]:
         """Rectangles in one frame, above the confidence that CVAT asks for."""
         threshold = SCORE_THRESHOLD if context.conf_threshold is None else context.conf_threshold

@@ -1,16 +1,15 @@
 """Detection on Ray: a callable class for `map_batches`, and the parts of a job worked off by its actors."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tightbox.errors import UserError, import_extra
-from tightbox.inference.files import DECODERS, FileResult, Selection, detect_files, labels_of
-from tightbox.inference.jobs.job import Job, Part
-from tightbox.inference.jobs.parts import COLUMNS, Row, row_of
-from tightbox.inference.jobs.run import Work
-from tightbox.integrations.load import load_on
+from tightbox.inference.files import DECODERS, Selection, labels_of, load_on
+from tightbox.inference.jobs.job import Job, JobCard
+from tightbox.inference.jobs.parts import COLUMNS, Part, Row, Work
 
 Batch = dict[str, Any]
 RETRIES = 2  # of a part whose actor died; Ray itself would go on for ever with one that kills every actor
@@ -49,42 +48,32 @@ class Predictor:
     ) -> None:
         self.model = load_on(checkpoint, threshold, device)
         labels = labels_of(classes, self.model.class_names) if classes else None
-        self.select = Selection(threshold, min_iou, labels)
-        self.root = Path(root)
+        self.work = Work(Path(root), Selection(threshold, min_iou, labels), batch_size, workers)
         self.path_column = path_column
-        self.batch_size = batch_size
-        self.workers = workers
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with `width`, `height`, `error`, `boxes`, `scores`, `classes` and `ious` of each image."""
-        names = [str(name) for name in batch[self.path_column]]
-        paths = (self.root / name for name in names)
-        results = detect_files(self.model, paths, batch_size=self.batch_size, workers=self.workers)
-        rows = []
-        for name, result in zip(names, results, strict=True):
-            kept = FileResult(result.path, self.select(result.found), result.size, error=result.error)
-            rows.append(row_of(0, name, kept, self.model.class_names))
-        added = [name for name in COLUMNS if name not in ("index", "path")]
-        # Arrays of objects, as some columns hold lists of different lengths.
-        return batch | {name: np.fromiter((row[name] for row in rows), object, len(rows)) for name in added}
+        rows = list(self.work.rows(self.model, [str(name) for name in batch[self.path_column]]))
+        # All but index and path, as arrays of objects, for some columns hold lists of different lengths.
+        return batch | {name: np.fromiter((row[name] for row in rows), object, len(rows)) for name in COLUMNS[2:]}
 
 
 class _PartRunner:
     """An actor that writes parts of a job."""
 
-    def __init__(self, checkpoint: str, folder: str, kind: str, work: Work, device: str) -> None:
+    def __init__(self, checkpoint: str, folder: Path, card: JobCard, work: Work, device: str) -> None:
         self.model = load_on(checkpoint, work.select.threshold, device)
-        self.folder, self.kind, self.work = Path(folder), kind, work
+        self.folder, self.card, self.work = folder, card, work
 
     def __call__(self, row: Row) -> Row:
-        part = Part(int(row["number"]), int(row["start"]), tuple(str(name) for name in row["names"]))
-        target = self.folder / f"part-{part.number:06d}.{self.kind}"
+        part = Part(int(row["number"]), int(row["start"]), tuple(map(str, row["names"])))
+        target = self.card.part_path(self.folder, part.number)
         if not target.exists():  # Ray runs a row again if the actor that had done it died
             try:
                 self.work.run(self.model, part, target)
             except UserError as error:  # Ray would bury the sentence in a traceback
-                return {"number": part.number, "error": str(error)}
-        return {"number": part.number, "error": ""}
+                return {"error": str(error)}
+        return {"error": ""}
 
 
 def run_parts(
@@ -103,7 +92,7 @@ def run_parts(
     Raises:
         UserError: if there is no such cluster, or a worker died; finished parts stay.
     """
-    parts = [{"number": part.number, "start": part.start, "names": list(part.names)} for part in job.pending()]
+    parts = [asdict(part) for part in job.pending()]
     if not parts:
         return
     ray = import_ray()
@@ -111,14 +100,9 @@ def run_parts(
 
     own = not ray.is_initialized()
     try:
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
         # Without an address a cluster is started here, whatever RAY_ADDRESS says.
-        ray.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            ignore_reinit_error=True,
-            include_dashboard=False,
-        )
+        ray.init(address or "local", ignore_reinit_error=True, **quiet)
     except Exception as error:  # Ray's own errors have no common class
         what = f"no Ray cluster at {address}" if address else "no Ray cluster can be started here"
         way_out = "check --address" if address else "leave out --engine ray"
@@ -127,7 +111,7 @@ def run_parts(
         DataContext.get_current().enable_progress_bars = False
         done = from_items(parts, override_num_blocks=len(parts)).map(
             _PartRunner,
-            fn_constructor_args=(str(checkpoint.absolute()), str(job.folder.absolute()), job.card.kind, work, device),
+            fn_constructor_args=(str(checkpoint.absolute()), job.folder.absolute(), job.card, work, device),
             compute=ActorPoolStrategy(size=min(actors, len(parts))),
             max_restarts=RETRIES,
             max_task_retries=RETRIES,
@@ -153,9 +137,8 @@ def import_ray() -> Any:
     Raises:
         UserError: if it is not installed.
     """
-    ray = import_extra("ray", "ray", "Ray")
     import_extra("ray.data", "ray", "Ray")
-    return ray
+    return import_extra("ray", "ray", "Ray")
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -6,7 +6,8 @@ import io
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -24,11 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tightbox.draw import draw_detections
 from tightbox.inference.formats import box_rows
 from tightbox.options import ServeOptions
-from tightbox.serve.decode import decode_bytes
+from tightbox.serve.decode import Refusal, decode_bytes
 from tightbox.serve.inference_protocol import infer_response, model_metadata, output_names, read_request
 from tightbox.serve.metrics import Metrics
 from tightbox.serve.predictor import Predictor
-from tightbox.serve.refusals import Refusal
 from tightbox.serve.service import Service, fraction
 from tightbox.structures import Detections
 from tightbox.version import __version__
@@ -66,7 +66,7 @@ def create_app(
         options: the limits.
         token: what requests must carry as a bearer token; None asks for none.
     """
-    service = Service(predictor, options or ServeOptions(), Metrics())
+    service = Service(predictor, options or ServeOptions())
     app = Starlette(
         routes=_Endpoints(service, name).routes(),
         lifespan=lambda app: service.running(),
@@ -117,33 +117,24 @@ class _Endpoints:
     """What answers each route."""
 
     def __init__(self, service: Service, name: str) -> None:
-        self._service = service
-        self._options = service.options
-        self._predictor = service.predictor
-        self._name = name
+        self._service, self._name = service, name
+        self._options, self._predictor = service.options, service.predictor
         self._max_pixels = service.options.max_megapixels * 1e6
 
     def routes(self) -> list[Route]:
         """Every path that is answered."""
-        folder, model = files("tightbox.serve"), f"/v2/models/{self._name}"
+        folder, model, options = files("tightbox.serve"), f"/v2/models/{self._name}", self._options
+        known = {"version": __version__, "max_batch": options.max_batch, "score_threshold": SCORE_THRESHOLD}
+        known |= {"max_mb": f"{options.max_mb:g}", "max_megapixels": f"{options.max_megapixels:g}"}
 
-        def filled(file: str, **values: object) -> str:
+        def filled(file: str, name: str) -> str:
             # Safe, as "$ref" is a key of the OpenAPI document and no place to fill in.
-            text = (folder / file).read_text(encoding="utf-8")
-            known = values | {"version": __version__, "max_mb": f"{self._options.max_mb:g}"}
-            return Template(text).safe_substitute(known)
+            return Template((folder / file).read_text(encoding="utf-8")).safe_substitute(known, name=name)
 
-        description = filled(
-            "openapi.json",
-            name=self._name,
-            max_batch=self._options.max_batch,
-            max_megapixels=f"{self._options.max_megapixels:g}",
-            score_threshold=SCORE_THRESHOLD,
-        )
         return [
-            _fixed("/", filled("page.html", name=escape(self._name)), "text/html"),
+            _fixed("/", filled("page.html", escape(self._name)), "text/html"),
             *(_fixed(f"/{part}", (folder / part).read_bytes(), kind) for part, kind in PAGE_PARTS.items()),
-            _fixed("/openapi.json", description, JSON),
+            _fixed("/openapi.json", filled("openapi.json", self._name), JSON),
             _fixed("/v2", json.dumps({"name": "tightbox", "version": __version__, "extensions": []}), JSON),
             _fixed(model, json.dumps(model_metadata(self._name, self._predictor)), JSON),
             Route("/predict", self.predict, methods=["POST"]),
@@ -176,49 +167,46 @@ class _Endpoints:
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise Refusal(415, "send the bytes of the image as the body, not a form: curl --data-binary @image.jpg")
         threshold, min_iou = given.get("score_threshold", SCORE_THRESHOLD), given.get("min_iou")
-        return await self._in_time(request, partial(self._predict, threshold, min_iou, as_jpeg))
-
-    async def _predict(self, threshold: float, min_iou: float | None, as_jpeg: bool, body: bytes) -> Response:
-        decode = partial(decode_bytes, body, self._max_pixels)
-        image, found = await self._service.detect(decode, threshold, min_iou)
-        names = self._predictor.class_names
-        if as_jpeg:
-            drawn = await self._service.in_thread(partial(_annotated, image, found, names))
-            return Response(drawn, media_type=JPEG)
-        return JSONResponse({"width": image.width, "height": image.height, "detections": box_rows(found, names)})
+        async with self._body(request) as body:
+            decode = partial(decode_bytes, body, self._max_pixels)
+            image, found = await self._service.detect(decode, threshold, min_iou)
+            names = self._predictor.class_names
+            if as_jpeg:
+                drawn = await self._service.in_thread(partial(_annotated, image, found, names))
+                return Response(drawn, media_type=JPEG)
+            return JSONResponse({"width": image.width, "height": image.height, "detections": box_rows(found, names)})
 
     async def infer(self, request: Request) -> Response:
         """Tensors by the Open Inference Protocol."""
-        return await self._in_time(request, self._infer)
-
-    async def _infer(self, body: bytes) -> Response:
         most = min(self._options.max_batch, self._options.max_queue)
-        read = partial(read_request, body, output_names(self._predictor), most, self._max_pixels)
-        asked = await self._service.in_thread(read)
-        threshold = SCORE_THRESHOLD if asked.threshold is None else asked.threshold
-        async with self._service.places(len(asked.images) - 1):  # one is held already
-            try:  # the first error ends the rest, so that no image of a refused request is worked on
-                async with asyncio.TaskGroup() as group:
-                    detect = partial(self._service.detect, threshold=threshold, min_iou=asked.min_iou)
-                    tasks = [group.create_task(detect(image)) for image in asked.images]
-            except* Refusal as errors:
-                raise errors.exceptions[0] from None
-            return JSONResponse(infer_response(self._name, asked, [task.result()[1] for task in tasks]))
+        async with self._body(request) as body:
+            read = partial(read_request, body, output_names(self._predictor), most, self._max_pixels)
+            asked = await self._service.in_thread(read)
+            threshold = SCORE_THRESHOLD if asked.threshold is None else asked.threshold
+            async with self._service.places(len(asked.images) - 1):  # one is held already
+                try:  # the first error ends the rest, so that no image of a refused request is worked on
+                    async with asyncio.TaskGroup() as group:
+                        detect = partial(self._service.detect, threshold=threshold, min_iou=asked.min_iou)
+                        tasks = [group.create_task(detect(image)) for image in asked.images]
+                except* Refusal as errors:
+                    raise errors.exceptions[0] from None
+                return JSONResponse(infer_response(self._name, asked, [task.result()[1] for task in tasks]))
 
-    async def _in_time(self, request: Request, work: Callable[[bytes], Awaitable[Response]]) -> Response:
-        """What the work makes of the request's body, within the longest time from here to the answer."""
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The request's body, for work that holds a place and ends within the longest time from here to the answer."""
+        body = None
         async with self._service.places():
-            body = None
             try:
                 async with asyncio.timeout(self._options.timeout_s):
-                    body = await self._body(request)
-                    return await work(body)
+                    body = await self._whole_body(request)
+                    yield body
             except TimeoutError as error:
                 if body is None:
                     raise Refusal(408, "the body did not arrive in time") from error
                 raise Refusal(503, f"no answer within {self._options.timeout_s:g} s; try again", 1) from error
 
-    async def _body(self, request: Request) -> bytes:
+    async def _whole_body(self, request: Request) -> bytes:
         """The whole body, of which no more than the limit is ever held.
 
         Raises:

@@ -1,16 +1,29 @@
-"""From the bytes that a stranger sent to an image, within limits that are checked before anything is decoded."""
+"""From the bytes that a stranger sent to an image, or a refusal; limits are checked before anything is decoded."""
 
 import io
 import warnings
 
 from PIL import Image, UnidentifiedImageError
+from starlette.exceptions import HTTPException
 
 from tightbox.images import decode
-from tightbox.serve.refusals import Refusal
 
 # Only these decoders of Pillow ever see the bytes; a photo with a second view in it (MPO) is opened as a JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 ACCEPTED = "JPEG, PNG, WebP and BMP images are accepted"
+
+
+class Refusal(HTTPException):
+    """A request that is not served, with one sentence that holds nothing of the server's own.
+
+    Args:
+        status: of the answer.
+        sentence: what is wrong, and what to do.
+        retry_after: seconds after which to try again, where that may help.
+    """
+
+    def __init__(self, status: int, sentence: str, retry_after: int | None = None) -> None:
+        super().__init__(status, sentence, None if retry_after is None else {"Retry-After": str(retry_after)})
 
 
 def decode_bytes(data: bytes, max_pixels: float) -> Image.Image:

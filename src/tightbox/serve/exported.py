@@ -1,7 +1,6 @@
 """A file that `tightbox export --format onnx` wrote, run by ONNX Runtime; images are resized as for its checkpoint."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,8 @@ def of_onnx(path: Path, device: str = "auto") -> NetworkPredictor:
 
     def detect(images: ImageBatch) -> list[Detections]:
         inputs = {"images": images.pixels.numpy(), "sizes": torch.tensor(images.sizes).numpy()}
-        outputs = session.run(PaddedDetections._fields, inputs)
-        *columns, counts = map(torch.from_numpy, outputs)
-        rows = (Detections(*(c[:count] for c in of_one)) for count, *of_one in zip(counts, *columns, strict=True))
-        return [found if about["predicts_iou"] else replace(found, ious=None) for found in rows]
+        boxes, scores, labels, ious, counts = map(torch.from_numpy, session.run(PaddedDetections._fields, inputs))
+        return Detections(boxes, scores, labels, ious if about["predicts_iou"] else None).of_images(counts)
 
     return NetworkPredictor(
         detect=detect,

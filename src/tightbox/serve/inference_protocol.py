@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tightbox.serve.decode import check_size, decode_bytes
+from tightbox.serve.decode import Refusal, check_size, decode_bytes
 from tightbox.serve.predictor import Predictor
-from tightbox.serve.refusals import Refusal
 from tightbox.serve.service import fraction
 from tightbox.structures import Detections
 
@@ -44,13 +43,12 @@ class InferRequest(NamedTuple):
 
 def model_metadata(name: str, predictor: Predictor) -> dict[str, Any]:
     """The answer to `GET /v2/models/NAME`."""
-    outputs = output_names(predictor)
     return {
         "name": name,
         "versions": [],
         "platform": f"tightbox_{predictor.system}",
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": o, "datatype": OUTPUTS[o], "shape": SHAPES[o]} for o in outputs],
+        "outputs": [{"name": o, "datatype": OUTPUTS[o], "shape": SHAPES[o]} for o in output_names(predictor)],
         "parameters": {
             "class_names": list(predictor.class_names),
             "predicts_iou": predictor.calibrated is not None,
@@ -81,14 +79,10 @@ def read_request(body: bytes, known_outputs: Sequence[str], max_images: int, max
         wanted = {output["name"] for output in content.get("outputs") or []} or set(known_outputs)
         _require(tensor["name"] == "image" and wanted <= set(known_outputs))
         given = {key: fraction(value, key) for key, value in parameters if key in ("score_threshold", "min_iou")}
-        identity = content.get("id")
-        return InferRequest(
-            id=identity if isinstance(identity, str) else None,
-            images=_images(tensor["datatype"], tensor["shape"], tensor["data"], max_images, max_pixels),
-            threshold=given.get("score_threshold"),
-            min_iou=given.get("min_iou"),
-            outputs=[name for name in known_outputs if name in wanted],
-        )
+        identity = content["id"] if isinstance(content.get("id"), str) else None
+        images = _images(tensor["datatype"], tensor["shape"], tensor["data"], max_images, max_pixels)
+        outputs = [name for name in known_outputs if name in wanted]
+        return InferRequest(identity, images, given.get("score_threshold"), given.get("min_iou"), outputs)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise Refusal(400, f"the body must be {FORM}; see /openapi.json") from error
 
@@ -119,15 +113,11 @@ def infer_response(name: str, request: InferRequest, found: Sequence[Detections]
     """The tensors that were asked for, each image's boxes padded to those of the image with the most."""
     most = max(len(detections) for detections in found)
     sizes = {"num_detections": [len(found)], "boxes": [len(found), most, 4]}
-    outputs = [
-        {
-            "name": output,
-            "datatype": OUTPUTS[output],
-            "shape": sizes.get(output, [len(found), most]),
-            "data": [value for detections in found for value in _padded(output, detections, most)],
-        }
-        for output in request.outputs
-    ]
+    outputs = []
+    for output in request.outputs:
+        shape = sizes.get(output, [len(found), most])
+        data = [value for detections in found for value in _padded(output, detections, most)]
+        outputs.append({"name": output, "datatype": OUTPUTS[output], "shape": shape, "data": data})
     answer = {"model_name": name, "outputs": outputs}
     return answer if request.id is None else answer | {"id": request.id}
 

@@ -29,11 +29,9 @@ class Predictor(Protocol):
 
     def prepare(self, image: Image.Image) -> Any:
         """What `predict` takes of an image; called in several threads, while `predict` works on others."""
-        ...
 
     def predict(self, prepared: Sequence[Any]) -> list[Detections]:
         """Detections in each image, in its own pixels, on the CPU; called from one thread at a time."""
-        ...
 
 
 @dataclass(eq=False, kw_only=True)

@@ -9,7 +9,6 @@ from starlette.applications import Starlette
 
 from tightbox.errors import UserError
 from tightbox.options import ServeOptions
-from tightbox.serve.service import Service
 
 BACKLOG = 2048  # connections that the system holds until they are taken
 SPARE_SECONDS = 5  # beyond the longest time of a request, until what is still open is dropped
@@ -57,9 +56,8 @@ def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeO
     # uvicorn raises the signal once more when it is done. An orderly end is none to die of, and Ctrl-C is passed on
     # from here, as asyncio may lose it if its task has ended already.
     raised: list[int] = []
-    before = {
-        name: signal.signal(name, lambda name, _: raised.append(name)) for name in (signal.SIGTERM, signal.SIGINT)
-    }
+    ends = signal.SIGTERM, signal.SIGINT
+    before = {name: signal.signal(name, lambda number, _: raised.append(number)) for name in ends}
     try:
         uvicorn.Server(configuration(app, options)).run(sockets=[listening])
     finally:
@@ -67,5 +65,4 @@ def serve_until_signal(app: Starlette, listening: socket.socket, options: ServeO
             signal.signal(name, handler)
     if signal.SIGINT in raised:
         raise KeyboardInterrupt
-    service: Service = app.state.service
-    return service.accepted
+    return int(app.state.service.accepted)

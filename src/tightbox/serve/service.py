@@ -14,9 +14,9 @@ from PIL import Image
 from tightbox.inference.files import Selection
 from tightbox.options import ServeOptions
 from tightbox.serve.batcher import Batcher
+from tightbox.serve.decode import Refusal
 from tightbox.serve.metrics import Metrics
 from tightbox.serve.predictor import Predictor
-from tightbox.serve.refusals import Refusal
 from tightbox.structures import Detections
 
 T = TypeVar("T")
@@ -32,43 +32,38 @@ class Service:
     Args:
         predictor: finds the boxes.
         options: the limits.
-        metrics: where batches and places are counted.
 
     Attributes:
+        metrics: where batches and places are counted.
         ready: whether the network has been warmed up.
         failed: whether it could not be.
         accepted: images that were given places since the start.
     """
 
-    def __init__(self, predictor: Predictor, options: ServeOptions, metrics: Metrics) -> None:
+    def __init__(self, predictor: Predictor, options: ServeOptions) -> None:
         self.predictor = predictor
         self.options = options
-        self.metrics = metrics
-        self.ready = False
-        self.failed = False
-        self.accepted = 0
-        self._places_taken = 0
+        self.metrics = Metrics()
+        self.ready = self.failed = False
+        self.accepted = self._places_taken = 0
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         # Decoded images are much larger than their files, so only as many wait as two batches need.
         self._decoded = asyncio.Semaphore(2 * options.max_batch)
+        most, wait = options.max_batch, options.max_wait_ms / 1000
         self._batcher: Batcher[Any, Detections] = Batcher(
-            predictor.predict,
-            max_batch=options.max_batch,
-            max_wait_s=options.max_wait_ms / 1000,
-            on_batch=metrics.note_batch,
+            predictor.predict, max_batch=most, max_wait_s=wait, on_batch=self.metrics.note_batch
         )
-        self._warming: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Work within this block; warm up first."""
         self._batcher.start()
-        self._warming = asyncio.create_task(self._warm_up())
+        warming = asyncio.create_task(self._warm_up())
         try:
             yield
         finally:
             self.ready = False
-            self._warming.cancel()
+            warming.cancel()
             await self._batcher.stop()
             self._decoders.shutdown()
 

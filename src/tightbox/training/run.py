@@ -18,8 +18,7 @@ from tightbox.data.records import DetectionData
 from tightbox.distributed import mean_over_processes
 from tightbox.errors import UserError
 from tightbox.files import digest_of, write_text
-from tightbox.inference.batches import Loading
-from tightbox.inference.detect import evaluate_model
+from tightbox.inference.detect import Loading, evaluate_model
 from tightbox.models import Detector
 from tightbox.options import TrainOptions
 from tightbox.reading import read_json

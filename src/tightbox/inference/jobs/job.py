@@ -1,20 +1,23 @@
-"""A job: what it is about, kept in `job.json`, and which of its parts are to be done by whom."""
+"""A job: its images, what else it is about, kept in `job.json`, and which of its parts are to be done by whom."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from tightbox.checkpoint import CARD, WEIGHTS
 from tightbox.errors import UserError
 from tightbox.files import digest_of, write_json
-from tightbox.inference.jobs.manifest import Manifest, name_line
-from tightbox.inference.jobs.parts import Kind
-from tightbox.reading import is_file, read_json
+from tightbox.images import IMAGE_SUFFIXES
+from tightbox.inference.jobs.parts import Kind, Part
+from tightbox.reading import is_file, read_json, read_lines
 
 JOB, FORMAT = "job.json", 1
+_SHOWN = 3  # names in a sentence
 _MEANING = {
     "manifest": "the images are others",
     "images": "the images are others",
@@ -23,6 +26,51 @@ _MEANING = {
     "part_size": "--part-size differs",
     "options": "the options that choose boxes differ",
 }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a job.
+
+    Attributes:
+        root: the folder that the names start from; it may be elsewhere when the job is resumed.
+        names: sorted, all different.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """All images in a folder and its subfolders.
+
+        Raises:
+            UserError: if there is none.
+        """
+        names = tuple(sorted(_images_in(folder)))
+        if not names:
+            raise UserError(f"there is no image in {folder}; give a folder of images, or --manifest FILE")
+        return cls(folder, names)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """The images that a text file names, one on each line, relative to the file's folder or absolute.
+
+        Raises:
+            UserError: if it cannot be read, names nothing, or an image twice.
+        """
+        names = sorted(map(os.path.normpath, read_lines(path)))
+        if not names:
+            raise UserError(f"the manifest {path} names no image; write one path a line")
+        doubles = sorted({first for first, second in pairwise(names) if first == second})
+        if doubles:
+            raise UserError(f"the manifest {path} names {listed(doubles)} more than once; leave one of each")
+        return cls(path.parent, tuple(names))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names, one a line; merging compares it with the names in the results."""
+        return hashlib.sha256(b"".join(map(name_line, self.names))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -43,21 +91,6 @@ class Shard:
         if given is None or not 1 <= int(given[1]) <= int(given[2]):
             raise UserError(f"--shard is {text}; write which of how many, counted from 1, such as 1/4 to 4/4")
         return cls(int(given[1]), int(given[2]))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive images of a manifest, whose results are one file.
-
-    Attributes:
-        number: from 0.
-        start: position of its first image in the manifest.
-        names: of its images.
-    """
-
-    number: int
-    start: int
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -111,8 +144,7 @@ class JobCard:
 
     def difference(self, other: Self) -> str:
         """In which way another card is of another job; "" if it is the same."""
-        differing = (name for name in _MEANING if getattr(self, name) != getattr(other, name))
-        return next((_MEANING[name] for name in differing), "")
+        return next((why for name, why in _MEANING.items() if getattr(self, name) != getattr(other, name)), "")
 
 
 @dataclass(frozen=True)
@@ -163,6 +195,49 @@ class Job:
         return [path for path in paths if path.exists()]
 
 
+def name_line(name: str) -> bytes:
+    """What a name adds to the digest; names of files need not be UTF-8."""
+    return (name + "\n").encode("utf-8", "surrogateescape")
+
+
+def refuse_missing(root: Path, names: Iterable[str]) -> None:
+    """Look whether the images exist.
+
+    Raises:
+        UserError: naming the first ones that do not.
+    """
+    missing = [name for name in names if not is_file(root / name)]
+    if missing:
+        raise UserError(
+            f"{listed(missing)} of the manifest {'do' if len(missing) > 1 else 'does'} not exist in {root}; "
+            "put the files there, or take them off the list and start in another --out"
+        )
+
+
+def listed(names: list[str]) -> str:
+    """The first names and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
 def checkpoint_digest(folder: Path) -> str:
     """SHA-256 of the card and the weights of a checkpoint, which was loaded before."""
     return hashlib.sha256(b"".join(name_line(digest_of(folder / name)) for name in (CARD, WEIGHTS))).hexdigest()
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    """Names relative to the folder; links to folders are not followed, as they may lead back to where they are."""
+
+    def refuse(error: OSError) -> None:
+        how = "check the path and its permissions"
+        raise UserError(f"cannot list {error.filename}: {error.strerror}; {how}") from error
+
+    for where, _, files in os.walk(folder, onerror=refuse):
+        inside = Path(where).relative_to(folder).as_posix()
+        for name in files:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
+                yield name if inside == "." else f"{inside}/{name}"

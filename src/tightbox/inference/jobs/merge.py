@@ -10,11 +10,8 @@ from typing import BinaryIO, NamedTuple
 
 from tightbox.errors import UserError
 from tightbox.files import atomic_path
-from tightbox.inference.jobs.job import JOB, JobCard
-from tightbox.inference.jobs.manifest import listed, name_line
+from tightbox.inference.jobs.job import JOB, JobCard, listed, name_line
 from tightbox.inference.jobs.parts import Row, import_pyarrow, json_lines, read_rows, schema, table_of
-
-SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
 class Merged(NamedTuple):
@@ -37,22 +34,14 @@ def merge(folders: Sequence[Path], target: Path) -> Merged:
         UserError: if the folders are not of one job, or a part or an image is missing, there twice or damaged; then
             nothing is written.
     """
-    if target.suffix not in SUFFIXES:
-        raise UserError(f"{target} must end in {', '.join(SUFFIXES)}: the suffix chooses the form")
+    writers = {".parquet": _write_parquet, ".jsonl": _write_lines, ".json": _write_coco}
+    if target.suffix not in writers:
+        raise UserError(f"{target} must end in {', '.join(writers)}: the suffix chooses the form")
     card = _common_card(folders)
-    write = {".parquet": _write_parquet, ".jsonl": _write_lines, ".json": _write_coco}[target.suffix]
-    count: Counter[str] = Counter()
-
-    def counted(parts: Iterable[list[Row]]) -> Iterator[list[Row]]:
-        for rows in parts:
-            failed = sum(row["error"] is not None for row in rows)
-            count.update(images=len(rows), failed=failed, boxes=sum(len(row["boxes"]) for row in rows))
-            yield rows
-
-    parts = _parts(folders, card)
+    parts, count = _parts(folders, card), Counter(images=0, failed=0, boxes=0)
     with atomic_path(target) as temporary, temporary.open("wb") as file:
-        write(file, counted(_proven(parts, card)), card.class_names)
-    return Merged(count["images"], count["failed"], count["boxes"])
+        writers[target.suffix](file, _proven(parts, card, count), card.class_names)
+    return Merged(**count)
 
 
 def _common_card(folders: Sequence[Path]) -> JobCard:
@@ -85,20 +74,20 @@ def _parts(folders: Sequence[Path], card: JobCard) -> list[Path]:
     return parts
 
 
-def _proven(parts: Sequence[Path], card: JobCard) -> Iterator[list[Row]]:
-    """The rows of each part, which hold every image of the manifest once, or an error."""
-    digest, images = hashlib.sha256(), 0
+def _proven(parts: Sequence[Path], card: JobCard, count: Counter[str]) -> Iterator[list[Row]]:
+    """The rows of each part, which hold every image of the manifest once, or an error; counts what they hold."""
+    digest = hashlib.sha256()
     for path in parts:
-        rows = read_rows(path)
-        size = min(card.part_size, card.images - images)
-        if [row["index"] for row in rows] != list(range(images, images + size)):
+        rows, start = read_rows(path), count["images"]
+        end = min(start + card.part_size, card.images)
+        if [row["index"] for row in rows] != list(range(start, end)):
             raise UserError(
-                f"{path} does not hold the images {images} to {images + size - 1} of the manifest, each once; "
+                f"{path} does not hold the images {start} to {end - 1} of the manifest, each once; "
                 "delete it and run the job again with --resume"
             )
         for row in rows:
             digest.update(name_line(row["path"]))
-        images += size
+            count.update(images=1, failed=row["error"] is not None, boxes=len(row["boxes"]))
         yield rows
     if digest.hexdigest() != card.manifest:
         where = f"the parts of {parts[0].parent}"
@@ -122,8 +111,7 @@ def _write_coco(file: BinaryIO, parts: Iterable[list[Row]], class_names: Sequenc
     before = b"[\n"
     for row in chain.from_iterable(parts):
         ious = row["ious"] or [None] * len(row["boxes"])
-        columns = zip(row["boxes"], row["scores"], row["classes"], ious, strict=True)
-        for (x1, y1, x2, y2), score, name, iou in columns:
+        for (x1, y1, x2, y2), score, name, iou in zip(row["boxes"], row["scores"], row["classes"], ious, strict=True):
             found: Row = {"image_id": row["index"] + 1, "category_id": ids[name]}
             found |= {"bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)], "score": score}
             found |= {} if iou is None else {"iou": iou}

@@ -7,8 +7,7 @@ import pytest
 
 from tests.helpers.data import plain_image
 from tightbox.errors import UserError
-from tightbox.inference.jobs.job import Shard
-from tightbox.inference.jobs.manifest import Manifest, refuse_missing
+from tightbox.inference.jobs.job import Manifest, Shard, refuse_missing
 
 
 def test_a_folder_is_listed_sorted_with_its_subfolders(tmp_path: Path) -> None:
