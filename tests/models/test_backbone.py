@@ -44,6 +44,7 @@ def test_a_level_is_the_last_of_its_stride() -> None:
         ("qqqqqqqq", r"no model named 'qqqqqqqq'; see timm.list_models\(\)"),
         ("vit_tiny_patch16_224", r"strides \[16, 16, 16\], but this detector needs 8, 16, 32"),
         ("swin_tiny_patch4_window7_224", "features channels last"),
+        ("maxvit_tiny_rw_224", "takes images of one size only"),
         ("resnet18.no_such_tag", "no_such_tag"),
     ],
 )
