@@ -59,7 +59,8 @@ class Row:
         detector: which.
         options: of the detector.
         augment: random changes to the images.
-        averaging: whether about the last quarter of the images is seen in cycles whose weights are averaged.
+        averaging: whether the last quarter of the images, two epochs at least, is seen in cycles whose weights are
+            averaged.
         viewed: whether it is also tested with several views.
     """
 
@@ -194,8 +195,8 @@ def _page(record: Mapping[str, Figures], size: int) -> Iterator[str]:
     yield from ("# The parts of VFNet-X at small scale", "")
     command = shlex.join(["python", *sys.argv])
     yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18 from random weights, 64 channels,"
-    yield f"{size} pixels, equally many images seen; where weights are averaged, about a quarter of them in its cycles."
-    yield "AP in percent, mean ± standard deviation over the seeds."
+    yield f"{size} pixels, equally many images seen; where weights are averaged, about a quarter of them in its cycles,"
+    yield "but no less than two epochs. AP in percent, mean ± standard deviation over the seeds."
     for data, images in sorted({tuple(key.split(" | ")[:2]) for key in record}):
         runs = {name: _runs(record, f"{data} | {images} | {name} | ") for name in ROWS}
         yield from ("", f"## Each part: {data}, {images} images seen", "")

@@ -91,7 +91,7 @@ def _timm_features(options: BackboneOptions, strides: Sequence[int]) -> Any:
     if getattr(features, "output_fmt", None) == "NHWC":
         raise UserError(f"{options.name} gives features channels last, which no detector here takes; choose another")
     if features.pretrained_cfg.get("fixed_input_size"):
-        raise UserError(f"{options.name} takes images of one size only, which those of detectors are not; choose another")
+        raise UserError(f"{options.name} takes images of one size only, and those of detectors differ; choose another")
     numbers = features.feature_info.out_indices  # timm's own, which begin at 1 where a network hides its stem
     indices = tuple(numbers[len(reductions) - 1 - reductions[::-1].index(stride)] for stride in strides)
     try:
