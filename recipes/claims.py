@@ -318,8 +318,8 @@ def page() -> Iterator[str]:
     yield from ("# What the papers say, what we measured", "")
     yield "Written by `python recipes/claims.py` from the records of the studies; typed by hand are the papers' figures"
     yield "and the causes. The papers trained ResNet-50 from ImageNet's weights on COCO, or VGG-16 on WIDER FACE. Ours"
-    yield "are ResNet-18 from random weights on synthetic scenes and on photographs: BCCD (blood cells) and, where it"
-    yield "is named, Aquarium. Compare directions, not figures."
+    yield "are ResNet-18 from random weights on synthetic scenes and on photographs: BCCD (blood cells) and, where they"
+    yield "are named, Aquarium and vehicles. Compare directions, not figures."
     yield ""
     yield "The rule: a claim *shows* in a comparison if the mean of the differences, seed by seed, is in the paper's"
     yield "direction and differs from 0 by Student's two-sided test at 5 %: with three seeds, if it is larger than 4.3"
