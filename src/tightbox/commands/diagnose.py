@@ -13,10 +13,14 @@ from tightbox.files import write_json
 from tightbox.progress import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tightbox.data.records import DetectionData
     from tightbox.diagnosis.numbers import Diagnosis
+    from tightbox.evaluation.inputs import GroundTruth, Predictions
     from tightbox.inference.detect import Loading
     from tightbox.models import Detector
+    from tightbox.structures import Detections
 
 USAGE = "CHECKPOINT --data DIR [--split val]  |  --gt FILE --dt FILE [--images DIR]    [--out diagnosis]"
 
@@ -56,36 +60,52 @@ def of_detector(
     model: Detector, data: DetectionData, title: str, loading: Loading
 ) -> tuple[Diagnosis, dict[int, Path]]:
     """What is to be said of a detector on a data set, and where its images are."""
-    import numpy as np
-
     from tightbox.diagnosis.diagnose import diagnose_results
-    from tightbox.evaluation.fit_margins import outer_coverage
     from tightbox.evaluation.inputs import GroundTruth, Predictions
-    from tightbox.evaluation.matching import match
     from tightbox.inference.before_suppression import look_before_suppression
 
     with progress_bar(f"detecting in {data.split}") as progress:
         before = look_before_suppression(model, data, loading=loading, progress=progress)
     ground_truth, predictions = GroundTruth.from_data(data), Predictions.from_detections(before.detections, data)
-    notes, calibration = [], model.calibration
-    if calibration is not None:  # what has to be known of predicted IoUs
-        learned = calibration.about.get("split")
-        flattered = "; on that very split they look better than they are" if learned == data.split else ""
-        notes.append(f"Predicted IoUs are calibrated, by {learned}{flattered}.")
-        if calibration.outer is not None and before.detections:  # what outer boxes promise, and how many keep it here
-            around = [each.outer.double().numpy() for each in before.detections.values() if each.outer is not None]
-            outer = np.concatenate([np.empty((0, 4)), *around])
-            held, matched = outer_coverage(match(ground_truth, predictions), outer)
-            here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
-            hold = f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}"
-            like = f"in images like those of {learned}, from which it was learned"
-            limits = "it says nothing of boxes on no object, and does not hold where images differ"
-            notes.append(f"{hold}. That is promised for boxes that lie on an object (IoU 0.5), {like}: {limits}.")
+    notes = [*_calibrated(model, data.split), *_promised(model, ground_truth, predictions, before.detections.values())]
     with progress_bar("measuring") as progress:
         diagnosis = diagnose_results(
             ground_truth, predictions, title=title, before=before, notes=notes, progress=progress
         )
     return diagnosis, {record.image_id: record.path for record in data.records}
+
+
+def _calibrated(model: Detector, split: str) -> list[str]:
+    """What has to be known of the predicted IoUs."""
+    if model.calibration is None:
+        return []
+    learned = model.calibration.about.get("split")
+    flattered = "; on that very split they look better than they are" if learned == split else ""
+    return [f"Predicted IoUs are calibrated, by {learned}{flattered}."]
+
+
+def _promised(
+    model: Detector, ground_truth: GroundTruth, predictions: Predictions, detections: Collection[Detections]
+) -> list[str]:
+    """What outer boxes promise, under which assumptions, and how many keep it here."""
+    calibration = model.calibration
+    if calibration is None or calibration.outer is None or not detections:
+        return []
+    import numpy as np
+
+    from tightbox.evaluation.fit_margins import outer_coverage
+    from tightbox.evaluation.matching import match
+
+    around = [each.outer.double().numpy() for each in detections if each.outer is not None]
+    held, matched = outer_coverage(match(ground_truth, predictions), np.concatenate([np.empty((0, 4)), *around]))
+    here = f"; here {held:,} of {matched:,} do ({held / matched:.1%})" if matched else ""
+    promise = (
+        f"Outer boxes hold their whole object with a probability of {calibration.outer.coverage:.0%}{here}. That is "
+        "promised for boxes that lie on an object (IoU 0.5), in images like those of "
+        f"{calibration.about.get('split')}, from which it was learned: it says nothing of boxes on no object, and does "
+        "not hold where images differ."
+    )
+    return [promise]
 
 
 def _of_results(args: Namespace) -> tuple[Diagnosis, dict[int, Path]]:

@@ -95,10 +95,15 @@ def suppression(name: str, numbers: Mapping[str, Any], sigma: float = 0.5) -> Su
     """A suppression of `RULES`, but the detector's own, with its numbers."""
     from tightbox.suppress import greedy_nms, iou_guided_nms, soft_nms
 
-    if name == "none":
-        return partial(greedy_nms, **{**numbers, "iou_threshold": 1.0})  # no IoU is above 1
-    if name == "soft_gaussian":
-        return partial(soft_nms, method="gaussian", sigma=sigma, **numbers)
-    voting: Suppress = partial(greedy_nms, voting=True)
-    others: dict[str, Any] = {"voting": voting, "iou_guided": iou_guided_nms, "soft_linear": soft_nms}
-    return partial(others.get(name, greedy_nms), **numbers)
+    match name:
+        case "none":  # no IoU is above 1
+            return partial(greedy_nms, **{**numbers, "iou_threshold": 1.0})
+        case "voting":
+            return partial(greedy_nms, voting=True, **numbers)
+        case "iou_guided":
+            return partial(iou_guided_nms, **numbers)
+        case "soft_linear":
+            return partial(soft_nms, method="linear", **numbers)
+        case "soft_gaussian":
+            return partial(soft_nms, method="gaussian", sigma=sigma, **numbers)
+    return partial(greedy_nms, **numbers)
