@@ -14,7 +14,7 @@ from typing import Any
 from training import HERE, machine, scenes, spread, train_all
 
 from tightbox.data.layout import read_data
-from tightbox.diagnosis.plots import draw_ladder
+from tightbox.diagnosis.ladder_plot import draw_ladder
 from tightbox.evaluation.ladder import Ladder
 from tightbox.files import atomic_path, write_json
 from tightbox.inference.candidates import cache_candidates, read_candidates, select_all

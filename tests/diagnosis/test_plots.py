@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from tightbox.diagnosis.plots import LADDER_COLOURS, draw_ladder, draw_variants, ladder_height
+from tightbox.diagnosis.ladder_plot import COLOURS, draw_ladder, draw_variants, ladder_height
 from tightbox.evaluation.coco import AveragePrecision
 from tightbox.evaluation.ladder import Ladder, OracleVariant
 
@@ -24,7 +24,7 @@ BOTH = (OracleVariant("as predicted", ap(0.4), ap(0.42)), OracleVariant("predict
 
 def drawn(variants: tuple[OracleVariant, ...]) -> Axes:
     axes = Figure().add_subplot()
-    draw_variants(axes, variants, LADDER_COLOURS)
+    draw_variants(axes, variants, COLOURS)
     return axes
 
 
@@ -45,9 +45,9 @@ def test_two_columns_where_there_is_an_estimate() -> None:
     # The first column: 40; the second: 42 and 50. What a replacement cannot change has no bar.
     assert [bar.get_width() for bar in bars(axes)] == pytest.approx([40, 42, 50])
     assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [
-        LADDER_COLOURS[0],
-        LADDER_COLOURS[1],
-        LADDER_COLOURS[1],
+        COLOURS[0],
+        COLOURS[1],
+        COLOURS[1],
     ]
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "class score alone",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.helpers.data import three_images
 from tests.helpers.models import tiny_model
 from tightbox.data.records import DetectionData
-from tightbox.diagnosis.plots import draw_ladder
+from tightbox.diagnosis.ladder_plot import draw_ladder
 from tightbox.evaluation import ladder
 from tightbox.evaluation.ladder import OracleVariant
 from tightbox.inference.oracle import has_estimate, oracle_study, replaced

@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
             images = iterate_assigned(model, data, loading=on_data.loading(args), progress=progress)
             ladder = oracle_study(model, data, images)
 
-    from tightbox.diagnosis.plots import draw_ladder
+    from tightbox.diagnosis.ladder_plot import draw_ladder
     from tightbox.evaluation.figures import percent, percents
 
     width = max(len(variant.name) for variant in ladder.variants)
