@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from studies import Part
 from training import HERE, machine, spread
 
 from budget import FIGURES, Training, trained  # isort: skip - found by way of `training`
 from tightbox.commands.train import small
 from tightbox.data.layout import read_data
+from tightbox.data.records import DetectionData
 from tightbox.files import atomic_path, write_json
 from tightbox.inference.detect import evaluate_model
 from tightbox.inference.views import Merge, Views, see
@@ -42,6 +44,7 @@ WIDE = {"tower_depth": 4, "channels": 96}  # as many times 64 as 384 is times 25
 CROP, CUTOUT = {"side_crop": 0.5}, {"cutout": 0.5}
 PLAIN, TOGETHER = "VFNet", "all of these"
 SCALES = (0.75, 1.0, 1.25)
+LONGEST_CYCLE = 0.3  # of all images seen, so that the averaging's two cycles leave some to learn from before them
 MERGES: tuple[tuple[str, Merge], ...] = (
     ("soft-NMS", "soft_linear"),
     ("box voting, all alike", "vote"),
@@ -59,8 +62,8 @@ class Row:
         detector: which.
         options: of the detector.
         augment: random changes to the images.
-        averaging: whether the last quarter of the images, two epochs at least, is seen in cycles whose weights are
-            averaged.
+        averaging: whether the last quarter of the images, two cycles at least, is seen in cycles of an epoch whose
+            weights are averaged; where an epoch is longer than `LONGEST_CYCLE`, a cycle is so many images of it.
         viewed: whether it is also tested with several views.
     """
 
@@ -146,11 +149,12 @@ def measure(row: Row, job: Training) -> Figures:
     assert job.images is not None
     found: Figures = {}
     if row.averaging:
-        count = len(read_data(job.data, "train").records)
-        cycles = max(2, round(job.images / 4 / count))
-        model, _ = trained(replace(job, images=max(1, job.images - cycles * count)))
+        train = read_data(job.data, "train")
+        cycle = Part(fraction=min(1.0, LONGEST_CYCLE * job.images / len(train.records)), seed=job.seed)(train)
+        cycles = max(2, round(job.images / 4 / len(cycle.records)))
+        model, _ = trained(replace(job, images=max(1, job.images - cycles * len(cycle.records))))
         found[BEFORE] = _test(model, job)
-        model = averaged(model, job, cycles)
+        model = averaged(model, job, cycle, cycles)
     else:
         model, _ = trained(job)
     found[OWN] = _test(model, job)
@@ -168,8 +172,8 @@ def measure(row: Row, job: Training) -> Figures:
     return found
 
 
-def averaged(model: Detector, job: Training, cycles: int) -> Detector:
-    """The mean of the weights at the ends of cycles of one epoch each; without mosaics, as at the end of the others."""
+def averaged(model: Detector, job: Training, cycle: DetectionData, cycles: int) -> Detector:
+    """The mean of the weights at the ends of cycles; without mosaics, as at the end of the others."""
     defaults = small()
     options = TrainOptions(
         epochs=0,
@@ -181,9 +185,9 @@ def averaged(model: Detector, job: Training, cycles: int) -> Detector:
         seed=job.seed,
     )
     augment = AugmentOptions(**{"vertical_flip": 0.5, **job.augment})
-    train, device = read_data(job.data, "train"), torch.empty(0, device=job.device).device
+    device = torch.empty(0, device=job.device).device
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return fit(model, train, None, Path(folder), options, augment, device=device)
+        return fit(model, cycle, None, Path(folder), options, augment, device=device)
 
 
 def _test(model: Detector, job: Training) -> dict[str, float]:
@@ -196,7 +200,8 @@ def _page(record: Mapping[str, Figures], size: int) -> Iterator[str]:
     command = shlex.join(["python", *sys.argv])
     yield f"Written {datetime.date.today()} by `{command}` on {machine()}: ResNet-18 from random weights, 64 channels,"
     yield f"{size} pixels, equally many images seen; where weights are averaged, about a quarter of them in its cycles,"
-    yield "but no less than two epochs. AP in percent, mean ± standard deviation over the seeds."
+    yield f"but no less than two. A cycle is an epoch, or {100 * LONGEST_CYCLE:.0f} % of all images seen where that is"
+    yield "less. AP in percent, mean ± standard deviation over the seeds."
     for data, images in sorted({tuple(key.split(" | ")[:2]) for key in record}):
         runs = {name: _runs(record, f"{data} | {images} | {name} | ") for name in ROWS}
         yield from ("", f"## Each part: {data}, {images} images seen", "")
