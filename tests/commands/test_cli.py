@@ -16,7 +16,7 @@ import yaml
 from PIL import ExifTags, Image
 
 from tests.helpers.commands import TINY, assert_one_sentence, status
-from tests.helpers.data import cats_and_dogs
+from tests.helpers.data import cats_and_dogs, write_video
 from tests.helpers.data import noise_image as image
 from tests.helpers.models import tiny_model
 from tightbox import __version__
@@ -506,18 +506,6 @@ def test_sources_are_never_overwritten(checkpoint: Path, tmp_path: Path, capsys:
 
 def film(path: Path, frames: int, width: int = 64, height: int = 48) -> Path:
     return write_video(path, [np.full((height, width, 3), i * 20, np.uint8) for i in range(frames)])
-
-
-def write_video(path: Path, frames: list[Any], codec: str = "libx264", pix_fmt: str = "yuv420p") -> Path:
-    av = pytest.importorskip("av", reason="needs the extra video")
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=10)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = pix_fmt
-        for pixels in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        file.mux(stream.encode())
-    return path
 
 
 def test_predicting_a_video(checkpoint: Path, tmp_path: Path) -> None:

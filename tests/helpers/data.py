@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tightbox.data.records import DetectionData, ImageRecord
@@ -27,6 +28,19 @@ def plain_image(path: Path, width: int = 40, height: int = 30, color: tuple[int,
     """An image file of one colour; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), color).save(path)
+    return path
+
+
+def write_video(path: Path, frames: Sequence[Any], codec: str = "libx264", pix_fmt: str = "yuv420p") -> Path:
+    """A video file of such frames (H, W, 3), ten a second; skips the test without PyAV."""
+    av = pytest.importorskip("av", reason="needs the extra video")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for pixels in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
     return path
 
 

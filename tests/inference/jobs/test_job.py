@@ -46,7 +46,8 @@ def test_a_name_written_in_two_ways_is_one_image(tmp_path: Path) -> None:
 
 def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
     plain_image(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "again").symlink_to(tmp_path / "in", target_is_directory=True)
+    for name in ("again", "like_an_image.png"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "in", target_is_directory=True)
     assert Manifest.of_folder(tmp_path / "in").names == ("a.png",)
 
 
