@@ -109,6 +109,10 @@ class Calibration(Promises):
         calibrated = replace(detections, ious=self.ious.of_tensor(detections.ious), outer=None, inner=None)
         return replace(calibrated, **tensors)
 
+    def without_margins(self) -> Self:
+        """The same for boxes that the detector did not find by its own rules, whose margins these are not."""
+        return replace(self, outer=None, inner=None)
+
     def margins_for(self, coverage: float) -> Margins:
         """The margins of the outer boxes, which must have been learned for this coverage.
 

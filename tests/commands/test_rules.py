@@ -12,7 +12,9 @@ from torch import nn
 from tests.helpers.commands import assert_one_sentence, status
 from tests.helpers.data import three_images
 from tests.helpers.models import tiny_model, tiny_retinanet
+from tightbox.calibration import Calibration, IouCalibration
 from tightbox.models import Detector, IoUAwareRetinaNet
+from tightbox.promises import Margins
 
 
 def detector(**options: Any) -> Detector:
@@ -65,6 +67,23 @@ def test_a_rule_gives_what_a_detector_with_that_rule_gives(
     same = detector(alpha=alpha).save(tmp_path / "same")
     assert results(checkpoint, data, tmp_path / "a", *rules) == results(same, data, tmp_path / "b")
     assert len(list(checkpoint.glob("candidates/*/index.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "held"),
+    [([], True), (["--nms-iou", "0.4"], False), (["--flip"], False)],
+    ids=["own", "another threshold", "views"],
+)
+def test_outer_boxes_are_of_the_rules_that_their_margins_were_learned_from(
+    data: Path, tmp_path: Path, rules: list[str], held: bool
+) -> None:
+    model = detector()
+    margins = Margins(0.9, "size", (0.1,) * 4, (), (), (), {})
+    halved, thresholds = IouCalibration((0.0, 1.0), (0.0, 0.5)), ((0.25,) * 51,) * 10
+    model.calibration = Calibration(halved, thresholds, {}, outer=margins, inner=margins)
+    found = results(model.save(tmp_path / "model"), data, tmp_path / "out", *rules)
+    assert {"outer_bbox" in row for row in found} == {held}
+    assert all(row["iou"] <= 0.5 for row in found)  # calibrated in any case
 
 
 def test_thresholds(data: Path, checkpoint: Path, tmp_path: Path) -> None:

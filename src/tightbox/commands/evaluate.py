@@ -86,10 +86,11 @@ def _detect_by_rules(
     from tightbox.inference.candidates import read_candidates, select_all
 
     suppress = rules.suppress_rule(args, model)
+    calibration = None if model.calibration is None else model.calibration.without_margins()
 
     def select(image: Candidates) -> Detections:
         found = model.select(image, rank, suppress)
-        return found if model.calibration is None else model.calibration(found)
+        return found if calibration is None else calibration(found)
 
     return select_all(read_candidates(folder), data, select)
 

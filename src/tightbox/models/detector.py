@@ -148,7 +148,8 @@ class Detector(nn.Module, ABC):
     def detect(self, images: Images, *, replay: bool = False) -> list[Detections]:
         """Detections of each image, best first, in pixels of the given images (which are not resized).
 
-        Their predicted IoUs are calibrated, if the detector is. That comes last and changes no ranking.
+        Their predicted IoUs are calibrated, if the detector is. That comes last and changes no ranking. What is merged
+        from several views has no outer and inner boxes, as margins are learned from single views.
 
         Args:
             images: the images.
@@ -163,7 +164,10 @@ class Detector(nn.Module, ABC):
             found = self._detect_together(batch, replay)
         else:
             found = self._detect(batch)
-        return found if self.calibration is None else [self.calibration(detections) for detections in found]
+        if self.calibration is None:
+            return found
+        calibration = self.calibration if self.views is None else self.calibration.without_margins()
+        return [calibration(detections) for detections in found]
 
     def _detect(self, images: Images) -> list[Detections]:
         """The same as the paper has it, with raw predicted IoUs."""

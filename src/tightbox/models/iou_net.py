@@ -197,7 +197,7 @@ class IoUNet(Detector):
         found = self.refine(pyramid, chosen, refine_steps)
         if self.calibration is None:
             return found
-        calibration = replace(self.calibration, outer=None, inner=None)  # margins are those of its own boxes
+        calibration = self.calibration.without_margins()
         return [calibration(detections) for detections in found]
 
     @torch.no_grad()
