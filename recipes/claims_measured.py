@@ -158,16 +158,20 @@ OLD_STEPS = {
 
 
 def iou_net_steps(before: str, after: str, figure: str = "ap") -> Iterator[Evidence]:
-    """Two steps of the ladder, of which the first may be `FPN`; an older study where that on photographs was not."""
+    """Two steps of the ladder, of which the first may be `FPN`; an older study where that on photographs was not.
+
+    Of scenes both, because that of the older study is the longer training.
+    """
     for data in DATA:
-        part = ALL if data == "scenes" else ""
-        head = trainings(IOU_NET, data, iou_net.HEAD + part)
-        first = trainings(IOU_NET, data, iou_net.FPN + part) if before == iou_net.FPN else head
+        scenes = data == "scenes"
+        head = trainings(IOU_NET, data, iou_net.HEAD + ALL * scenes)
+        first = trainings(IOU_NET, data, iou_net.FPN + ALL * scenes) if before == iou_net.FPN else head
         if first and head:
             step = GREEDY if before == iou_net.FPN else before
             sides = [by_seed(first, "ladder", step, figure), by_seed(head, "ladder", after, figure)]
-            yield Evidence(data, sides[0], sides[1], IOU_NET, command_of(head))
-        elif (old := record("iou_net").get(data)) and after in OLD_STEPS:
+            name = f"{data}, {next(iter(head.values()))['images']} images seen" if scenes else data
+            yield Evidence(name, sides[0], sides[1], IOU_NET, command_of(head))
+        if (old := record("iou_net").get(data)) and after in OLD_STEPS and (scenes or not head):
             sides = [by_seed(seeds_of(old), "ladder", OLD_STEPS.get(step, step), figure) for step in (before, after)]
             yield Evidence(data, sides[0], sides[1], "iou_net", old["command"])
 

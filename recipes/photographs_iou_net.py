@@ -30,19 +30,16 @@ from tightbox.suppress import Suppress, greedy_nms, iou_guided_nms
 TITLE = "IoU-Net"
 FPN, HEAD = "FPN", "IoU-Net"
 MORE_BOXES = "IoU-Net, 512 jittered boxes"
+DETECTORS: dict[str, dict[str, Any]] = {FPN: {"iou_head": False}, HEAD: {}}
 # name: (options, times the images, fraction of the training images)
-VARIANTS: dict[str, tuple[dict[str, Any], int, float]] = {
-    FPN: ({"iou_head": False}, 1, 1.0),
-    HEAD: ({}, 1, 1.0),
-    MORE_BOXES: ({"jittered_boxes": 512}, 1, 1.0),
-    f"{FPN}, twice as long": ({"iou_head": False}, 2, 1.0),
-    f"{HEAD}, twice as long": ({}, 2, 1.0),
-}
-FRACTIONS: dict[str, tuple[dict[str, Any], int, float]] = {
+PLAIN = {name: (options, 1, 1.0) for name, options in DETECTORS.items()}
+LONGER = {f"{name}, twice as long": (options, 2, 1.0) for name, options in DETECTORS.items()}
+FRACTIONS = {
     f"{name}, {100 * fraction:.0f} % of the images": (options, 1, fraction)
     for fraction in (0.1, 0.3, 1.0)
-    for name, options in ((FPN, {"iou_head": False}), (HEAD, {}))
+    for name, options in DETECTORS.items()
 }
+VARIANTS = PLAIN | {MORE_BOXES: ({"jittered_boxes": 512}, 1, 1.0)} | LONGER
 LADDER: dict[str, dict[str, Any]] = {  # options in use
     "greedy": {"suppress": "greedy", "refine_steps": 0},
     "IoU-guided": {"suppress": "iou_guided", "refine_steps": 0},
@@ -62,7 +59,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
             measure,
             plan.training("iou_net", data, seed, times * plan.images, Part(fraction=fraction), options=options),
         )
-        for number in range(len(FRACTIONS))
+        for number in range(len(FRACTIONS | LONGER))
         for data in plan.data
         for variant, (options, times, fraction) in _of(data)[number : number + 1]
         for seed in plan.seeds
@@ -70,11 +67,9 @@ def jobs(plan: Plan) -> dict[str, Job]:
 
 
 def _of(data: str) -> list[tuple[str, tuple[dict[str, Any], int, float]]]:
-    """The trainings on a data set: all on BCCD, parts of the images of scenes, the first two on others."""
-    name = Path(data).name
-    if name == "scenes":
-        return list(FRACTIONS.items())
-    return list(VARIANTS.items())[: None if name == "bccd" else 2]
+    """The trainings on a data set: all on BCCD, other numbers of images of scenes, the first two on others."""
+    by_set = {"scenes": FRACTIONS | LONGER, "bccd": VARIANTS}
+    return list(by_set.get(Path(data).name, PLAIN).items())
 
 
 def measure(job: Training) -> dict[str, Any]:
