@@ -165,12 +165,13 @@ def iou_net_steps(before: str, after: str, figure: str = "ap") -> Iterator[Evide
     for data in DATA:
         scenes = data == "scenes"
         head = trainings(IOU_NET, data, iou_net.HEAD + ALL * scenes)
-        first = trainings(IOU_NET, data, iou_net.FPN + ALL * scenes) if before == iou_net.FPN else head
-        if first and head:
-            step = GREEDY if before == iou_net.FPN else before
-            sides = [by_seed(first, "ladder", step, figure), by_seed(head, "ladder", after, figure)]
-            name = f"{data}, {next(iter(head.values()))['images']} images seen" if scenes else data
-            yield Evidence(name, sides[0], sides[1], IOU_NET, command_of(head))
+        for weight, with_head in (("", head), (", IoU loss of weight 1", trainings(IOU_NET, data, iou_net.LIGHT))):
+            first = trainings(IOU_NET, data, iou_net.FPN + ALL * scenes) if before == iou_net.FPN else with_head
+            if first and with_head:
+                step = GREEDY if before == iou_net.FPN else before
+                sides = [by_seed(first, "ladder", step, figure), by_seed(with_head, "ladder", after, figure)]
+                length = f", {next(iter(with_head.values()))['images']} images seen" if scenes else ""
+                yield Evidence(f"{data}{length}{weight}", sides[0], sides[1], IOU_NET, command_of(with_head))
         if (old := record("iou_net").get(data)) and after in OLD_STEPS and (scenes or not head):
             sides = [by_seed(seeds_of(old), "ladder", OLD_STEPS.get(step, step), figure) for step in (before, after)]
             yield Evidence(data, sides[0], sides[1], "iou_net", old["command"])

@@ -1,8 +1,8 @@
 """IoU-Net on photographs: what its head, IoU-guided suppression and refinement bring, and why not more.
 
 Each possible cause is a variant of the training, or a measurement of the trained model: too few jittered boxes, too
-short a training, too few images, a head that has learned its training images by heart, boxes of low class score or of a
-wrong class that suppress better ones, and a predicted IoU that is too coarse to order by.
+heavy an IoU loss, too short a training, too few images, a head that has learned its training images by heart, boxes of
+low class score or of a wrong class that suppress better ones, and a predicted IoU that is too coarse to order by.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tightbox.suppress import Suppress, greedy_nms, iou_guided_nms
 
 TITLE = "IoU-Net"
 FPN, HEAD = "FPN", "IoU-Net"
-MORE_BOXES = "IoU-Net, 512 jittered boxes"
-DETECTORS: dict[str, dict[str, Any]] = {FPN: {"iou_head": False}, HEAD: {}}
+MORE_BOXES, LIGHT = "IoU-Net, 512 jittered boxes", "IoU-Net, IoU loss of weight 1"
+DETECTORS: dict[str, dict[str, Any]] = {FPN: {"iou_head": False}, HEAD: {"iou_weight": 5.0}}
 # name: (options, times the images, fraction of the training images)
 PLAIN = {name: (options, 1, 1.0) for name, options in DETECTORS.items()}
 LONGER = {f"{name}, twice as long": (options, 2, 1.0) for name, options in DETECTORS.items()}
@@ -39,7 +39,9 @@ FRACTIONS = {
     for fraction in (0.1, 0.3, 1.0)
     for name, options in DETECTORS.items()
 }
-VARIANTS = PLAIN | {MORE_BOXES: ({"jittered_boxes": 512}, 1, 1.0)} | LONGER
+LIGHTER = {LIGHT: ({"iou_weight": 1.0}, 1, 1.0)}
+MORE = {MORE_BOXES: ({"iou_weight": 5.0, "jittered_boxes": 512}, 1, 1.0)}
+VARIANTS = PLAIN | LIGHTER | MORE | LONGER
 LADDER: dict[str, dict[str, Any]] = {  # options in use
     "greedy": {"suppress": "greedy", "refine_steps": 0},
     "IoU-guided": {"suppress": "iou_guided", "refine_steps": 0},
@@ -59,7 +61,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
             measure,
             plan.training("iou_net", data, seed, times * plan.images, Part(fraction=fraction), options=options),
         )
-        for number in range(len(FRACTIONS | LONGER))
+        for number in range(len(FRACTIONS | LIGHTER))
         for data in plan.data
         for variant, (options, times, fraction) in _of(data)[number : number + 1]
         for seed in plan.seeds
@@ -68,7 +70,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
 
 def _of(data: str) -> list[tuple[str, tuple[dict[str, Any], int, float]]]:
     """The trainings on a data set: all on BCCD, other numbers of images of scenes, the first two on others."""
-    by_set = {"scenes": FRACTIONS | LONGER, "bccd": VARIANTS}
+    by_set = {"scenes": LIGHTER | FRACTIONS, "bccd": VARIANTS}
     return list(by_set.get(Path(data).name, PLAIN).items())
 
 
