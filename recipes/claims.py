@@ -94,8 +94,8 @@ CLAIMS = (
         "AP: RetinaNet → with the branch",
         lambda: measured.iou_aware_pair((RETINANET, CLASS_SCORE), (BRANCH, CHOSEN)),
         "On vehicles it rises in every training, but by amounts too different for three seeds. On the aquarium, whose "
-        "objects are small in images of 320 pixels, RetinaNet has hardly learned yet: from 1,504 images to 3,008 its AP "
-        "more than triples (one seed).",
+        "objects are small in images of 320 pixels, RetinaNet has hardly learned yet: from 1,504 images to 3,008 its "
+        "AP more than triples (one seed).",
     ),
     Claim(
         "IoU-aware RetinaNet",
