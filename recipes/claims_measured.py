@@ -170,23 +170,30 @@ def iou_net_steps(before: str, after: str, figure: str = "ap") -> Iterator[Evide
             if first and with_head:
                 step = GREEDY if before == iou_net.FPN else before
                 sides = [by_seed(first, "ladder", step, figure), by_seed(with_head, "ladder", after, figure)]
-                length = f", {next(iter(with_head.values()))['images']} images seen" if scenes else ""
-                yield Evidence(f"{data}{length}{weight}", sides[0], sides[1], IOU_NET, command_of(with_head))
+                name = f"{data}{_seen(with_head) if scenes else ''}{weight}"
+                yield Evidence(name, sides[0], sides[1], IOU_NET, command_of(with_head))
         if (old := record("iou_net").get(data)) and after in OLD_STEPS and (scenes or not head):
             sides = [by_seed(seeds_of(old), "ladder", OLD_STEPS.get(step, step), figure) for step in (before, after)]
             yield Evidence(data, sides[0], sides[1], "iou_net", old["command"])
 
 
+def _seen(rows: Mapping[int, Any]) -> str:
+    """How long they were trained, after the name of a data set with trainings of several lengths."""
+    return f", {next(iter(rows.values()))['images']} images seen"
+
+
 def iou_net_correlation() -> Iterator[Evidence]:
     """Pearson's coefficients of class score and predicted IoU with the true IoU, over boxes above 0.5."""
     for data in DATA:
-        rows, page = trainings(IOU_NET, data, iou_net.HEAD + (ALL if data == "scenes" else "")), IOU_NET
-        command = command_of(rows) if rows else ""
-        if not rows and (old := record("iou_net").get(data)):
-            rows, page, command = seeds_of(old), "iou_net", old["command"]
-        if rows:
+        found, scenes = [], data == "scenes"
+        for variant, words in ((iou_net.HEAD + ALL * scenes, ""), (iou_net.LIGHT, ", IoU loss of weight 1")):
+            if rows := trainings(IOU_NET, data, variant):
+                found.append((f"{data}{_seen(rows) if scenes else ''}{words}", rows, IOU_NET, command_of(rows)))
+        if (old := record("iou_net").get(data)) and (scenes or not found):
+            found.append((data, seeds_of(old), "iou_net", old["command"]))
+        for name, rows, page, command in found:
             sides = [by_seed(rows, "correlation", of, "pearson", times=1) for of in ("class score", "predicted IoU")]
-            yield Evidence(data, sides[0], sides[1], page, command, digits=3)
+            yield Evidence(name, sides[0], sides[1], page, command, digits=3)
 
 
 def iou_net_overfitting() -> Iterator[Evidence]:

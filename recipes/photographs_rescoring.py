@@ -39,7 +39,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
         plan.key(data, variant, plan.images, seed): partial(
             measure,
             plan.training(detector, data, seed, plan.images),
-            plan.training("iou_net", data, seed, plan.images, options={"standalone": True}),
+            plan.training("iou_net", data, seed, plan.images, options={"standalone": True, "iou_weight": 5.0}),
         )
         for data in plan.data
         for seed in plan.seeds

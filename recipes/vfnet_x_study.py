@@ -93,8 +93,8 @@ ROWS = {
     TOGETHER: row({**NECK, **WIDE, "deformable": True}, {**CROP, **CUTOUT}, averaging=True, viewed=True),
     "IoU-aware RetinaNet": row(detector="iou_aware_retinanet", viewed=True),
     "IoU-aware RetinaNet, VFNet-X's neck": row(NECK, detector="iou_aware_retinanet"),
-    "IoU-Net": row(detector="iou_net", viewed=True),
-    "IoU-Net, VFNet-X's neck": row(NECK, detector="iou_net"),
+    "IoU-Net": row({"iou_weight": 5.0}, detector="iou_net", viewed=True),
+    "IoU-Net, VFNet-X's neck": row({**NECK, "iou_weight": 5.0}, detector="iou_net"),
 }
 OWN, BEFORE, SOFT, FLIP = "own", "before the averaging", "soft-NMS at 0.65", "mirrored too, box voting by predicted IoU"
 
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--views", action=argparse.BooleanOptionalAction, default=True, help="test several views too")
     parser.add_argument("--device", default="cpu", help="where they train")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the record and the page")
     args = parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> None:
                     key = f"{Path(data).name} | {args.images} | {name} | {seed}"
                     if key not in record:
                         job = _training(ROWS[name], data, seed, args.images, args.size, args.device)
-                        running[pool.submit(measure, ROWS[name], job)] = key
+                        running[pool.submit(measure, ROWS[name], job, args.views)] = key
         for done in as_completed(running):
             record[running[done]] = done.result()
             write_json(path, record)
@@ -144,8 +145,8 @@ def _training(row: Row, data: str, seed: int, images: int, size: int, device: st
     )
 
 
-def measure(row: Row, job: Training) -> Figures:
-    """Train, and test in every way that is asked for."""
+def measure(row: Row, job: Training, views: bool = True) -> Figures:
+    """Train, and test in every way that is asked for; with several views only if they are."""
     assert job.images is not None
     found: Figures = {}
     if row.averaging:
@@ -162,10 +163,10 @@ def measure(row: Row, job: Training) -> Figures:
     model.options = replace(plain, suppress="soft_linear", nms_iou=0.65)
     found[SOFT] = _test(model, job)
     model.options = plain
-    if row.viewed:
-        views = {FLIP: Views(flip=True, merge="vote_iou")}
-        views |= {name: Views(scales=SCALES, flip=True, merge=merge) for name, merge in MERGES}
-        for name, chosen in views.items():
+    if row.viewed and views:
+        ways = {FLIP: Views(flip=True, merge="vote_iou")}
+        ways |= {name: Views(scales=SCALES, flip=True, merge=merge) for name, merge in MERGES}
+        for name, chosen in ways.items():
             see(model, chosen)
             found[name] = _test(model, job)
             model.preprocess, model.views = own, None
@@ -211,7 +212,7 @@ def _page(record: Mapping[str, Figures], size: int) -> Iterator[str]:
                 cells = [_cell(of_row, OWN, figure) for figure in ("ap", "ap75", "ap90")]
                 cells += [_cell(of_row, test, "ap") for test in (SOFT, BEFORE)]
                 yield f"| {name} | {' | '.join(cells)} | {len(of_row)} |"
-        viewed = {name: of_row for name, of_row in runs.items() if ROWS[name].viewed and of_row}
+        viewed = {name: seen for name, of_row in runs.items() if (seen := [run for run in of_row if FLIP in run])}
         if viewed:
             scales = ", ".join(map(str, SCALES))
             yield from ("", f"## Several views: {data}, {images} images seen", "")
