@@ -82,6 +82,14 @@ def unitbox_readings(variant: str, worse: str, better: str) -> Iterator[Evidence
             yield Evidence(data, sides[0], sides[1], UNITBOX, command_of(rows))
 
 
+def unitbox_thresholds(before: float, after: float) -> Iterator[Evidence]:
+    """AP50 of half regions read at one threshold of the confidence against another."""
+    for data in DATA:
+        if rows := trainings(UNITBOX, data, unitbox.BY_THRESHOLD):
+            sides = [by_seed(rows, "by threshold", str(threshold), "ap50") for threshold in (before, after)]
+            yield Evidence(data, sides[0], sides[1], UNITBOX, command_of(rows))
+
+
 # IoU-aware RetinaNet
 
 RETINANET, BRANCH, DETACHED = iou_aware.VARIANTS

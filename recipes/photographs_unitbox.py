@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from statistics import mean
 from typing import Any, cast
@@ -24,11 +25,13 @@ from tightbox.models.unitbox import PixelOutput
 from tightbox.structures import Detections
 
 TITLE = "UnitBox"
-HALF, WHOLE = {"region_scale": 0.5}, {"region_scale": 1.0}
+HALF, WHOLE = ({"region_scale": scale, "threshold": 0.5} for scale in (0.5, 1.0))
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the confidence
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 ONE, PER_CLASS = Part(one_class=True), Part()
 IOU_LOSS = "one class, region of half the size"
 PUBLISHED = "one class, published region"
+BY_THRESHOLD = "one class, half region, several thresholds"
 # name: (part, options, schedule)
 VARIANTS: dict[str, tuple[Part, dict[str, Any], dict[str, Any]]] = {
     IOU_LOSS: (ONE, HALF, {}),
@@ -38,6 +41,7 @@ VARIANTS: dict[str, tuple[Part, dict[str, Any], dict[str, Any]]] = {
     "one class, half region, ℓ2 at 0.01": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.01}),
     "one class, half region, ℓ2 at 0.001": (ONE, {**HALF, "loss": "l2"}, {"lr": 0.001}),
     "per class, published region": (PER_CLASS, WHOLE, {}),
+    BY_THRESHOLD: (ONE, HALF, {}),
 }
 L2_LOSS = [name for name in VARIANTS if "ℓ2" in name]
 ORACLES = ("true confidence map", "true confidence map, true boxes", "predicted box at each object's centre")
@@ -47,7 +51,7 @@ def jobs(plan: Plan) -> dict[str, Job]:
     """Every training with its measurements; what matters most comes first."""
     return {
         plan.key(data, variant, plan.images, seed): partial(
-            measure,
+            measure_thresholds if variant == BY_THRESHOLD else measure,
             plan.training("unitbox", data, seed, plan.images, part, options=options, schedule=schedule),
         )
         for variant, (part, options, schedule) in VARIANTS.items()
@@ -72,6 +76,16 @@ def measure(job: Training) -> dict[str, Any]:
         "ious": {str(size): mean(ious_at_centres(model, data, size)) for size in SIZES},
         **spent,
     }
+
+
+def measure_thresholds(job: Training) -> dict[str, Any]:
+    """Train, then read the regions by each threshold above which a pixel's confidence makes it part of one."""
+    model, spent = trained(job)
+    data, own, found = validation(job, model), cast(UnitBox, model).options, {}
+    for threshold in THRESHOLDS:
+        model.options = replace(own, threshold=threshold)
+        found[str(threshold)] = figures(detect_data(model, data), data)
+    return {"by threshold": found, **spent}
 
 
 @torch.inference_mode()
@@ -114,7 +128,7 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
         lines, recalls_, sizes = [], [], []
         for variant in VARIANTS:
             found = rows_of(record, data, variant)
-            if not found:
+            if not found or variant == BY_THRESHOLD:
                 continue
             kinds = ("regions", "dense", *ORACLES)
             columns = [[r[kind][figure] for r in found] for kind in kinds for figure in ("ap", "ap50")]
@@ -126,6 +140,14 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
         head = ["UnitBox", *(f"{kind}: {figure}" for kind in KINDS for figure in ("AP", "AP50")), "seeds"]
         yield from ("", f"## {data}")
         yield from table(head, lines)
+        if found := [r["by threshold"] for r in rows_of(record, data, BY_THRESHOLD)]:
+            yield from (
+                "",
+                "One class, regions of half the size, by the confidence above which a pixel is part of one:",
+            )
+            read = [(name, [[r[str(t)][name.lower()] for r in found] for t in THRESHOLDS]) for name in ("AP", "AP50")]
+            lines = [row(name, columns, len(found)) for name, columns in read]
+            yield from table(["regions", *map(str, THRESHOLDS), "seeds"], lines)
         yield from ("", "Recall with at most one false positive an image, and objects missed by all boxes (IoU 0.5):")
         yield from table(["UnitBox", "recall", "missed", "dense: recall", "dense: missed", "seeds"], recalls_)
         yield from ("", "Mean IoU of the box read at each object's middle, in images resized to so many pixels:")
