@@ -171,33 +171,33 @@ def iou_net_steps(before: str, after: str, figure: str = "ap") -> Iterator[Evide
     Of scenes both, because that of the older study is the longer training.
     """
     for data in DATA:
-        scenes = data == "scenes"
-        head = trainings(IOU_NET, data, iou_net.HEAD + ALL * scenes)
-        for weight, with_head in (("", head), (", IoU loss of weight 1", trainings(IOU_NET, data, iou_net.LIGHT))):
-            first = trainings(IOU_NET, data, iou_net.FPN + ALL * scenes) if before == iou_net.FPN else with_head
-            if first and with_head:
+        heads, scenes = _with_head(data), data == "scenes"
+        for name, head in heads.items():
+            first = trainings(IOU_NET, data, iou_net.FPN + ALL * scenes) if before == iou_net.FPN else head
+            if first:
                 step = GREEDY if before == iou_net.FPN else before
-                sides = [by_seed(first, "ladder", step, figure), by_seed(with_head, "ladder", after, figure)]
-                name = f"{data}{_seen(with_head) if scenes else ''}{weight}"
-                yield Evidence(name, sides[0], sides[1], IOU_NET, command_of(with_head))
-        if (old := record("iou_net").get(data)) and after in OLD_STEPS and (scenes or not head):
+                sides = [by_seed(first, "ladder", step, figure), by_seed(head, "ladder", after, figure)]
+                yield Evidence(name, sides[0], sides[1], IOU_NET, command_of(head))
+        if (old := record("iou_net").get(data)) and after in OLD_STEPS and (scenes or not heads):
             sides = [by_seed(seeds_of(old), "ladder", OLD_STEPS.get(step, step), figure) for step in (before, after)]
             yield Evidence(data, sides[0], sides[1], "iou_net", old["command"])
 
 
-def _seen(rows: Mapping[int, Any]) -> str:
-    """How long they were trained, after the name of a data set with trainings of several lengths."""
-    return f", {next(iter(rows.values()))['images']} images seen"
+def _with_head(data: str) -> dict[str, dict[int, Any]]:
+    """IoU-Net's trainings with either weight of its loss, by name, which says of scenes how long they are."""
+    found, scenes = {}, data == "scenes"
+    for variant, weight in ((iou_net.HEAD + ALL * scenes, ""), (iou_net.LIGHT, ", IoU loss of weight 1")):
+        if rows := trainings(IOU_NET, data, variant):
+            length = f", {next(iter(rows.values()))['images']} images seen" if scenes else ""
+            found[f"{data}{length}{weight}"] = rows
+    return found
 
 
 def iou_net_correlation() -> Iterator[Evidence]:
     """Pearson's coefficients of class score and predicted IoU with the true IoU, over boxes above 0.5."""
     for data in DATA:
-        found, scenes = [], data == "scenes"
-        for variant, words in ((iou_net.HEAD + ALL * scenes, ""), (iou_net.LIGHT, ", IoU loss of weight 1")):
-            if rows := trainings(IOU_NET, data, variant):
-                found.append((f"{data}{_seen(rows) if scenes else ''}{words}", rows, IOU_NET, command_of(rows)))
-        if (old := record("iou_net").get(data)) and (scenes or not found):
+        found = [(name, rows, IOU_NET, command_of(rows)) for name, rows in _with_head(data).items()]
+        if (old := record("iou_net").get(data)) and (data == "scenes" or not found):
             found.append((data, seeds_of(old), "iou_net", old["command"]))
         for name, rows, page, command in found:
             sides = [by_seed(rows, "correlation", of, "pearson", times=1) for of in ("class score", "predicted IoU")]
